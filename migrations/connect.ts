@@ -1,0 +1,68 @@
+import { drizzle } from 'drizzle-orm/postgres-js'
+import postgres from 'postgres'
+import * as schema from './schema.ts'
+
+/** The two roles a process works under; `owner` migrates and nothing else. */
+export type DatabaseRole = 'berth_gateway' | 'berth_vmhost' | 'owner'
+
+export type ConnectOptions = {
+  /**
+   * postgres:// URL, or the embedded server's form `postgres:///berth?socket=/dir`, which postgres.js itself has
+   * no notation for.
+   */
+  url: string
+  role: DatabaseRole
+  /** connections at most, one more is opened for LISTEN */
+  max?: number
+  /** named in pg_stat_activity, so that an operator sees who holds a lock */
+  applicationName?: string
+}
+
+export type Sql = postgres.Sql<{ int8: number }>
+export type Database = ReturnType<typeof orm>
+
+const int8 = {
+  to: 20,
+  from: [20],
+  serialize: (value: number) => String(value),
+  parse: (text: string) => {
+    const value = Number(text)
+    if (!Number.isSafeInteger(value)) throw new RangeError(`bigint ${text} is beyond 2^53`)
+    return value
+  },
+}
+
+/**
+ * Opens a pool. Counts of bytes and of 10^-6 USD stay below 2^53 (8 PiB, 9 billion USD), so int8 is a JS number here,
+ * and a value beyond that is an error rather than a wrong figure.
+ * @returns a postgres.js instance; end it with `.end({ timeout })`
+ */
+export function connect({ url, role, max = 8, applicationName = 'berth' }: ConnectOptions): Sql {
+  const socket = embeddedSocket(url)
+  const options = {
+    // On the embedded server's socket the operating-system user decides which role may be taken (peer), so the role
+    // is the user. Elsewhere the URL's user logs in and takes the role by SET ROLE in the start-up packet.
+    ...(socket ? { ...socket, username: role === 'owner' ? 'berth' : role } : {}),
+    max,
+    idle_timeout: 300,
+    connect_timeout: 15,
+    types: { int8 },
+    onnotice: () => {},
+    connection: {
+      application_name: applicationName,
+      ...(socket || role === 'owner' ? {} : { options: `-c role=${role}` }),
+    },
+  }
+  return socket ? postgres(options) : postgres(url, options)
+}
+
+/** Drizzle over the same pool, for plain rows; leases, ranges and aggregates are tagged SQL. */
+export function orm(sql: Sql) {
+  return drizzle(sql, { schema })
+}
+
+function embeddedSocket(url: string) {
+  const parsed = new URL(url)
+  const directory = parsed.searchParams.get('socket')
+  return directory ? { host: directory, database: parsed.pathname.slice(1) || 'berth' } : undefined
+}

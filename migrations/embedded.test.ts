@@ -1,0 +1,80 @@
+import { spawn, spawnSync } from 'node:child_process'
+import { chmodSync, mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { connect } from './connect.ts'
+import { embeddedUrl, postmasterPid, startEmbedded, stopEmbedded } from './embedded.ts'
+
+describe('embedded Postgres', () => {
+  let directory: string
+  beforeEach(() => {
+    directory = mkdtempSync(join(tmpdir(), 'berth-embedded-'))
+    chmodSync(directory, 0o755)
+  })
+  afterEach(async () => {
+    await stopEmbedded(directory)
+    rmSync(directory, { recursive: true, force: true })
+  })
+
+  it('keeps every committed row through kill -9, listens on no port and is adopted when it already runs', async () => {
+    const url = await startEmbedded(directory)
+    const first = connect({ url, role: 'owner', max: 1 })
+    await first`create table kept (n int)`
+    await first`insert into kept select generate_series(1, 1000)`
+    expect(await first`show listen_addresses`).toEqual([{ listen_addresses: '' }])
+    const pid = postmasterPid(directory)
+    if (!pid) throw new Error('no postmaster')
+    await startEmbedded(directory)
+    expect(postmasterPid(directory)).toBe(pid)
+    process.kill(pid, 'SIGKILL')
+    await first.end({ timeout: 1 })
+    await startEmbedded(directory)
+    expect(postmasterPid(directory)).not.toBe(pid)
+    const second = connect({ url, role: 'owner', max: 1 })
+    expect(await second`select count(*)::int as n from kept`).toEqual([{ n: 1000 }])
+    await second.end()
+  })
+
+  it('starts a killed postmaster again by itself and stops it in order on SIGTERM', async () => {
+    const watcher = spawn(process.execPath, [join(import.meta.dirname, 'embedded.ts'), 'run', directory], {
+      stdio: ['ignore', 'inherit', 'inherit', 'ipc'],
+    })
+    await new Promise((resolve) => watcher.once('message', resolve))
+    const pid = postmasterPid(directory)
+    if (!pid) throw new Error('no postmaster')
+    process.kill(pid, 'SIGKILL')
+    await expect.poll(() => postmasterPid(directory), { timeout: 60_000 }).not.toBe(pid)
+    const ended = new Promise((resolve) => watcher.once('exit', resolve))
+    watcher.kill('SIGTERM')
+    expect(await ended).toBe(0)
+    expect(postmasterPid(directory)).toBeUndefined()
+  })
+
+  it('lets the gateway’s user take the gateway’s role and no other, and lets nobody else in', async () => {
+    await startEmbedded(directory)
+    const psql = (user: string, role: string) =>
+      spawnSync(
+        'setpriv',
+        [
+          `--reuid=${user}`,
+          '--clear-groups',
+          '--regid=65534',
+          process.execPath,
+          '--input-type=module',
+          '-e',
+          `import postgres from ${JSON.stringify(new URL('../node_modules/postgres/src/index.js', import.meta.url).href)}
+         const sql = postgres({ host: ${JSON.stringify(join(directory, 'postgres/socket'))}, user: '${role}', database: 'berth' })
+         await sql\`select 1\`.then(() => console.log('in'), (e) => console.log(e.message)); await sql.end()`,
+        ],
+        { encoding: 'utf8', cwd: '/' },
+      ).stdout
+    spawnSync('useradd', ['--system', '--user-group', '--shell', '/usr/sbin/nologin', 'berth'])
+    const owner = connect({ url: embeddedUrl(directory), role: 'owner', max: 1 })
+    await owner.unsafe(`do $$ begin create role berth_gateway login; exception when duplicate_object then null; end $$`)
+    await owner.end()
+    expect(psql('berth', 'berth_gateway')).toContain('in')
+    expect(psql('berth', 'berth')).toMatch(/[Pp]eer authentication failed/)
+    expect(psql('nobody', 'berth_gateway')).toMatch(/[Pp]eer authentication failed/)
+  })
+})

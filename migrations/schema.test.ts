@@ -1,0 +1,98 @@
+import { getTableColumns, getTableName, is } from 'drizzle-orm'
+import { PgTable } from 'drizzle-orm/pg-core'
+import { describe, expect, it } from 'vitest'
+import { testDatabase } from '../test/database.ts'
+import * as schema from './schema.ts'
+
+describe('schema.ts and the SQL files', () => {
+  it('name the same columns with the same nullability', async () => {
+    await using db = await testDatabase()
+    const rows = await db.as('owner')<{ table: string; column: string; required: boolean }[]>`
+      select table_name as table, column_name as column, is_nullable = 'NO' as required
+      from information_schema.columns where table_schema = 'public' and table_name <> 'migrations'`
+    const inSql = rows.map((row) => `${row.table}.${row.column}${row.required ? '' : '?'}`)
+    const inDrizzle = Object.values(schema)
+      .filter((table) => is(table, PgTable))
+      .flatMap((table) =>
+        Object.values(getTableColumns(table)).map((c) => `${getTableName(table)}.${c.name}${c.notNull ? '' : '?'}`),
+      )
+    expect(inDrizzle.sort()).toEqual(inSql.sort())
+  })
+})
+
+describe('the roles', () => {
+  async function world() {
+    const db = await testDatabase()
+    const owner = db.as('owner')
+    await owner`insert into hosts (name) values ('one')`
+    await owner`insert into accounts (email) values ('a@example.com')`
+    await owner`insert into machines (account_id, host_id, name, image, cpus, memory_bytes, disk_bytes)
+      values (1, 1, 'demo', 'base', 2, 1, 1)`
+    return { db, owner, gateway: db.as('berth_gateway'), vmhost: db.as('berth_vmhost') }
+  }
+
+  it('let the gateway write what is wanted and never what a vmhost observed or its host says of itself', async () => {
+    const { db, gateway } = await world()
+    await using _ = db
+    await gateway`update machines set desired_state = 'stopped' where id = 1`
+    await expect(gateway`update machines set observed_state = 'stopped' where id = 1`).rejects.toThrow(
+      /permission denied/,
+    )
+    await expect(gateway`update machines set host_id = 1 where id = 1`).rejects.toThrow(/permission denied/)
+    await expect(gateway`update machines set image = '/etc/shadow' where id = 1`).rejects.toThrow(/permission denied/)
+    await expect(gateway`update hosts set hypervisor = 'x' where id = 1`).rejects.toThrow(/permission denied/)
+    await expect(gateway`delete from machines`).rejects.toThrow(/permission denied/)
+  })
+
+  it('let a vmhost write what it observed and nothing of people and names', async () => {
+    const { db, vmhost } = await world()
+    await using _ = db
+    await vmhost`update machines set observed_state = 'running' where id = 1`
+    await expect(vmhost`update machines set name = 'x' where id = 1`).rejects.toThrow(/permission denied/)
+    await expect(vmhost`select * from secrets`).rejects.toThrow(/permission denied/)
+    await expect(vmhost`select email from accounts`).rejects.toThrow(/permission denied/)
+    await expect(vmhost`insert into keys (account_id, name, algorithm, public_key, fingerprint)
+      values (1, 'k', 'ssh-ed25519', ''::bytea, 'f')`).rejects.toThrow(/permission denied/)
+  })
+
+  it('let nobody change an event that was written', async () => {
+    const { db, owner, gateway } = await world()
+    await using _ = db
+    await gateway`insert into events (actor, kind) values ('gateway', 'test')`
+    await expect(gateway`delete from events`).rejects.toThrow(/permission denied/)
+    await expect(owner`update events set kind = 'x'`).rejects.toThrow(/append only/)
+    await expect(owner`truncate events`).rejects.toThrow(/append only/)
+  })
+})
+
+describe('names', () => {
+  it('of machines and recorded lobby names exclude each other, even when written at the same moment', async () => {
+    await using db = await testDatabase()
+    const owner = db.as('owner')
+    await owner`insert into hosts (name) values ('one')`
+    await owner`insert into accounts default values`
+    await owner`insert into machines (account_id, host_id, name, image, cpus, memory_bytes, disk_bytes)
+      select 1, 1, 'm' || n, 'base', 1, 1, 1 from generate_series(1, 20) n`
+    const first = db.as('berth_gateway')
+    const second = db.as('berth_gateway')
+    for (let n = 1; n <= 20; n++) {
+      const outcomes = await Promise.allSettled([
+        first`insert into machine_names values (${`name${n}`}, ${n})`,
+        second`insert into lobby_names (name, account_id) values (${`name${n}`}, 1)`,
+      ])
+      expect(outcomes.filter((o) => o.status === 'fulfilled')).toHaveLength(1)
+    }
+  })
+
+  it.each(['Demo', '1demo', '-demo', 'demo-', 'de--mo', 'd_mo', 'a'.repeat(41), ''])(
+    'refuse %j for a machine',
+    async (name) => {
+      await using db = await testDatabase()
+      const owner = db.as('owner')
+      await owner`insert into hosts (name) values ('one')`
+      await owner`insert into accounts default values`
+      await expect(owner`insert into machines (account_id, host_id, name, image, cpus, memory_bytes, disk_bytes)
+      values (1, 1, ${name}, 'base', 1, 1, 1)`).rejects.toThrow(/machines_name_check/)
+    },
+  )
+})

@@ -1,0 +1,215 @@
+/**
+ * The database as Drizzle sees it. The SQL files are the truth (constraints, triggers, grants); a test compares
+ * these columns with the migrated database, so neither can drift.
+ */
+import {
+  bigint,
+  boolean,
+  customType,
+  inet,
+  integer,
+  jsonb,
+  numeric,
+  pgTable,
+  primaryKey,
+  text,
+  timestamp,
+  uuid,
+} from 'drizzle-orm/pg-core'
+
+const bytea = customType<{ data: Buffer }>({ dataType: () => 'bytea' })
+const time = (name: string) => timestamp(name, { withTimezone: true, mode: 'date' })
+const int8 = (name: string) => bigint(name, { mode: 'number' })
+const identity = () => integer('id').primaryKey().generatedAlwaysAsIdentity()
+
+export const settings = pgTable('settings', {
+  key: text('key').primaryKey(),
+  value: text('value').notNull(),
+})
+
+export const secrets = pgTable('secrets', {
+  name: text('name').primaryKey(),
+  ciphertext: bytea('ciphertext').notNull(),
+  createdAt: time('created_at').notNull().defaultNow(),
+})
+
+export const accounts = pgTable('accounts', {
+  id: identity(),
+  email: text('email'),
+  isOwner: boolean('is_owner').notNull().default(false),
+  plan: text('plan').notNull().default('house'),
+  defaults: jsonb('defaults').$type<Record<string, string>>().notNull().default({}),
+  maxMachines: integer('max_machines'),
+  suspendedAt: time('suspended_at'),
+  createdAt: time('created_at').notNull().defaultNow(),
+})
+
+export const keys = pgTable('keys', {
+  id: identity(),
+  accountId: integer('account_id').notNull(),
+  name: text('name').notNull(),
+  algorithm: text('algorithm').notNull(),
+  publicKey: bytea('public_key').notNull(),
+  fingerprint: text('fingerprint').notNull(),
+  comment: text('comment').notNull().default(''),
+  createdAt: time('created_at').notNull().defaultNow(),
+  lastUsedAt: time('last_used_at'),
+})
+
+export const lobbyNames = pgTable(
+  'lobby_names',
+  {
+    name: text('name').notNull(),
+    accountId: integer('account_id').notNull(),
+    createdAt: time('created_at').notNull().defaultNow(),
+  },
+  (t) => [primaryKey({ columns: [t.name, t.accountId] })],
+)
+
+export const invitations = pgTable('invitations', {
+  id: identity(),
+  codeHash: bytea('code_hash').notNull(),
+  accountId: integer('account_id'),
+  makesOwner: boolean('makes_owner').notNull().default(false),
+  usesLeft: integer('uses_left').notNull(),
+  expiresAt: time('expires_at').notNull(),
+  createdAt: time('created_at').notNull().defaultNow(),
+})
+
+export const emailCodes = pgTable('email_codes', {
+  id: identity(),
+  email: text('email').notNull(),
+  publicKey: bytea('public_key').notNull(),
+  codeHash: bytea('code_hash').notNull(),
+  attemptsLeft: integer('attempts_left').notNull().default(5),
+  expiresAt: time('expires_at').notNull(),
+})
+
+export const mails = pgTable('mails', {
+  id: identity(),
+  recipient: text('recipient').notNull(),
+  subject: text('subject').notNull(),
+  body: text('body').notNull(),
+  createdAt: time('created_at').notNull().defaultNow(),
+  sentAt: time('sent_at'),
+  attempts: integer('attempts').notNull().default(0),
+  nextAttemptAt: time('next_attempt_at').notNull().defaultNow(),
+  lastError: text('last_error'),
+})
+
+export type HostImage = { name: string; hash: string; sizeBytes: number; loginUser: string; description: string }
+export type DoctorFinding = { check: string; ok: boolean; message: string; remedy?: string }
+
+export const hosts = pgTable('hosts', {
+  id: identity(),
+  name: text('name').notNull(),
+  leaseEpoch: int8('lease_epoch').notNull().default(0),
+  leaseExpiresAt: time('lease_expires_at').notNull().defaultNow(),
+  bootId: uuid('boot_id'),
+  draining: boolean('draining').notNull().default(false),
+  cpus: integer('cpus').notNull().default(0),
+  memoryBytes: int8('memory_bytes').notNull().default(0),
+  storeBytes: int8('store_bytes').notNull().default(0),
+  storeFreeBytes: int8('store_free_bytes').notNull().default(0),
+  memoryOvercommit: numeric('memory_overcommit', { precision: 4, scale: 2, mode: 'number' }).notNull().default(1),
+  hypervisor: text('hypervisor').notNull().default(''),
+  accelerator: text('accelerator').notNull().default(''),
+  acceleratorReason: text('accelerator_reason').notNull().default(''),
+  nested: boolean('nested').notNull().default(false),
+  images: jsonb('images').$type<HostImage[]>().notNull().default([]),
+  doctor: jsonb('doctor').$type<DoctorFinding[]>().notNull().default([]),
+  version: text('version').notNull().default(''),
+  startedAt: time('started_at'),
+})
+
+export type DesiredState = 'running' | 'stopped' | 'asleep' | 'paused' | 'trashed' | 'gone'
+export type ObservedState = 'creating' | 'running' | 'asleep' | 'stopped' | 'trashed' | 'gone' | 'failed'
+export type StartStage = 'waiting' | 'disk' | 'network' | 'boot' | 'ssh' | 'ready'
+export type SetupState = 'waiting' | 'running' | 'done' | 'failed'
+
+export const machines = pgTable('machines', {
+  id: identity(),
+  accountId: integer('account_id').notNull(),
+  hostId: integer('host_id').notNull(),
+  name: text('name').notNull(),
+  image: text('image').notNull(),
+  cpus: integer('cpus').notNull(),
+  memoryBytes: int8('memory_bytes').notNull(),
+  diskBytes: int8('disk_bytes').notNull(),
+  env: jsonb('env').$type<Record<string, string>>().notNull().default({}),
+  command: text('command').notNull().default('auto'),
+  tags: text('tags').array().notNull().default([]),
+  comment: text('comment').notNull().default(''),
+  sleepAfterSeconds: integer('sleep_after_seconds'),
+  setupScript: text('setup_script'),
+  setupState: text('setup_state').$type<SetupState>(),
+  setupExitStatus: integer('setup_exit_status'),
+  setupEndedAt: time('setup_ended_at'),
+  createdAt: time('created_at').notNull().defaultNow(),
+  desiredState: text('desired_state').$type<DesiredState>().notNull().default('running'),
+  desiredBoot: integer('desired_boot').notNull().default(1),
+  trashedAt: time('trashed_at'),
+  observedState: text('observed_state').$type<ObservedState>().notNull().default('creating'),
+  observedBoot: integer('observed_boot').notNull().default(0),
+  observedReason: text('observed_reason'),
+  observedStage: text('observed_stage').$type<StartStage>().notNull().default('waiting'),
+  observedStageAt: time('observed_stage_at').notNull().defaultNow(),
+  observedHostKey: bytea('observed_host_key'),
+  observedLoginUser: text('observed_login_user'),
+  observedReadyAt: time('observed_ready_at'),
+  observedStartedAt: time('observed_started_at'),
+  observedCpus: integer('observed_cpus'),
+  observedMemoryBytes: int8('observed_memory_bytes'),
+  observedAt: time('observed_at').notNull().defaultNow(),
+})
+
+export const machineNames = pgTable('machine_names', {
+  name: text('name').primaryKey(),
+  machineId: integer('machine_id').notNull(),
+})
+
+export const addresses = pgTable('addresses', {
+  address: inet('address').primaryKey(),
+  machineId: integer('machine_id').notNull(),
+})
+
+export const consoleChunks = pgTable(
+  'console_chunks',
+  {
+    machineId: integer('machine_id').notNull(),
+    seq: int8('seq').notNull(),
+    boot: integer('boot').notNull(),
+    at: time('at').notNull().defaultNow(),
+    bytes: bytea('bytes').notNull(),
+  },
+  (t) => [primaryKey({ columns: [t.machineId, t.seq] })],
+)
+
+export type MachineReport = {
+  cpuSeconds: number
+  memoryTotalBytes: number
+  memoryAvailableBytes: number
+  load1: number
+  uptimeSeconds: number
+  listeningPorts: number[]
+  txBytes: number
+  rxBytes: number
+}
+
+export const machineReports = pgTable('machine_reports', {
+  machineId: integer('machine_id').primaryKey(),
+  at: time('at').notNull(),
+  report: jsonb('report').$type<MachineReport>().notNull(),
+})
+
+export const events = pgTable('events', {
+  id: int8('id').primaryKey().generatedAlwaysAsIdentity(),
+  at: time('at').notNull().defaultNow(),
+  accountId: integer('account_id'),
+  machineId: integer('machine_id'),
+  machineName: text('machine_name'),
+  actor: text('actor').notNull(),
+  address: text('address'),
+  kind: text('kind').notNull(),
+  detail: jsonb('detail').$type<Record<string, unknown>>().notNull().default({}),
+})
