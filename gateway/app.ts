@@ -1,0 +1,80 @@
+import type { Readable, Writable } from 'node:stream'
+import type { Database, Sql } from '../migrations/connect.ts'
+import type { Log } from './log.ts'
+import type { MachineAccess } from './machines.ts'
+import type { News } from './news.ts'
+import type { Settings } from './settings.ts'
+import type { MachinePool } from './ssh/pool/pool.ts'
+
+/** What every room of a running gateway is handed. */
+export type App = {
+  settings: Settings
+  /** postgres.js under the role berth_gateway: leases, aggregates, transactions */
+  sql: Sql
+  /** Drizzle over the same pool: plain rows */
+  db: Database
+  log: Log
+  /** what Postgres tells us (LISTEN), and when to look again because something may have been missed */
+  news: News
+  /** which machines an account may see and reach */
+  machines: MachineAccess
+  /** the gateway's connections to the machines' sshd; see `openOnMachine` in ssh/pool/open-on-machine.ts */
+  pool: MachinePool
+  /** the SSH host key as `ssh-ed25519 AAAA…`, for known_hosts lines */
+  hostPublicKey: string
+  /** when this process began to serve */
+  startedAt: Date
+}
+
+/** Who gave a command, and how. */
+export type Caller = {
+  accountId: number
+  isOwner: boolean
+  /** the key that signed in; null when a token did */
+  keyId: number | null
+  /** `SHA256:…` of that key, empty for a token */
+  fingerprint: string
+  /** IP address the call came from, IPv4-mapped IPv6 written as IPv4 */
+  address: string
+  via: 'ssh' | 'exec'
+  /** the SSH user name that was typed, empty for /exec */
+  sshName: string
+}
+
+/** A person's terminal. `columns` and `rows` are current; listen to hear of a change. */
+export type Terminal = {
+  readonly term: string
+  readonly columns: number
+  readonly rows: number
+  /** @returns stops listening */
+  onResize(listener: () => void): () => void
+}
+
+/**
+ * What a command reads and writes. Writers are flow-controlled by the client: await 'drain' (or use pipeline) for
+ * anything long. The signal is aborted when the client is gone, interrupts with Ctrl-C or sends a signal.
+ */
+export type CommandIo = {
+  stdin: Readable
+  stdout: Writable
+  stderr: Writable
+  /** absent when there is none: no colour, no progress then */
+  terminal?: Terminal
+  signal: AbortSignal
+  /** what the client sent with `SetEnv`/`SendEnv`, bounded */
+  env: Record<string, string>
+}
+
+/** Runs one command line of the lobby. Never rejects: a failure is a sentence on stderr and an exit status. */
+export type RunLine = (app: App, caller: Caller, line: string, io: CommandIo) => Promise<number>
+
+/** The lobby on a terminal, until the person leaves. `notice` is printed first. Never rejects. */
+export type RunLobby = (
+  app: App,
+  caller: Caller,
+  io: CommandIo & { terminal: Terminal },
+  notice?: string,
+) => Promise<number>
+
+/** The exit statuses of product.md, "The lobby". */
+export const EXIT = { done: 0, failed: 1, usage: 2, notFound: 3, notAllowed: 4, busy: 5 } as const
