@@ -1,4 +1,7 @@
-import type { machines } from '../migrations/schema.ts'
+import { and, eq, inArray, ne, sql as raw } from 'drizzle-orm'
+import type { Database } from '../migrations/connect.ts'
+import { addresses, machineNames, machines } from '../migrations/schema.ts'
+import type { News } from './news.ts'
 import type { MachineTarget } from './ssh/pool/target.ts'
 
 /** A machine's row and the address it has; `address` is null once the machine is gone. */
@@ -7,7 +10,7 @@ export type Machine = typeof machines.$inferSelect & { address: string | null }
 /** The account is all that decides access; a Caller will do. */
 export type Seeker = { accountId: number }
 
-/** Which machines an account may see and reach. Trashed machines have no name and are found by neither function. */
+/** Which machines an account may see and reach. Trashed machines have no name: only `byId` finds them. */
 export type MachineAccess = {
   /** @returns undefined when there is none of that name that this account may reach: the two cases look the same */
   find(name: string, seeker: Seeker): Promise<Machine | undefined>
@@ -17,8 +20,8 @@ export type MachineAccess = {
   byId(machineId: number, seeker: Seeker): Promise<Machine | undefined>
   /**
    * Waits until SSH to the machine can be tried. A machine that is starting is waited for.
-   * @param onStage hears where the start is, when it changes
-   * @throws MachineNotReadyError when it is off, failed, trashed or `timeoutMs` has passed
+   * @param onStage hears the machine once at the beginning of a wait and whenever its stage changes
+   * @throws MachineNotReadyError when it is off, failed, trashed or `timeoutMs` (default 5 minutes) has passed
    */
   whenReady(
     machineId: number,
@@ -28,6 +31,7 @@ export type MachineAccess = {
   /**
    * Where a session to a ready machine goes.
    * @param user guest user; the image's login user unless given
+   * @throws MachineNotReadyError when the machine has not told its host key or has no address
    */
   target(machine: Machine, seeker: Seeker, user?: string): MachineTarget
 }
@@ -40,5 +44,157 @@ export class MachineNotReadyError extends Error {
   constructor(code: MachineNotReadyError['code'], message: string, options?: ErrorOptions) {
     super(message, options)
     this.code = code
+  }
+}
+
+/** A start under software emulation with a cold disk takes tens of seconds; nobody waits longer than this for one. */
+const READY_TIMEOUT_MS = 300_000
+/** Between notifications the row is looked at anyway. */
+const RECHECK_MS = 5_000
+
+/** @param sshPort where the platform's sshd listens in every guest; tests put a stand-in elsewhere */
+export function createMachineAccess(db: Database, news: News, sshPort = 22): MachineAccess {
+  const visible = (seeker: Seeker) => and(eq(machines.accountId, seeker.accountId), ne(machines.observedState, 'gone'))
+  // addresses_pkey would not help: the lookup is by machine_id, which is unique and so indexed.
+  const rows = () =>
+    db
+      .select({ machine: machines, address: raw<string | null>`host(${addresses.address})` })
+      .from(machines)
+      .leftJoin(addresses, eq(addresses.machineId, machines.id))
+  const flat = ({ machine, address }: { machine: typeof machines.$inferSelect; address: string | null }): Machine => ({
+    ...machine,
+    address,
+  })
+
+  const access: MachineAccess = {
+    async find(name, seeker) {
+      const found = await rows()
+        .innerJoin(machineNames, eq(machineNames.machineId, machines.id))
+        .where(and(eq(machineNames.name, name), visible(seeker)))
+      return found[0] && flat(found[0])
+    },
+
+    async list(seeker) {
+      const found = await rows()
+        .where(and(visible(seeker), inArray(machines.id, db.select({ id: machineNames.machineId }).from(machineNames))))
+        .orderBy(machines.name)
+      return found.map(flat)
+    },
+
+    async byId(machineId, seeker) {
+      const found = await rows().where(and(eq(machines.id, machineId), visible(seeker)))
+      return found[0] && flat(found[0])
+    },
+
+    async whenReady(machineId, seeker, { signal, timeoutMs = READY_TIMEOUT_MS, onStage }) {
+      const deadline = performance.now() + timeoutMs
+      let lastStage: string | undefined
+      for (;;) {
+        // Listening begins before the row is read: a change between the two would be missed otherwise.
+        const change = nextChange(news, machineId, signal, Math.min(RECHECK_MS, deadline - performance.now()))
+        try {
+          const machine = await access.byId(machineId, seeker)
+          if (!machine) throw new MachineNotReadyError('machine.not_found', 'the machine is gone')
+          if (isReady(machine)) return machine
+          refuseUnlessStarting(machine)
+          if (machine.observedStage !== lastStage) {
+            lastStage = machine.observedStage
+            onStage?.(machine)
+          }
+          if (performance.now() >= deadline) {
+            throw new MachineNotReadyError(
+              'machine.timeout',
+              `${machine.name} is still starting after ${Math.round(timeoutMs / 1000)} s (${stageInWords(machine.observedStage)}); see: logs ${machine.name}`,
+            )
+          }
+          await change.happened
+          signal.throwIfAborted()
+        } finally {
+          change.stop()
+        }
+      }
+    },
+
+    target(machine, seeker, user) {
+      if (!machine.address || !machine.observedHostKey) {
+        throw new MachineNotReadyError('machine.failed', `${machine.name} has no address or host key yet`)
+      }
+      return {
+        machineId: machine.id,
+        name: machine.name,
+        address: machine.address,
+        port: sshPort,
+        hostKey: machine.observedHostKey,
+        user: user ?? machine.observedLoginUser ?? 'root',
+        accountId: seeker.accountId,
+      }
+    },
+  }
+  return access
+}
+
+/** Whether sshd of the start that is wanted listens: after `restart` the old one may still answer for a moment. */
+export function isReady(machine: Machine): boolean {
+  return (
+    machine.desiredState === 'running' &&
+    machine.observedState === 'running' &&
+    machine.observedBoot === machine.desiredBoot &&
+    machine.observedReadyAt !== null
+  )
+}
+
+/** What a start is doing, as a person reads it. */
+export function stageInWords(stage: string): string {
+  const words: Record<string, string> = {
+    waiting: 'waiting for its server',
+    disk: 'making its disk',
+    network: 'setting up its network',
+    boot: 'booting',
+    ssh: 'starting SSH',
+    ready: 'ready',
+  }
+  return words[stage] ?? stage
+}
+
+function refuseUnlessStarting(machine: Machine): void {
+  const { name } = machine
+  switch (machine.desiredState) {
+    case 'trashed':
+    case 'gone':
+      throw new MachineNotReadyError('machine.not_found', `${name} is in the trash; to have it back: untrash ${name}`)
+    case 'stopped':
+      throw new MachineNotReadyError('machine.off', `${name} is off; to start it: start ${name}`)
+    case 'paused':
+      throw new MachineNotReadyError('machine.off', `${name} is paused; to wake it: resume ${name}`)
+    default:
+  }
+  // A failure that belongs to an earlier start does not speak about the one that is wanted now.
+  if (machine.observedState === 'failed' && machine.observedBoot === machine.desiredBoot) {
+    throw new MachineNotReadyError(
+      'machine.failed',
+      `${name} failed: ${machine.observedReason ?? 'no reason was reported'}; to try again: restart ${name}`,
+    )
+  }
+}
+
+function nextChange(news: News, machineId: number, signal: AbortSignal, timeoutMs: number) {
+  const { promise, resolve } = Promise.withResolvers<void>()
+  const wake = () => resolve()
+  const timer = setTimeout(wake, Math.max(0, timeoutMs))
+  const stopNews = news.on('machines', (id) => {
+    if (id === String(machineId)) resolve()
+  })
+  const stopRescan = news.onRescan(wake)
+  signal.addEventListener('abort', wake, { once: true })
+  if (signal.aborted) wake()
+  return {
+    happened: promise,
+    stop() {
+      clearTimeout(timer)
+      stopNews()
+      stopRescan()
+      signal.removeEventListener('abort', wake)
+      resolve()
+    },
   }
 }

@@ -1,4 +1,8 @@
-export type NewsChannel = 'machines' | 'keys' | 'console' | 'settings' | 'hosts' | 'mails'
+import type { Sql } from '../migrations/connect.ts'
+import type { Log } from './log.ts'
+
+const CHANNELS = ['machines', 'keys', 'console', 'settings', 'hosts', 'mails'] as const
+export type NewsChannel = (typeof CHANNELS)[number]
 
 /**
  * What Postgres tells the gateway (LISTEN over one connection). Notifications sent while that connection was down are
@@ -9,4 +13,67 @@ export type News = {
   on(channel: NewsChannel, listener: (id: string) => void): () => void
   onRescan(listener: () => void): () => void
   close(): Promise<void>
+}
+
+/** postgres.js notices a closed connection; one that only went silent is covered by looking again now and then. */
+const RESCAN_INTERVAL_MS = 60_000
+
+/** Resolves when every channel is being listened to. */
+export async function startNews(sql: Sql, log: Log): Promise<News> {
+  const listeners = new Map<NewsChannel, Set<(id: string) => void>>(CHANNELS.map((channel) => [channel, new Set()]))
+  const rescanListeners = new Set<() => void>()
+  let started = false
+  let announced = false
+
+  const call = (listener: () => void) => {
+    try {
+      listener()
+    } catch (error) {
+      log.error({ err: error }, 'a listener for news failed')
+    }
+  }
+  const rescan = () => {
+    for (const listener of [...rescanListeners]) call(listener)
+  }
+  // After a reconnect postgres.js reports every channel by itself; one rescan is enough for all.
+  const reconnected = () => {
+    if (!started || announced) return
+    announced = true
+    setTimeout(() => {
+      announced = false
+      log.info({}, 'listening to Postgres again')
+      rescan()
+    }, 50).unref()
+  }
+
+  const subscriptions = await Promise.all(
+    CHANNELS.map((channel) =>
+      sql.listen(
+        channel,
+        (id) => {
+          for (const listener of [...(listeners.get(channel) ?? [])]) call(() => listener(id))
+        },
+        reconnected,
+      ),
+    ),
+  )
+  started = true
+  const timer = setInterval(rescan, RESCAN_INTERVAL_MS)
+  timer.unref()
+
+  return {
+    on(channel, listener) {
+      listeners.get(channel)?.add(listener)
+      return () => listeners.get(channel)?.delete(listener)
+    },
+    onRescan(listener) {
+      rescanListeners.add(listener)
+      return () => rescanListeners.delete(listener)
+    },
+    async close() {
+      clearInterval(timer)
+      rescanListeners.clear()
+      await Promise.all(subscriptions.map((subscription) => subscription.unlisten().catch(() => {})))
+    },
+  }
 }
