@@ -1,6 +1,342 @@
-import type { Network, NetworkContext, NetworkSettings } from './types.ts'
+/**
+ * One host's network, and the only place that changes it.
+ *
+ * The state is the kernel's: what this module remembers of it is rebuilt from the taps at start, so a vmhost that was
+ * killed goes on where it was and running machines notice nothing. Every change is the same round: read what the kernel has,
+ * take away what is not wanted, put the firewall in place in one transaction, then make links. In that order nothing is
+ * ever reachable before the rules know it, and a tap that the rules do not know is shut out.
+ *
+ * Rounds run one after the other. Changes that arrive while a round runs are carried out together in the next: twenty
+ * machines cost as many processes as one. A round in which the kernel refuses something is repeated machine by machine, so that
+ * the refusal reaches the machine it is about and nobody else.
+ *
+ * Left for later: shaping hangs a queueing discipline on the tap (`tc`, kind tbf) after `configure`; what a
+ * machine may reach is chain `egress_policy`, and bytes for the ledger are chain `transfer`, both in ruleset.ts.
+ */
+
+import { type Cidr, gatewayAddress, macFor, parseCidr, tapName } from './address.ts'
+import { runCommand } from './command.ts'
+import { findOpened, readOpened } from './forwarding.ts'
+import {
+  checkMachineAddress,
+  checkOverlap,
+  conntrackSize,
+  describeForeignDrops,
+  devicesTowards,
+  findUplinks,
+  planHost,
+  readChains,
+} from './host.ts'
+import {
+  isHalfMadeTap,
+  isOurTap,
+  type Kernel,
+  machineOnTap,
+  planTap,
+  readKernel,
+  readSysctl,
+  setSysctl,
+  setTapSysctls,
+} from './kernel.ts'
+import { type MetadataService, serveMetadata } from './metadata.ts'
+import { METADATA_PORT, renderRuleset, staleChains } from './ruleset.ts'
+import {
+  type MachineNetwork,
+  type Network,
+  type NetworkContext,
+  NetworkError,
+  type NetworkSettings,
+  type ReconcileResult,
+} from './types.ts'
+import { watchTables } from './watch.ts'
 
 /** @throws RangeError when a network or address of the settings cannot be parsed */
 export function createNetwork(settings: NetworkSettings, context: NetworkContext): Network {
-  throw new Error(`not built yet: ${settings.network} ${typeof context.log}`)
+  return new HostNetwork(settings, context)
+}
+
+/** One machine's change in a round: connect it like this, or (undefined) disconnect it. */
+type Changes = Map<number, MachineNetwork | undefined>
+/** Why a machine could not be connected. */
+type Failures = Map<number, Error>
+type Batch = { readonly changes: Changes; readonly failures: Promise<Failures> }
+
+class HostNetwork implements Network {
+  readonly #settings: NetworkSettings
+  readonly #context: NetworkContext
+  readonly #network: Cidr
+  readonly #gateway: string
+  readonly #allow: readonly Cidr[]
+  /** What the firewall lets through. */
+  readonly #machines = new Map<number, MachineNetwork>()
+  readonly #said = new Set<string>()
+  #uplinks: readonly string[] = []
+  #opened: readonly string[] = []
+  #turn: Promise<unknown> = Promise.resolve()
+  #nextBatch: Batch | undefined
+  #metadata: MetadataService | undefined
+  #watch: { readonly ended: boolean; close(): void } | undefined
+  #closed = false
+
+  constructor(settings: NetworkSettings, context: NetworkContext) {
+    this.#settings = settings
+    this.#context = context
+    this.#network = parseCidr(settings.network)
+    if (this.#network.prefix < 8 || this.#network.prefix > 29) {
+      throw new RangeError(`${settings.network} cannot hold machines: a network from /8 to /29 is expected`)
+    }
+    this.#gateway = gatewayAddress(this.#network)
+    this.#allow = settings.allow.map(parseCidr)
+  }
+
+  async prepareHost(): Promise<void> {
+    await this.#inTurn(async () => {
+      const kernel = await readKernel()
+      checkOverlap(this.#network, kernel)
+      this.#adopt(kernel)
+      this.#opened = await readOpened()
+      await this.#prepare(kernel)
+    })
+  }
+
+  async ensureMachine(machine: MachineNetwork): Promise<{ tap: string; mac: string }> {
+    const tap = tapName(machine.machineId)
+    checkMachineAddress(this.#network, machine.address)
+    const failure = (await this.#change(machine.machineId, machine)).get(machine.machineId)
+    if (failure !== undefined) {
+      throw new NetworkError(`Machine ${machine.machineId} could not be connected to the network`, { cause: failure })
+    }
+    return { tap, mac: machine.mac ?? macFor(machine.address) }
+  }
+
+  async removeMachine(machineId: number): Promise<void> {
+    tapName(machineId)
+    const failure = (await this.#change(machineId, undefined)).get(machineId)
+    if (failure !== undefined)
+      throw new NetworkError(`Machine ${machineId} could not be disconnected`, { cause: failure })
+  }
+
+  async reconcile(wanted: readonly MachineNetwork[]): Promise<ReconcileResult> {
+    // Changes asked for from here on are newer than `wanted`: they must come after it, not with a round already waiting.
+    this.#nextBatch = undefined
+    return await this.#inTurn(async () => {
+      const kernel = await readKernel()
+      await this.#prepare(kernel)
+      const strays = [...kernel.links.values()].filter((link) => isOurTap(link) || isHalfMadeTap(link))
+      const ids = new Set([...strays.map(({ ifname }) => Number(ifname.slice(2))), ...this.#machines.keys()])
+      const changes: Changes = new Map([...ids].map((machineId) => [machineId, undefined]))
+      const failures: Failures = new Map()
+      for (const machine of wanted) {
+        try {
+          checkMachineAddress(this.#network, machine.address)
+          changes.set(machine.machineId, machine)
+        } catch (error) {
+          failures.set(machine.machineId, asError(error))
+        }
+      }
+      const round = await this.#round(changes)
+      for (const [machineId, error] of round.failures) failures.set(machineId, error)
+      return {
+        ensured: round.ensured,
+        removed: round.removed,
+        failed: [...failures].map(([machineId, error]) => ({ machineId, error })),
+      }
+    })
+  }
+
+  async startMetadata(lookup: (sourceIp: string) => Promise<string | undefined>): Promise<void> {
+    if (this.#metadata !== undefined) throw new NetworkError('The metadata service runs already')
+    this.#metadata = await serveMetadata({
+      ...this.#context,
+      address: this.#gateway,
+      port: METADATA_PORT,
+      isMachine: (address) => [...this.#machines.values()].some((machine) => machine.address === address),
+      lookup,
+    })
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true
+    this.#watch?.close()
+    await this.#metadata?.close()
+    this.#metadata = undefined
+    await this.#turn
+  }
+
+  /** Runs `work` when everything asked for before it is done. */
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const result = this.#turn.then(work)
+    this.#turn = result.catch(() => {})
+    return result
+  }
+
+  /** Adds one machine's change to the round that waits, or begins one. @returns the failures of that whole round */
+  #change(machineId: number, machine: MachineNetwork | undefined): Promise<Failures> {
+    const waiting = this.#nextBatch
+    // Two changes of one machine keep their order: the second waits for a round of its own.
+    if (waiting !== undefined && !waiting.changes.has(machineId)) {
+      waiting.changes.set(machineId, machine)
+      return waiting.failures
+    }
+    const changes: Changes = new Map([[machineId, machine]])
+    const failures = this.#inTurn(async () => {
+      if (this.#nextBatch?.changes === changes) this.#nextBatch = undefined
+      return (await this.#round(changes)).failures
+    })
+    this.#nextBatch = { changes, failures }
+    return failures
+  }
+
+  /** Remembers the machines that the kernel's taps are for, so that the first update of the rules does not cut them off. */
+  #adopt(kernel: Kernel): void {
+    for (const link of kernel.links.values()) {
+      const machine = isOurTap(link) ? machineOnTap(link, kernel) : undefined
+      if (machine !== undefined) this.#machines.set(machine.machineId, machine)
+    }
+  }
+
+  /** All of the host that is not about one machine. Repeated by every reconcile: default routes move, firewalls are reloaded. */
+  async #prepare(kernel: Kernel): Promise<void> {
+    this.#uplinks = findUplinks(kernel)
+    const outwards = [...new Set([...this.#uplinks, ...devicesTowards(this.#allow, kernel)])]
+    this.#opened = await findOpened(outwards, this.#opened)
+    if (this.#uplinks.length === 0) this.#sayOnce('This host has no default route: machines will have no internet')
+    const chains = await readChains()
+    for (const sentence of describeForeignDrops(chains)) this.#sayOnce(sentence)
+    await this.#applyRules(staleChains(chains.filter(({ family, table }) => family === 'inet' && table === 'berth')))
+    const lines = planHost(this.#network, this.#gateway, kernel)
+    if (lines.length > 0) await runCommand('ip', ['-batch', '-'], lines.join('\n'))
+    // After the rules: from here on packets pass.
+    for (const device of outwards) await setSysctl(`ipv4/conf/${device}/forwarding`, '1')
+    if (!this.#closed && this.#watch?.ended !== false) this.#watch = watchTables(() => this.#repair(), this.#context)
+  }
+
+  /** Somebody deleted our tables: puts the rules back at once. */
+  #repair(): void {
+    this.#inTurn(async () => {
+      if (this.#closed) return
+      this.#context.log.warn('The firewall was flushed by somebody else; the rules of machines are put back')
+      await this.#applyRules([])
+    }).catch((err: unknown) => this.#context.log.error({ err }, 'the firewall of machines could not be put back'))
+  }
+
+  async #applyRules(stale: readonly string[]): Promise<void> {
+    const ruleset = {
+      network: this.#network,
+      allow: this.#allow,
+      publicPorts: this.#settings.publicPorts,
+      uplinks: this.#uplinks,
+      opened: this.#opened,
+      machines: [...this.#machines.values()],
+    }
+    await runCommand('nft', ['-f', '-'], renderRuleset(ruleset, stale))
+  }
+
+  async #round(changes: Changes): Promise<{ ensured: string[]; removed: string[]; failures: Failures }> {
+    const failures: Failures = new Map()
+    const before = new Map(this.#machines)
+    const removed = await this.#removeTaps(changes, failures)
+    const connect = this.#claimAddresses(changes, failures)
+    await this.#applyRules([])
+    await this.#reserveFlows()
+    const ensured = await this.#connect(connect, failures)
+    for (const machineId of failures.keys()) if (!before.has(machineId)) this.#machines.delete(machineId)
+    return { ensured, removed, failures }
+  }
+
+  async #removeTaps(changes: Changes, failures: Failures): Promise<string[]> {
+    const unwanted = [...changes].filter(([, machine]) => machine === undefined).map(([machineId]) => machineId)
+    if (unwanted.length === 0) return []
+    const { links } = await readKernel()
+    const taps = unwanted.map(tapName).filter((tap) => {
+      const link = links.get(tap)
+      return link !== undefined && (isOurTap(link) || isHalfMadeTap(link))
+    })
+    // The kernel takes address, route and neighbour away with the interface, and the set forgets the machine below.
+    await eachOrAll(
+      taps,
+      async (some) => {
+        await runCommand('ip', ['-batch', '-'], some.map((tap) => `link delete dev ${tap}`).join('\n'))
+      },
+      (tap, error) => failures.set(Number(tap.slice(2)), error),
+    )
+    for (const machineId of unwanted) if (!failures.has(machineId)) this.#machines.delete(machineId)
+    return taps.filter((tap) => !failures.has(Number(tap.slice(2))))
+  }
+
+  /** Two machines with one address would be let through as one another: the second is refused. */
+  #claimAddresses(changes: Changes, failures: Failures): MachineNetwork[] {
+    const wanted = [...changes.values()].filter((machine) => machine !== undefined)
+    // Old addresses are given up first: two machines of one round may exchange theirs.
+    for (const { machineId } of wanted) this.#machines.delete(machineId)
+    const holders = new Map([...this.#machines.values()].map(({ address, machineId }) => [address, machineId]))
+    return wanted.filter((machine) => {
+      const holder = holders.get(machine.address)
+      if (holder !== undefined) {
+        failures.set(machine.machineId, new NetworkError(`${machine.address} is the address of machine ${holder}`))
+        return false
+      }
+      holders.set(machine.address, machine.machineId)
+      this.#machines.set(machine.machineId, machine)
+      return true
+    })
+  }
+
+  async #connect(machines: readonly MachineNetwork[], failures: Failures): Promise<string[]> {
+    const ensured: string[] = []
+    const connectAll = async (some: readonly MachineNetwork[]): Promise<void> => {
+      const kernel = await readKernel()
+      const plans = some.map((machine) => ({
+        tap: tapName(machine.machineId),
+        ...planTap(machine, this.#gateway, kernel),
+      }))
+      const create = plans.flatMap((plan) => plan.create)
+      if (create.length > 0) await runCommand('ip', ['-batch', '-'], create.join('\n'))
+      const changed = new Set<string>()
+      for (const { tap } of plans) if (await setTapSysctls(tap)) changed.add(tap)
+      const configure = plans.flatMap((plan) => plan.configure)
+      if (configure.length > 0) await runCommand('ip', ['-batch', '-'], configure.join('\n'))
+      for (const plan of plans) {
+        if (plan.create.length + plan.configure.length > 0 || changed.has(plan.tap)) ensured.push(plan.tap)
+      }
+    }
+    await eachOrAll(machines, connectAll, (machine, error) => failures.set(machine.machineId, error))
+    return ensured
+  }
+
+  /** Makes the table of connections large enough that machines at their limits leave the host its own. It is never made smaller. */
+  async #reserveFlows(): Promise<void> {
+    const path = 'netfilter/nf_conntrack_max'
+    const wanted = conntrackSize(this.#machines.size)
+    if (Number(await readSysctl(path)) >= wanted) return
+    await setSysctl(path, String(wanted)).catch((err: unknown) => {
+      this.#sayOnce(`net.netfilter.nf_conntrack_max cannot be raised to ${wanted}: ${asError(err).message}`)
+    })
+  }
+
+  #sayOnce(sentence: string): void {
+    if (this.#said.has(sentence)) return
+    this.#said.add(sentence)
+    this.#context.log.warn(sentence)
+  }
+}
+
+/** Does `work` for all at once; when that fails, for each alone, and reports those that fail alone. */
+async function eachOrAll<T>(
+  items: readonly T[],
+  work: (some: readonly T[]) => Promise<void>,
+  onFailure: (item: T, error: Error) => void,
+): Promise<void> {
+  if (items.length === 0) return
+  try {
+    await work(items)
+  } catch (error) {
+    const [only, ...others] = items
+    if (only !== undefined && others.length === 0) onFailure(only, asError(error))
+    else for (const item of items) await eachOrAll([item], work, onFailure)
+  }
+}
+
+function asError(error: unknown): Error {
+  return error instanceof Error ? error : new NetworkError(String(error))
 }
