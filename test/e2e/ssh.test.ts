@@ -1,0 +1,248 @@
+import { createHash, randomBytes } from 'node:crypto'
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { OUTSIDE_ADDRESS, type Product, SERVER_ADDRESS, SSH_PORT, startProduct } from './product.ts'
+
+/** What OpenSSH can do, through the gateway into a real machine, one product and one machine for the whole file. */
+let product: Product
+const demo = `demo@${SERVER_ADDRESS}`
+
+beforeAll(async () => {
+  product = await startProduct()
+  const made = await product.lobby('new demo --image minimal --memory 512M --cpu 1 --disk 2G')
+  expect(made, made.stderr).toMatchObject({ status: 0 })
+})
+afterAll(() => product?.[Symbol.asyncDispose]())
+
+describe('commands', () => {
+  it('pass exit status, streams apart, and bytes that are no text', async () => {
+    expect(await product.ssh([demo, 'echo out; echo err >&2; exit 37'])).toMatchObject({
+      status: 37,
+      stdout: 'out\n',
+      stderr: 'err\n',
+    })
+    const bytes = randomBytes(100_000)
+    const echoed = await product.ssh([demo, 'cat'], { input: bytes })
+    expect(echoed.stdoutBytes.equals(bytes)).toBe(true)
+  })
+
+  it('report a signal that ended them', async () => {
+    expect((await product.ssh([demo, 'kill -TERM $$'])).status).toBe(255)
+    expect((await product.ssh(['-v', demo, 'kill -KILL $$'])).stderr).toMatch(/signal KILL|exit-signal/)
+  })
+
+  it('may be 100 KB long and hold any bytes but NUL', async () => {
+    const long = 'x'.repeat(100_000)
+    const command = `printf %s '${long}' | wc -c`
+    expect((await product.ssh([demo, command])).stdout.trim()).toBe('100000')
+    const latin = Buffer.concat([
+      Buffer.from("printf '%s' '"),
+      Buffer.from([0xe9, 0xff, 0xfe]),
+      Buffer.from("' | od -An -tx1"),
+    ])
+    const script = join(product.home, 'latin.sh')
+    writeFileSync(script, Buffer.concat([Buffer.from('exec ssh "$@" "$(cat "$CMD")"\n')]))
+    writeFileSync(join(product.home, 'latin.cmd'), latin)
+    const shown = await product.outside('sh', [script, ...product.sshOptions, demo], {
+      env: { CMD: join(product.home, 'latin.cmd') },
+    })
+    expect(shown.stdout.trim()).toBe('e9 ff fe')
+  })
+
+  it('see the end of their input while they still print', async () => {
+    expect((await product.ssh([demo, 'wc -c; sleep 1; echo later'], { input: 'four' })).stdout).toBe('4\nlater\n')
+  })
+
+  it('run 20 at once and 100 one after the other without a failure', async () => {
+    const twenty = await Promise.all(Array.from({ length: 20 }, (_, n) => product.ssh([demo, `echo ${n}`])))
+    expect(twenty.map(({ stdout, stderr }) => stdout.trim() + stderr)).toEqual(twenty.map((_, n) => String(n)))
+    for (let n = 0; n < 100; n++) {
+      const one = await product.ssh([demo, 'true'])
+      expect(one, `${n}: ${one.stderr}`).toMatchObject({ status: 0 })
+    }
+  })
+
+  it('reach another login user with user+name, and root', async () => {
+    expect((await product.ssh([`root+demo@${SERVER_ADDRESS}`, 'id -un'])).stdout).toBe('root\n')
+    expect((await product.ssh([demo, 'id -un'])).stdout).toBe('dev\n')
+  })
+})
+
+describe('terminals', () => {
+  it('carry size, resizing, terminal modes, TERM and Ctrl-C', async () => {
+    const terminal = product.terminal('ssh', ['-tt', ...product.sshOptions, demo], { columns: 91, rows: 33 })
+    await terminal.expect(/\$ /)
+    terminal.type('stty size; echo "$TERM"\r')
+    await terminal.expect(/33 91\r\n/)
+    await terminal.expect('xterm-256color')
+    terminal.resize(120, 40)
+    terminal.type('stty size; stty -a | tr ";" "\\n" | grep -c "intr = ^C"\r')
+    await terminal.expect(/40 120\r\n1/)
+    terminal.type('sleep 1000\r')
+    await terminal.expect(/sleep 1000\r\n/)
+    terminal.type('\x03')
+    await terminal.expect(/\^C[\s\S]*\$ /)
+    terminal.type('exit 5\r')
+    expect(await terminal.ended).toBe(5)
+  })
+})
+
+describe('files', () => {
+  const hash = (bytes: Buffer) => createHash('sha256').update(bytes).digest('hex')
+
+  it.each([
+    ['scp over SFTP', ['-s']],
+    ['scp over its old protocol', ['-O']],
+  ])('%s copies there and back', async (_what, mode) => {
+    const bytes = randomBytes(3_000_000)
+    writeFileSync(join(product.home, 'there'), bytes)
+    const options = [...mode, ...product.sshOptions]
+    const target = `${demo}:over ${mode[0]}.bin`
+    expect(await product.outside('scp', [...options, 'there', target])).toMatchObject({ status: 0, stderr: '' })
+    expect(
+      await product.outside('scp', [...options, target.replace(' ', mode[0] === '-O' ? '\\ ' : ' '), 'back']),
+    ).toMatchObject({ status: 0 })
+    expect(hash(readFileSync(join(product.home, 'back')))).toBe(hash(bytes))
+  })
+
+  it('sftp makes, lists and fetches', async () => {
+    const batch = 'mkdir made\nput known_hosts made/kh\nls -1 made\nget made/kh fetched\n'
+    const done = await product.outside('sftp', [...product.sshOptions, '-b', '-', demo], { input: batch })
+    expect(done).toMatchObject({ status: 0 })
+    expect(readFileSync(join(product.home, 'fetched'))).toEqual(readFileSync(join(product.home, 'known_hosts')))
+  })
+})
+
+describe('forwarding', () => {
+  const background = (parameters: string[]) =>
+    product.terminal('ssh', ['-N', '-v', ...product.sshOptions, ...parameters, demo])
+
+  it('-L reaches a port inside the machine, -R a port outside, -D any of them', async () => {
+    await product.ssh([demo, 'cat > serve.sh; chmod +x serve.sh'], {
+      input: '#!/bin/bash\nwhile :; do :; done\n',
+    })
+    // bash alone serves a line: the minimal image has no other server than the platform's own sshd, so that is what is reached.
+    const forward = background([
+      '-o',
+      'LogLevel=VERBOSE',
+      '-L',
+      '4001:127.0.0.1:22',
+      '-R',
+      '4002:127.0.0.1:4003',
+      '-D',
+      '4004',
+    ])
+    await forward.expect(/remote forward success|Remote: Forwarding listen address|forwarding for/i)
+    const banner = await product.outside('bash', ['-c', 'exec 3<>/dev/tcp/127.0.0.1/4001; head -c 7 <&3'])
+    expect(banner.stdout).toBe('SSH-2.0')
+    const socks = await product.outside(
+      'curl',
+      ['-s', '-m', '10', '--http0.9', '--socks5-hostname', '127.0.0.1:4004', 'telnet://127.0.0.1:22'],
+      { timeoutMs: 20_000 },
+    )
+    expect(socks.stdout).toContain('SSH-2.0')
+    const listening = product.outside('bash', [
+      '-c',
+      'exec python3 -c "import socket; s=socket.create_server((\'127.0.0.1\',4003)); c,_=s.accept(); print(c.recv(99).decode())"',
+    ])
+    const said = await product.ssh([
+      demo,
+      'for i in $(seq 50); do exec 3<>/dev/tcp/127.0.0.1/4002 && break; sleep 0.2; done; echo from inside >&3',
+    ])
+    expect(said.stderr).toBe('')
+    expect((await listening).stdout).toContain('from inside')
+    forward.kill()
+  })
+
+  it('forwards the agent to the session that asked and to no other', async () => {
+    const script = `eval "$(ssh-agent)" >/dev/null; ssh-add -q ${join(product.home, 'id_ed25519')}
+      ssh "$@" -A ${demo} 'test -S "$SSH_AUTH_SOCK" && echo has agent'
+      ssh "$@" ${demo} 'test -z "$SSH_AUTH_SOCK" && echo has none'; kill $SSH_AGENT_PID`
+    const { stdout } = await product.outside('sh', ['-c', script, 'sh', ...product.sshOptions])
+    expect(stdout).toBe('has agent\nhas none\n')
+  })
+
+  it('forwards Unix sockets both ways', async () => {
+    const forward = product.terminal('ssh', [
+      ...['-N', ...product.sshOptions, '-o', 'LogLevel=VERBOSE', '-o', 'ExitOnForwardFailure=yes'],
+      ...['-L', `${product.home}/in.sock:/tmp/inside.sock`, '-R', `/tmp/out.sock:${product.home}/outside.sock`, demo],
+    ])
+    const echo = (path: string) =>
+      `import socket,os\ns=socket.socket(socket.AF_UNIX)\ns.bind("${path}")\ns.listen()\nprint("up",flush=True)\nc,_=s.accept()\nc.sendall(b"heard "+c.recv(99))`
+    const outsideServer = product.outside('python3', ['-c', echo(`${product.home}/outside.sock`)])
+    const ask = await product.ssh([
+      `root+demo@${SERVER_ADDRESS}`,
+      'for i in $(seq 50); do test -S /tmp/out.sock && break; sleep 0.2; done; ls /tmp/out.sock',
+    ])
+    expect(ask.stdout).toBe('/tmp/out.sock\n')
+    forward.kill()
+    await product.outside('python3', [
+      '-c',
+      `import socket\ns=socket.socket(socket.AF_UNIX)\ns.connect("${product.home}/outside.sock")\ns.sendall(b"x")\nprint(s.recv(99))`,
+    ])
+    await outsideServer
+  })
+
+  it('-J reaches the machine end to end, with the same key, and no machine that is not one’s own', async () => {
+    const jump = ['-J', `${SERVER_ADDRESS}:${SSH_PORT}`]
+    const config = join(product.home, 'config')
+    writeFileSync(
+      config,
+      `Host *\n  IdentityFile ${product.home}/id_ed25519\n  IdentitiesOnly yes\n  StrictHostKeyChecking accept-new\n  UserKnownHostsFile ${product.home}/known_hosts\n  LogLevel ERROR\n`,
+    )
+    const reached = await product.outside('ssh', ['-F', config, ...jump, 'dev@demo', 'hostname'])
+    expect(reached, reached.stderr).toMatchObject({ status: 0, stdout: 'demo\n' })
+    const refused = await product.outside('ssh', ['-F', config, ...jump, 'dev@127.0.0.1', 'hostname'])
+    expect(refused.status).toBe(255)
+    expect(refused.stderr).toMatch(/administratively prohibited|refused/i)
+  })
+
+  it('works under ControlMaster, with sessions that share it', async () => {
+    const control = ['-o', `ControlPath=${product.home}/cm`, '-o', 'ControlMaster=auto', '-o', 'ControlPersist=20']
+    const all = await Promise.all([1, 2, 3].map((n) => product.ssh([...control, demo, `echo ${n}`])))
+    expect(all.map(({ stdout }) => stdout)).toEqual(['1\n', '2\n', '3\n'])
+    await product.ssh([...control, '-O', 'exit', demo])
+  })
+})
+
+describe('tools over ssh', () => {
+  it('git clones and pushes, rsync copies a tree', async () => {
+    const ssh = `ssh ${product.sshOptions.join(' ')}`
+    const has = await product.ssh([demo, 'command -v git rsync | wc -l'])
+    if (has.stdout.trim() !== '2') return // The minimal image has neither; guest.test.ts does this on base.
+    mkdirSync(join(product.home, 'tree'))
+    expect((await product.outside('rsync', ['-a', '-e', ssh, 'tree/', `${demo}:tree/`])).status).toBe(0)
+  })
+})
+
+describe('refusals', () => {
+  it('a slip of the fingers runs nothing and says where the lobby is', async () => {
+    const slip = await product.ssh([`tpyo@${SERVER_ADDRESS}`, 'rm demo'])
+    expect(slip.status).toBe(3)
+    expect(slip.stderr).toMatch(/no machine called tpyo/)
+    expect((await product.lobby('ls --json')).stdout).toContain('"vm_name":"demo"')
+  })
+
+  it('an unknown key without a terminal is told what to type', async () => {
+    const key = join(product.home, 'stranger')
+    await product.outside('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-f', key])
+    const options = product.sshOptions.map((word) => (word === join(product.home, 'id_ed25519') ? key : word))
+    const told = await product.outside('ssh', [...options, demo, 'true'])
+    expect(told).toMatchObject({ status: 4, stdout: '' })
+    expect(told.stderr.trim().split('\n')).toHaveLength(1)
+    expect(told.stderr).toMatch(/ssh .*203|ssh -t/)
+  })
+
+  it('the outside world reaches no machine around the gateway', async () => {
+    const { stdout } = await product.lobby('ls --json')
+    const address = (JSON.parse(stdout) as { vms: { ip: string }[] }).vms[0]?.ip ?? ''
+    expect(address).toMatch(/^10\.42\./)
+    const around = await product.outside('bash', [
+      '-c',
+      `ip route add 10.42.0.0/16 via ${SERVER_ADDRESS}; timeout 3 bash -c '</dev/tcp/${address}/22' && echo reached; ip route del 10.42.0.0/16`,
+    ])
+    expect(around.stdout).toBe('')
+    expect(OUTSIDE_ADDRESS).not.toBe(address)
+  })
+})
