@@ -7,7 +7,7 @@ import { join } from 'node:path'
  * @throws with the command that makes them
  */
 export async function testArtifacts(): Promise<string> {
-  const path = process.env.BERTH_TEST_ARTIFACTS ?? '/var/lib/berth/artifacts'
-  if (!existsSync(join(path, 'boot', 'current'))) throw new Error(`no artifacts in ${path}: npm run setup makes them`)
+  const path = join(process.env.BERTH_TEST_CACHE || '/var/cache/berth', 'artifacts')
+  if (!existsSync(join(path, 'boot', 'current'))) throw new Error(`no artifacts in ${path}: npm test makes them`)
   return path
 }
