@@ -1,0 +1,50 @@
+import { mkdir, readFile, rmdir, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+
+const root = '/sys/fs/cgroup'
+const home = join(root, 'berth')
+const wanted = ['cpu', 'memory', 'pids'] as const
+/** QEMU's own needs beside the guest's memory: its heap, threads' stacks, and under emulation the translation buffer. */
+const headroomBytes = 384 * 2 ** 20
+/** vCPU threads, up to 64 I/O workers, the main loop; a hypervisor never starts processes. */
+const threadsMost = 512
+const periodUs = 100_000
+
+export type CgroupLimits = { readonly cpus: number; readonly memoryBytes: number }
+
+/**
+ * Makes the parent of all machines' groups.
+ * @returns undefined when limits can be set, else why not, in words
+ * @see https://docs.kernel.org/admin-guide/cgroup-v2.html
+ */
+export async function prepareCgroups(): Promise<string | undefined> {
+  const controllers = await readFile(join(root, 'cgroup.controllers'), 'utf8').catch(() => undefined)
+  if (controllers === undefined) return `${root} is not a cgroup v2 hierarchy`
+  const have = new Set(controllers.trim().split(' '))
+  const missing = wanted.filter((name) => !have.has(name))
+  if (missing.length > 0) return `cgroup v2 has no ${missing.join(', ')} controller here`
+  try {
+    const enable = wanted.map((name) => `+${name}`).join(' ')
+    await writeFile(join(root, 'cgroup.subtree_control'), enable)
+    await mkdir(home, { recursive: true })
+    await writeFile(join(home, 'cgroup.subtree_control'), enable)
+    return undefined
+  } catch (error) {
+    return `cgroup v2 cannot be written: ${(error as Error).message}`
+  }
+}
+
+/** Puts a process into a group of its own with these limits. Call only where `prepareCgroups` said yes. */
+export async function confine(name: string, pid: number, limits: CgroupLimits): Promise<void> {
+  const group = join(home, name)
+  await mkdir(group, { recursive: true })
+  await writeFile(join(group, 'memory.max'), String(limits.memoryBytes + headroomBytes))
+  await writeFile(join(group, 'pids.max'), String(threadsMost))
+  await writeFile(join(group, 'cpu.max'), `${limits.cpus * periodUs} ${periodUs}`)
+  await writeFile(join(group, 'cgroup.procs'), String(pid))
+}
+
+/** Removes the group of a process that has ended; nothing happens when there is none. */
+export async function unconfine(name: string): Promise<void> {
+  await rmdir(join(home, name)).catch(() => {})
+}

@@ -1,0 +1,103 @@
+/**
+ * What a hypervisor must be able to do for the rest of the vmhost. QEMU is the first driver; Cloud Hypervisor takes
+ * the same seat, so nothing above this file may know which one runs.
+ *
+ * A hypervisor process belongs to its machine and not to the vmhost: it runs in a session and under a user of its
+ * own, and a vmhost that starts, after a kill -9 of the one before, finds it by `find` and takes it over by `adopt`.
+ * It outlives its guest too: a guest that switched itself off or panicked leaves a paused hypervisor behind, so
+ * that the reason can still be asked for, however long no vmhost was there to see it happen.
+ */
+
+/** Uid and gid of a machine's hypervisor; no passwd entry has them. */
+export function hypervisorUid(machineId: number): number {
+  if (!Number.isSafeInteger(machineId) || machineId < 1 || machineId > 2_000_000_000) {
+    throw new RangeError(`${machineId} is no machine id`)
+  }
+  return 2_000_000 + machineId
+}
+
+export type Accelerator = 'kvm' | 'tcg'
+
+/** Everything a hypervisor is started with. Paths are absolute; `directory` is the machine's own and its working directory. */
+export type MachineSpec = {
+  readonly machineId: number
+  readonly directory: string
+  readonly cpus: number
+  /** multiple of 1 MiB */
+  readonly memoryBytes: number
+  readonly kernel: string
+  readonly initrd?: string
+  readonly commandLine: string
+  /** raw image, owned by the machine's uid: the guest's /dev/vda */
+  readonly disk: string
+  /** shared, read-only: the guest's /dev/vdb */
+  readonly tools?: string
+  readonly network?: { readonly tap: string; readonly mac: string }
+}
+
+/**
+ * `shutdown`: the guest switched itself off and the hypervisor waits to be ended; `panicked` likewise; `ioError`: the
+ * guest stands still because the host could not carry out its disk I/O, `resume` tries again.
+ */
+export type GuestState = 'running' | 'paused' | 'shutdown' | 'panicked' | 'ioError'
+
+export type HypervisorEvent =
+  | { readonly type: 'panicked' }
+  | { readonly type: 'shutdown'; readonly byGuest: boolean }
+  | { readonly type: 'reset'; readonly byGuest: boolean }
+  /** the guest stands still; `noSpace`: the store, or the filesystem under it, is full */
+  | { readonly type: 'ioError'; readonly noSpace: boolean }
+  | { readonly type: 'resumed' }
+  /** the process is gone, whoever ended it */
+  | { readonly type: 'exited'; readonly detail: string }
+
+export type Hypervisor = {
+  readonly machineId: number
+  readonly pid: number
+  /** Where the control channel is to be had; see vmhost/guest/channel.ts. */
+  readonly agent: { readonly socketPath: string; readonly vsockPort?: number }
+  /** FIFO that the guest's console comes out of; what nobody reads in time is dropped by the hypervisor. */
+  readonly consolePath: string
+  state(): Promise<GuestState>
+  /** @returns what ends the subscription; `exited` is always the last event and comes once */
+  on(listener: (event: HypervisorEvent) => void): () => void
+  /** Lets a guest that stands still after `ioError` go on. */
+  resume(): Promise<void>
+  /** Presses the power button (ACPI); what the guest makes of it is its business. */
+  powerButton(): Promise<void>
+  /** @param targetBytes memory that the guest shall give back, 0 for none */
+  setBalloon(targetBytes: number): Promise<void>
+  /** @returns memory that the guest has given back, in bytes */
+  balloon(): Promise<number>
+  /** Tells the guest that its disk, which must have grown already, is this large. */
+  diskGrown(sizeBytes: number): Promise<void>
+  /** Ends the process in order (disk caches written), by force after `limitMs`. Returns when it is gone. */
+  quit(limitMs?: number): Promise<void>
+  /** Ends the process by SIGKILL. Returns when it is gone. */
+  kill(): Promise<void>
+  /** Lets go of it and leaves it running: this vmhost ends. No events after it. */
+  release(): void
+}
+
+export type HypervisorDriver = {
+  readonly name: 'qemu' | 'cloud-hypervisor'
+  readonly version: string
+  readonly accelerator: Accelerator
+  /** @throws HypervisorError with a sentence when it does not come up; nothing is left running then */
+  start(spec: MachineSpec): Promise<Hypervisor>
+  /** Takes over the process that runs in this machine's directory; undefined when there is none. */
+  adopt(machineId: number, directory: string): Promise<Hypervisor | undefined>
+  /** Ends whatever runs in this machine's directory under its uid, answering or not. Returns how many there were. */
+  destroy(machineId: number, directory: string): Promise<number>
+}
+
+export type HypervisorErrorCode = 'hypervisor.start' | 'hypervisor.timeout' | 'hypervisor.gone' | 'hypervisor.refused'
+
+export class HypervisorError extends Error {
+  override readonly name = 'HypervisorError'
+  readonly code: HypervisorErrorCode
+  constructor(code: HypervisorErrorCode, message: string, options?: ErrorOptions) {
+    super(message, options)
+    this.code = code
+  }
+}

@@ -1,0 +1,65 @@
+import { readdir, readFile, stat } from 'node:fs/promises'
+import { setTimeout as sleep } from 'node:timers/promises'
+
+/**
+ * A process that stays the same one: a pid alone may have been given to another process since it was read, the pid
+ * together with its start time (clock ticks since boot, field 22 of /proc/PID/stat) not. @see proc_pid_stat(5)
+ */
+export type ProcessIdentity = { readonly pid: number; readonly startTicks: number }
+
+const lookAgainMs = 20
+
+/** @returns undefined when there is no such process, or only the zombie of one */
+export async function identify(pid: number): Promise<ProcessIdentity | undefined> {
+  const text = await readFile(`/proc/${pid}/stat`, 'latin1').catch(() => undefined)
+  if (text === undefined) return undefined
+  // The second field is the command's name in parentheses, which may itself hold blanks and parentheses.
+  const fields = text.slice(text.lastIndexOf(')') + 2).split(' ')
+  if (fields[0] === 'Z' || fields[0] === 'X') return undefined
+  return { pid, startTicks: Number(fields[19]) }
+}
+
+export async function isAlive(one: ProcessIdentity): Promise<boolean> {
+  return (await identify(one.pid))?.startTicks === one.startTicks
+}
+
+/** Sends a signal unless the process has gone meanwhile. */
+export async function signalProcess(one: ProcessIdentity, signal: NodeJS.Signals): Promise<void> {
+  if (!(await isAlive(one))) return
+  try {
+    process.kill(one.pid, signal)
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code !== 'ESRCH') throw error
+  }
+}
+
+/** @returns whether it was gone within `limitMs` */
+export async function awaitExit(one: ProcessIdentity, limitMs: number): Promise<boolean> {
+  const deadline = Date.now() + limitMs
+  while (await isAlive(one)) {
+    if (Date.now() > deadline) return false
+    await sleep(lookAgainMs)
+  }
+  return true
+}
+
+/**
+ * Finds processes by what they cannot pretend to another machine's vmhost: their uid, and a working directory that
+ * is this very directory (compared by device and inode, because another mount namespace may show it elsewhere).
+ */
+export async function findProcesses(uid: number, directory: string): Promise<ProcessIdentity[]> {
+  const wanted = await stat(directory, { bigint: true }).catch(() => undefined)
+  if (!wanted) return []
+  const found: ProcessIdentity[] = []
+  for (const name of await readdir('/proc')) {
+    if (!/^[1-9][0-9]*$/.test(name)) continue
+    // The directory's owner is the effective uid of the process (root's when it is not dumpable): Uid: is the truth.
+    const status = await readFile(`/proc/${name}/status`, 'latin1').catch(() => '')
+    if (!new RegExp(`^Uid:\\t${uid}\\t`, 'm').test(status)) continue
+    const cwd = await stat(`/proc/${name}/cwd/`, { bigint: true }).catch(() => undefined)
+    if (cwd?.dev !== wanted.dev || cwd.ino !== wanted.ino) continue
+    const identity = await identify(Number(name))
+    if (identity) found.push(identity)
+  }
+  return found
+}

@@ -1,0 +1,105 @@
+import { execFile } from 'node:child_process'
+import { chmod, mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+
+const execFileAsync = promisify(execFile)
+
+/**
+ * Guests of a few bytes for the driver's tests: kernels by the boot protocol's header, whose 16-bit set-up code does
+ * one thing. They are there in a tenth of a second under emulation, where Linux takes several.
+ */
+export type TinyGuest = 'idle' | 'powersOff' | 'resets' | 'panics'
+
+const behaviour: Record<TinyGuest, string> = {
+  idle: '',
+  // ACPI PM1a control of q35 as SeaBIOS places it: SLP_TYP 0 (S5), SLP_EN
+  powersOff: 'movw $0x604, %dx; movw $0x2000, %ax; outw %ax, %dx',
+  // reset control register of ICH9
+  resets: 'movw $0xcf9, %dx; movb $6, %al; outb %al, %dx',
+  // pvpanic-pci (1b36:0011): finds it on bus 0, reaches its BAR 0 through a 4 GiB segment, reports a panic (bit 0)
+  panics: `
+    xorl %ecx, %ecx
+  1: movl %ecx, %eax
+    shll $11, %eax
+    orl $0x80000000, %eax
+    movl %eax, %ebx
+    movw $0xcf8, %dx
+    outl %eax, %dx
+    movw $0xcfc, %dx
+    inl %dx, %eax
+    cmpl $0x00111b36, %eax
+    je 2f
+    incl %ecx
+    cmpl $32, %ecx
+    jb 1b
+    jmp idle
+  2: movl %ebx, %eax
+    orl $0x10, %eax
+    movw $0xcf8, %dx
+    outl %eax, %dx
+    movw $0xcfc, %dx
+    inl %dx, %eax
+    andl $0xfffffff0, %eax
+    movl %eax, %esi
+    cli
+    xorl %eax, %eax
+    movw %cs, %ax
+    shll $4, %eax
+    addl $(gdt - entry), %eax
+    movl %eax, %cs:(pointer - entry + 2)
+    lgdtl %cs:(pointer - entry)
+    movl %cr0, %eax
+    orb $1, %al
+    movl %eax, %cr0
+    movw $8, %bx
+    movw %bx, %fs
+    andb $0xfe, %al
+    movl %eax, %cr0
+    movb $1, %fs:(%esi)`,
+}
+
+/** @see https://www.kernel.org/doc/html/latest/arch/x86/boot.html */
+function source(guest: TinyGuest): string {
+  return `
+  .code16
+  .org 0x1f1
+  .byte 1
+  .org 0x1fe
+  .word 0xaa55
+entry:
+  jmp start
+  .ascii "HdrS"
+  .word 0x0202
+  .org 0x211
+  .byte 1
+  .org 0x280
+start:
+  ${behaviour[guest]}
+idle:
+  hlt
+  jmp idle
+  .balign 8
+gdt:
+  .quad 0
+  .quad 0x00cf92000000ffff
+pointer:
+  .word 15
+  .long 0
+  .org 0x800
+`
+}
+
+/** Assembles the guest into `path`, readable for every hypervisor. */
+export async function makeTinyGuest(path: string, guest: TinyGuest): Promise<void> {
+  const work = await mkdtemp(join(tmpdir(), 'berth-tiny-'))
+  try {
+    await writeFile(join(work, 'guest.s'), source(guest))
+    await execFileAsync('as', ['--32', '-o', join(work, 'guest.o'), join(work, 'guest.s')])
+    await execFileAsync('objcopy', ['-O', 'binary', '-j', '.text', join(work, 'guest.o'), path])
+    await chmod(path, 0o644)
+  } finally {
+    await rm(work, { recursive: true })
+  }
+}
