@@ -7,7 +7,7 @@ import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest'
 import { type Hypervisor, type HypervisorEvent, hypervisorUid, type MachineSpec } from './driver.ts'
-import { identify, isAlive } from './process.ts'
+import { identify } from './process.ts'
 import { qemuDriver, qemuVersion } from './qemu.ts'
 import { makeTinyGuest, type TinyGuest } from './tiny-guest.ts'
 

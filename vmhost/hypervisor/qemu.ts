@@ -80,6 +80,9 @@ export function qemuDriver(options: QemuDriverOptions): HypervisorDriver {
 
 async function start(spec: MachineSpec, options: QemuDriverOptions): Promise<Hypervisor> {
   const uid = hypervisorUid(spec.machineId)
+  // The directory is about to be emptied: a living hypervisor in it would lose its sockets.
+  const [already] = await findProcesses(uid, spec.directory)
+  if (already) throw new HypervisorError('hypervisor.start', `QEMU already runs in ${spec.directory}`)
   await prepareDirectory(spec.directory, uid)
   const log = openSync(join(spec.directory, files.log), 'w', 0o600)
   const vhost = openVhost()
@@ -361,10 +364,9 @@ function groupName(machineId: number, directory: string): string {
 async function lastWords(directory: string): Promise<string> {
   const text = await readFile(join(directory, files.log), 'utf8').catch(() => '')
   const lines = text.split('\n').filter((line) => line.trim() !== '' && !line.includes('warning:'))
-  return (
-    lines
-      .at(-1)
-      ?.replace(/^qemu-system-x86_64: /, '')
-      .slice(0, 300) ?? ''
-  )
+  return lines
+    .slice(-2)
+    .map((line) => line.replace(/^qemu-system-x86_64: /, ''))
+    .join(' ')
+    .slice(0, 300)
 }
