@@ -1,0 +1,313 @@
+import { randomBytes } from 'node:crypto'
+import {
+  chmod,
+  chown,
+  mkdir,
+  readdir,
+  readFile,
+  realpath,
+  rename,
+  rm,
+  stat,
+  truncate,
+  writeFile,
+} from 'node:fs/promises'
+import { basename, join } from 'node:path'
+import { z } from 'zod'
+import { run } from './command.ts'
+import { StorageError } from './errors.ts'
+import { measureSpace, type Space, spaceProblem } from './space.ts'
+import type { Volume } from './volume.ts'
+
+/**
+ * Files of machines, and copies of what set-up made that machines depend on.
+ *
+ *     images/<name>-<hash>.raw   disks that machines are cloned from
+ *     boot/<hash>/               kernel, initramfs and tools disk, kept as long as a machine runs with them
+ *     machines/<id>/             root's, but root.raw and run/, which are the machine's own
+ *     machines/.new-… .gone-…    half made, half removed: swept when a vmhost starts
+ *
+ * Whatever has its final name is whole.
+ */
+export type Store = {
+  readonly volume: Volume
+  /** Images that set-up has made, as they are now. */
+  images(): Promise<Image[]>
+  /** The kernel, initramfs and tools disk that machines start with now, copied into the store. */
+  currentBoot(): Promise<BootSet>
+  /** Copies an image into the store unless it is there; callers at the same time share one copy. */
+  importImage(image: Image): Promise<string>
+  /** @throws StorageError `storage.full`, `storage.invalid` (disk smaller than the image); nothing half made is left */
+  createMachine(machineId: number, wanted: NewMachine): Promise<MachineFiles>
+  /** What there is of a machine; undefined when it has no disk here. */
+  findMachine(machineId: number): Promise<MachineFiles | undefined>
+  /** Makes the disk larger, never smaller. @returns its size now */
+  growDisk(machineId: number, diskBytes: number): Promise<number>
+  /** Removes a machine's files; nothing happens when there are none. */
+  removeMachine(machineId: number): Promise<void>
+  listMachines(): Promise<number[]>
+  /** Removes what was left half done, images that were replaced, and boot sets that nobody in `bootInUse` runs with. */
+  sweep(bootInUse: ReadonlySet<string>): Promise<void>
+  directoryOf(machineId: number): string
+  space(): Promise<Space>
+}
+
+export type BootSet = {
+  readonly hash: string
+  readonly kernel: string
+  readonly initrd: string
+  readonly tools: string
+}
+
+const imageSchema = z.object({
+  name: z.string().regex(/^[a-z][a-z0-9-]{0,39}$/),
+  hash: z.string().regex(/^[0-9a-f]{8,64}$/),
+  sizeBytes: z.number().int().positive(),
+  loginUser: z.string().regex(/^[a-z_][a-z0-9_-]{0,31}$/),
+  init: z.boolean(),
+  description: z.string().max(500),
+})
+/** As set-up describes it in image.json. */
+export type Image = z.infer<typeof imageSchema>
+
+const machineSchema = z.object({
+  image: z.string(),
+  imageHash: z.string(),
+  loginUser: z.string(),
+  init: z.boolean(),
+  /** for /etc/machine-id: 32 hexadecimal digits */
+  systemId: z.string().regex(/^[0-9a-f]{32}$/),
+})
+/** What is known of a machine's disk beside its bytes; kept with it. */
+export type MachineRecord = z.infer<typeof machineSchema>
+
+export type MachineFiles = {
+  readonly directory: string
+  readonly disk: string
+  readonly diskBytes: number
+  readonly record: MachineRecord
+  /** the machine's private host key, OpenSSH's format */
+  readonly hostKey: string
+}
+
+export type NewMachine = {
+  readonly image: Image
+  readonly diskBytes: number
+  readonly uid: number
+  readonly hostKey: string
+}
+
+const bootFiles = ['vmlinuz', 'initrd', 'tools.erofs', 'boot.json'] as const
+
+/** @param artifacts folder that set-up fills; may be a link */
+export async function openStore(volume: Volume, artifacts: string): Promise<Store> {
+  for (const [folder, mode] of [
+    ['', 0o711],
+    ['images', 0o700],
+    ['boot', 0o755],
+    ['machines', 0o711],
+  ] as const) {
+    await mkdir(join(volume.path, folder), { recursive: true })
+    await chmod(join(volume.path, folder), mode)
+  }
+  return new FileStore(volume, artifacts)
+}
+
+class FileStore implements Store {
+  readonly volume: Volume
+  readonly #artifacts: string
+  /** Imports under way, by their target. */
+  readonly #importing = new Map<string, Promise<string>>()
+
+  constructor(volume: Volume, artifacts: string) {
+    this.volume = volume
+    this.#artifacts = artifacts
+  }
+
+  async images(): Promise<Image[]> {
+    const folder = join(this.#artifacts, 'images')
+    const names = (await readdir(folder).catch(() => [])).filter((name) => /^[a-z][a-z0-9-]*$/.test(name)).sort()
+    const found = await Promise.all(
+      names.map(async (name) => {
+        const text = await readFile(join(folder, name, 'image.json'), 'utf8').catch(() => undefined)
+        const parsed = text === undefined ? undefined : imageSchema.safeParse(JSON.parse(text))
+        // Only `<name>` itself is offered, not the `<name>-<hash>` it points at.
+        return parsed?.success && parsed.data.name === name ? [parsed.data] : []
+      }),
+    )
+    return found.flat()
+  }
+
+  async currentBoot(): Promise<BootSet> {
+    const source = await realpath(join(this.#artifacts, 'boot', 'current')).catch((error: unknown) => {
+      throw new StorageError('storage.missing', 'There is no guest kernel on this server: run the set-up', {
+        cause: error,
+      })
+    })
+    const hash = basename(source)
+    if (!/^[0-9a-f]{8,64}$/.test(hash)) throw new StorageError('storage.invalid', `${source} is no boot set`)
+    const target = join(this.volume.path, 'boot', hash)
+    await this.#once(target, async () => {
+      if (await stat(target).catch(() => undefined)) return
+      const work = join(this.volume.path, 'boot', `.new-${hash}`)
+      await rm(work, { recursive: true, force: true })
+      await mkdir(work, { mode: 0o755 })
+      for (const name of bootFiles) {
+        await copy(join(source, name), join(work, name))
+        await chmod(join(work, name), 0o644)
+      }
+      await run('sync', ['-f', work])
+      await rename(work, target)
+    })
+    return {
+      hash,
+      kernel: join(target, 'vmlinuz'),
+      initrd: join(target, 'initrd'),
+      tools: join(target, 'tools.erofs'),
+    }
+  }
+
+  async importImage(image: Image): Promise<string> {
+    const target = join(this.volume.path, 'images', `${image.name}-${image.hash}.raw`)
+    return this.#once(target, async () => {
+      if (await stat(target).catch(() => undefined)) return
+      await this.#refuseWhenFull()
+      const work = `${target}.new`
+      const source = join(this.#artifacts, 'images', `${image.name}-${image.hash}`, 'root.raw')
+      await copy(source, work)
+      await chmod(work, 0o600)
+      await run('sync', [work])
+      await rename(work, target)
+    })
+  }
+
+  async createMachine(machineId: number, wanted: NewMachine): Promise<MachineFiles> {
+    const there = await this.findMachine(machineId)
+    if (there) return there
+    const { image, diskBytes, uid } = wanted
+    if (diskBytes < image.sizeBytes) {
+      const least = Math.ceil(image.sizeBytes / 2 ** 20)
+      throw new StorageError('storage.invalid', `The image ${image.name} needs a disk of at least ${least} MiB`)
+    }
+    await this.#refuseWhenFull()
+    const source = await this.importImage(image)
+    const work = join(this.volume.path, 'machines', `.new-${machineId}`)
+    await rm(work, { recursive: true, force: true })
+    try {
+      await mkdir(work, { mode: 0o750 })
+      await chown(work, 0, uid)
+      const disk = join(work, 'root.raw')
+      await run('cp', ['--reflink=always', source, disk])
+      await truncate(disk, diskBytes)
+      await chmod(disk, 0o600)
+      await chown(disk, uid, uid)
+      await writeFile(join(work, 'host_key'), wanted.hostKey, { mode: 0o600 })
+      const record: MachineRecord = {
+        image: image.name,
+        imageHash: image.hash,
+        loginUser: image.loginUser,
+        init: image.init,
+        systemId: randomBytes(16).toString('hex'),
+      }
+      await writeFile(join(work, 'machine.json'), `${JSON.stringify(record)}\n`, { mode: 0o600 })
+      // No sync: the log of the filesystem is in order, so the first write that the guest syncs brings all this along.
+      await rename(work, this.directoryOf(machineId))
+    } catch (error) {
+      await rm(work, { recursive: true, force: true })
+      throw asFull(error)
+    }
+    const made = await this.findMachine(machineId)
+    if (!made) throw new StorageError('storage.failed', 'The disk vanished while it was made')
+    return made
+  }
+
+  async findMachine(machineId: number): Promise<MachineFiles | undefined> {
+    const directory = this.directoryOf(machineId)
+    const disk = join(directory, 'root.raw')
+    const found = await stat(disk).catch(() => undefined)
+    if (!found) return undefined
+    try {
+      const record = machineSchema.parse(JSON.parse(await readFile(join(directory, 'machine.json'), 'utf8')))
+      const hostKey = await readFile(join(directory, 'host_key'), 'utf8')
+      return { directory, disk, diskBytes: found.size, record, hostKey }
+    } catch (error) {
+      throw new StorageError('storage.failed', `The files of the machine in ${directory} are damaged`, { cause: error })
+    }
+  }
+
+  async growDisk(machineId: number, diskBytes: number): Promise<number> {
+    const disk = join(this.directoryOf(machineId), 'root.raw')
+    const { size } = await stat(disk)
+    if (diskBytes <= size) return size
+    await truncate(disk, diskBytes)
+    return diskBytes
+  }
+
+  async removeMachine(machineId: number): Promise<void> {
+    const grave = join(this.volume.path, 'machines', `.gone-${machineId}-${randomBytes(4).toString('hex')}`)
+    try {
+      await rename(this.directoryOf(machineId), grave)
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return
+      throw error
+    }
+    await rm(grave, { recursive: true, force: true })
+  }
+
+  async listMachines(): Promise<number[]> {
+    const names = await readdir(join(this.volume.path, 'machines'))
+    return names.filter((name) => /^[1-9][0-9]*$/.test(name)).map(Number)
+  }
+
+  async sweep(bootInUse: ReadonlySet<string>): Promise<void> {
+    const unfinished = (name: string) => name.startsWith('.new-') || name.startsWith('.gone-') || name.endsWith('.new')
+    const images = new Set((await this.images()).map((image) => `${image.name}-${image.hash}.raw`))
+    const current = basename(await realpath(join(this.#artifacts, 'boot', 'current')).catch(() => ''))
+    await this.#removeWhere('machines', unfinished)
+    // An empty list means that set-up is not to be seen now, not that its images are gone.
+    await this.#removeWhere('images', (name) => unfinished(name) || (images.size > 0 && !images.has(name)))
+    await this.#removeWhere('boot', (name) => unfinished(name) || (name !== current && !bootInUse.has(name)))
+  }
+
+  directoryOf(machineId: number): string {
+    if (!Number.isSafeInteger(machineId) || machineId < 1) throw new RangeError(`${machineId} is no machine id`)
+    return join(this.volume.path, 'machines', String(machineId))
+  }
+
+  space(): Promise<Space> {
+    return measureSpace(this.volume)
+  }
+
+  async #removeWhere(folder: string, unwanted: (name: string) => boolean): Promise<void> {
+    for (const name of await readdir(join(this.volume.path, folder))) {
+      const path = join(this.volume.path, folder, name)
+      if (unwanted(name) && !this.#importing.has(path.replace(/\.new$/, '')))
+        await rm(path, { recursive: true, force: true })
+    }
+  }
+
+  async #refuseWhenFull(): Promise<void> {
+    const problem = spaceProblem(await this.space())
+    if (problem) throw new StorageError('storage.full', problem)
+  }
+
+  async #once(target: string, make: () => Promise<void>): Promise<string> {
+    const running = this.#importing.get(target)
+    if (running) return running
+    const made = make()
+      .then(() => target)
+      .finally(() => this.#importing.delete(target))
+    this.#importing.set(target, made)
+    return made
+  }
+}
+
+/** A copy that keeps holes, and shares blocks when both lie on one filesystem that can. */
+async function copy(from: string, to: string): Promise<void> {
+  await run('cp', ['--reflink=auto', '--sparse=always', '--', from, to])
+}
+
+function asFull(error: unknown): unknown {
+  if ((error as NodeJS.ErrnoException).code !== 'ENOSPC') return error
+  return new StorageError('storage.full', "The server's disk is full", { cause: error })
+}
