@@ -51,6 +51,7 @@ export class MachineNotReadyError extends Error {
 const READY_TIMEOUT_MS = 300_000
 /** Between notifications the row is looked at anyway. */
 const RECHECK_MS = 5_000
+const STALE_FAILURE_MS = 10_000
 
 /** @param sshPort where the platform's sshd listens in every guest; tests put a stand-in elsewhere */
 export function createMachineAccess(db: Database, news: News, sshPort = 22): MachineAccess {
@@ -87,7 +88,8 @@ export function createMachineAccess(db: Database, news: News, sshPort = 22): Mac
     },
 
     async whenReady(machineId, seeker, { signal, timeoutMs = READY_TIMEOUT_MS, onStage }) {
-      const deadline = performance.now() + timeoutMs
+      const beganAt = performance.now()
+      const deadline = beganAt + timeoutMs
       let lastStage: string | undefined
       for (;;) {
         // Listening begins before the row is read: a change between the two would be missed otherwise.
@@ -96,7 +98,7 @@ export function createMachineAccess(db: Database, news: News, sshPort = 22): Mac
           const machine = await access.byId(machineId, seeker)
           if (!machine) throw new MachineNotReadyError('machine.not_found', 'the machine is gone')
           if (isReady(machine)) return machine
-          refuseUnlessStarting(machine)
+          refuseUnlessStarting(machine, performance.now() - beganAt)
           if (machine.observedStage !== lastStage) {
             lastStage = machine.observedStage
             onStage?.(machine)
@@ -156,7 +158,7 @@ export function stageInWords(stage: string): string {
   return words[stage] ?? stage
 }
 
-function refuseUnlessStarting(machine: Machine): void {
+function refuseUnlessStarting(machine: Machine, waitedMs: number): void {
   const { name } = machine
   switch (machine.desiredState) {
     case 'trashed':
@@ -168,8 +170,9 @@ function refuseUnlessStarting(machine: Machine): void {
       throw new MachineNotReadyError('machine.off', `${name} is paused; to wake it: resume ${name}`)
     default:
   }
-  // A failure that belongs to an earlier start does not speak about the one that is wanted now.
-  if (machine.observedState === 'failed' && machine.observedBoot === machine.desiredBoot) {
+  // A failure seen right after `restart` may be that of the start before; the vmhost replaces it within moments.
+  const stale = machine.observedBoot < machine.desiredBoot && waitedMs < STALE_FAILURE_MS
+  if (machine.observedState === 'failed' && !stale) {
     throw new MachineNotReadyError(
       'machine.failed',
       `${name} failed: ${machine.observedReason ?? 'no reason was reported'}; to try again: restart ${name}`,

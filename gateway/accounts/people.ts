@@ -101,6 +101,11 @@ export async function createOwner(
   return accountId
 }
 
+/** Whether somebody owns the installation already; until then every sign-up needs the first join code. */
+export async function hasOwner(sql: Sql): Promise<boolean> {
+  return (await sql`select from accounts where is_owner limit 1`).length > 0
+}
+
 export async function hasAccounts(sql: Sql): Promise<boolean> {
   return (await sql`select from accounts limit 1`).length > 0
 }

@@ -1,0 +1,146 @@
+/**
+ * Sign-in by public key (RFC 4252, 7). One connection moves through:
+ *
+ *   asked     the client tries `none` and hears that only public keys are taken
+ *   offered   it offers one key after the other without signing; each is looked up
+ *   signed    it signs for a key that was accepted; a wrong signature counts as a failed attempt, an offer never does
+ *   in        a known key signed: the account's session. An unknown key signed: a session that can only sign up
+ *
+ * Offers and unknown keys. A client does not say how many keys it has, and the first may be unknown while the third
+ * is an account's. OpenSSH turns its keys in a ring and, after a partial success (RFC 4252, 5.1), begins a new round
+ * behind the key that it just signed for. So the first unknown key that signs gets a partial success: the client
+ * offers its other keys, and if none of them is known it comes back to that one, which is then let in to sign up.
+ * Other clients take a partial success for an end or begin at their first key again, so theirs is let in at once.
+ */
+import type { AuthContext, Connection, PublicKeyAuthContext } from 'ssh2'
+import type { Sql } from '../../migrations/connect.ts'
+import { type PublicKey, PublicKeyError, parsePublicKey } from '../accounts/public-key.ts'
+import type { Log } from '../log.ts'
+import { DISCONNECT, disconnect, isOpen, sendBanner } from './internals.ts'
+import type { Limits } from './limits.ts'
+import { lookUp, type SignIn } from './sign-in.ts'
+import { isAlgorithmOf, isSignedBy } from './verify.ts'
+
+/** Who a connection turned out to be. */
+export type SignedIn = {
+  /** the SSH user name, as typed */
+  typed: string
+  key: PublicKey
+  /** undefined: a key that no account has */
+  signIn: SignIn | undefined
+  /** of the news about keys, when the key was looked up */
+  generation: number
+}
+
+export type AuthenticationOptions = {
+  sql: Sql
+  log: Log
+  limits: Limits
+  /** `OpenSSH_9.2p1` of the client's identification */
+  software: string
+  /** grows with each piece of news about keys */
+  generation: () => number
+  onFailedSignature: () => void
+}
+
+const METHODS: ['publickey'] = ['publickey']
+/** Longest local names are 256 characters (Windows); what is longer is no name. */
+const MAX_USER_NAME_LENGTH = 256
+
+/**
+ * Answers a connection's sign-in requests.
+ * @param onSignedIn called in the tick in which ssh2 emits 'ready'
+ */
+export function authenticate(
+  client: Connection,
+  options: AuthenticationOptions,
+  onSignedIn: (who: SignedIn) => void,
+): void {
+  const { limits, log } = options
+  const goesRound = /^OpenSSH_/.test(options.software)
+  let requests = 0
+  let failures = 0
+  let provedUnknown: PublicKey | undefined
+  let signedIn: SignedIn | undefined
+  // ssh2 ends a connection that changes its user name, so the last lookup holds for the signature that follows an offer.
+  let looked: SignedIn | undefined
+  let lastRefusal = ''
+
+  client.on('ready', () => {
+    if (signedIn) onSignedIn(signedIn)
+  })
+  client.on('authentication', (context) => {
+    requests++
+    if (requests > limits.signInRequests) {
+      return disconnect(client, DISCONNECT.noMoreAuthMethods, 'Berth: too many sign-in requests on one connection')
+    }
+    if (context.username.length > MAX_USER_NAME_LENGTH) {
+      return disconnect(client, DISCONNECT.protocolError, 'Berth: that user name is too long')
+    }
+    if (!isPublicKey(context)) return context.reject(METHODS)
+    answer(context).catch((error) => {
+      log.error({ err: error }, 'sign-in failed for a reason of ours')
+      disconnect(client, DISCONNECT.serviceNotAvailable, 'Berth: the database does not answer; try again in a moment')
+    })
+  })
+
+  async function answer(context: PublicKeyAuthContext): Promise<void> {
+    const key = parseOffered(context)
+    if (!key) return context.reject(METHODS)
+    if (!looked?.key.blob.equals(key.blob) || looked.generation !== options.generation()) {
+      const generation = options.generation()
+      looked = {
+        key,
+        typed: context.username,
+        generation,
+        signIn: await lookUp(options.sql, key.blob, context.username),
+      }
+      if (!isOpen(client)) return
+    }
+    const { signIn } = looked
+    const returns = provedUnknown?.blob.equals(key.blob) ?? false
+    if (!signIn && provedUnknown && !returns) return context.reject(METHODS)
+    if (!context.signature) return context.accept()
+
+    const { blob, signature } = context
+    const { algo: algorithm } = context.key
+    if (!blob || !isSignedBy(key, { algorithm, hash: context.hashAlgo, signed: blob, signature })) {
+      failures++
+      options.onFailedSignature()
+      if (failures >= limits.failedSignatures) {
+        return disconnect(client, DISCONNECT.noMoreAuthMethods, 'Berth: too many failed signatures on one connection')
+      }
+      return context.reject(METHODS)
+    }
+    if (!signIn && goesRound && !returns) {
+      provedUnknown = key
+      return context.reject(METHODS, true)
+    }
+    signedIn = looked
+    context.accept()
+  }
+
+  /** What cannot sign in at all is refused with a line that says why, once. */
+  function parseOffered(context: PublicKeyAuthContext): PublicKey | undefined {
+    try {
+      const key = parsePublicKey(context.key.data)
+      if (isAlgorithmOf(key, context.key.algo, context.hashAlgo)) return key
+      if (key.algorithm === 'ssh-rsa')
+        refuse('your client signs with SHA-1, which is too weak; use a newer client or another key')
+    } catch (error) {
+      if (!(error instanceof PublicKeyError)) throw error
+      refuse(`one of your keys cannot be used: ${error.message}`)
+    }
+    return undefined
+  }
+
+  function refuse(text: string): void {
+    if (text === lastRefusal) return
+    lastRefusal = text
+    sendBanner(client, `Berth: ${text}`)
+  }
+}
+
+function isPublicKey(context: AuthContext): context is PublicKeyAuthContext {
+  return context.method === 'publickey'
+}

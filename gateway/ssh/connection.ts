@@ -1,0 +1,188 @@
+import { Readable } from 'node:stream'
+import type { Connection } from 'ssh2'
+import { recordName } from '../accounts/names.ts'
+import { type App, type Caller, EXIT, type RunLine, type RunLobby, type Terminal } from '../app.ts'
+import { stageInWords } from '../machines.ts'
+import { serveJumps } from './jump.ts'
+import { relayConnection } from './relay/relay.ts'
+import { type SessionRequest, serveSessions } from './session.ts'
+import type { Route } from './sign-in.ts'
+import { SIGN_UP_REFUSED, type SignUpOptions, signUpOnTerminal, signUpSentence } from './sign-up.ts'
+
+/** A signed-in connection being served. */
+export type Served = {
+  /** Tells every open session a sentence and ends it. */
+  close(sentence: string): void
+}
+
+export type Lobby = { runLine: RunLine; runLobby: RunLobby }
+
+/** The longest command line that the lobby reads from a shell without a terminal. */
+const MAX_LINE_BYTES = 256 * 1024
+/** A machine that starts is waited for this long. */
+const READY_TIMEOUT_MS = 300_000
+
+type MachineRoute = Extract<Route, { to: 'machine' }>
+type LobbyRoute = Extract<Route, { to: 'lobby' | 'unknown' }>
+
+/** `ssh demo@host`: everything goes on to the machine. */
+export function serveMachine(client: Connection, app: App, caller: Caller, route: MachineRoute): Served {
+  return relayConnection(client, {
+    pool: app.pool,
+    log: app.log,
+    resolve: async (signal) => {
+      const machine = await app.machines.whenReady(route.machineId, caller, {
+        signal,
+        timeoutMs: READY_TIMEOUT_MS,
+        onStage: ({ name, observedStage }) =>
+          app.log.debug({ machine: name, stage: stageInWords(observedStage) }, 'a session waits for a start'),
+      })
+      return app.machines.target(machine, caller, route.guestUser)
+    },
+  })
+}
+
+/** `ssh host`: the lobby, and jumps to machines. */
+export function serveAccount(client: Connection, app: App, lobby: Lobby, caller: Caller, route: LobbyRoute): Served {
+  serveJumps(client, app, caller)
+  return serveSessions(client, app.log, (request) => runInLobby(app, lobby, caller, route, request))
+}
+
+/** A key that no account has: nothing but signing up, and then the lobby. */
+export function serveSignUp(
+  client: Connection,
+  app: App,
+  lobby: Lobby,
+  options: SignUpOptions,
+  onMember: (caller: Caller, served: Served) => void,
+): void {
+  let caller: Caller | undefined
+  let asking = false
+  const sessions = serveSessions(client, app.log, async (request) => {
+    const { io, kind } = request
+    if (caller) return await runInLobby(app, lobby, caller, { to: 'lobby' }, request)
+    const { terminal } = io
+    if (!terminal || asking) {
+      io.stderr.write(`${signUpSentence(app)}\n`)
+      return SIGN_UP_REFUSED
+    }
+    asking = true
+    try {
+      const member = await signUpOnTerminal(options, { ...io, terminal })
+      if (!member) return SIGN_UP_REFUSED
+      caller = await callerOf(app, member, options)
+      onMember(caller, sessions)
+    } finally {
+      asking = false
+    }
+    return kind === 'shell' ? await lobby.runLobby(app, caller, { ...io, terminal }) : EXIT.done
+  })
+}
+
+/** A suspended account is told so; it signed in correctly, and silence would look like a fault. */
+export function serveSuspended(client: Connection, app: App): Served {
+  return serveSessions(client, app.log, async ({ io }) => {
+    io.stderr.write(`this account is suspended; ask whoever runs ${app.settings.domain}${io.terminal ? '\r' : ''}\n`)
+    return EXIT.notAllowed
+  })
+}
+
+async function runInLobby(
+  app: App,
+  lobby: Lobby,
+  caller: Caller,
+  route: LobbyRoute,
+  { kind, command, io }: SessionRequest,
+): Promise<number> {
+  const { terminal } = io
+  if (kind === 'shell' && terminal) {
+    return await visit(app, lobby, caller, route, { ...io, terminal })
+  }
+  const newline = terminal ? '\r\n' : '\n'
+  if (route.to === 'unknown') {
+    io.stderr.write(`${unknownSentence(app, route.name)}${newline}`)
+    return EXIT.notFound
+  }
+  if (kind === 'subsystem') {
+    io.stderr.write(
+      `the lobby has no ${shown(command)}; use it on a machine: sftp NAME@${app.settings.domain}${newline}`,
+    )
+    return EXIT.usage
+  }
+  return kind === 'exec' ? await lobby.runLine(app, caller, command, io) : await runLines(app, lobby, caller, io)
+}
+
+/** Somebody sits at a terminal: the name they typed will lead here from now on. */
+async function visit(
+  app: App,
+  lobby: Lobby,
+  caller: Caller,
+  route: LobbyRoute,
+  io: SessionRequest['io'] & { terminal: Terminal },
+): Promise<number> {
+  const notice = route.to === 'unknown' ? noticeOf(app, route.name) : undefined
+  recordName(app.sql, caller.accountId, caller.sshName).catch((error) => {
+    app.log.warn({ err: error }, 'a name was not recorded')
+  })
+  return await lobby.runLobby(app, caller, io, notice)
+}
+
+/** `ssh host < commands`: each line is a command, run one after the other; the last one's status is the session's. */
+async function runLines(app: App, lobby: Lobby, caller: Caller, io: SessionRequest['io']): Promise<number> {
+  let status: number = EXIT.done
+  for await (const line of linesOf(io.stdin)) {
+    if (io.signal.aborted) break
+    if (line === undefined) {
+      io.stderr.write(`a command line has at most ${MAX_LINE_BYTES / 1024} KiB\n`)
+      return EXIT.usage
+    }
+    if (line.trim() === '') continue
+    if (/^\s*(exit|logout|quit)\s*$/.test(line)) break
+    status = await lobby.runLine(app, caller, line, { ...io, stdin: Readable.from([]) })
+  }
+  return status
+}
+
+/** @yields undefined for a line that is too long, and then nothing more */
+async function* linesOf(stdin: SessionRequest['io']['stdin']): AsyncGenerator<string | undefined> {
+  let rest = Buffer.alloc(0)
+  for await (const chunk of stdin.iterator({ destroyOnReturn: false })) {
+    rest = Buffer.concat([rest, chunk])
+    for (let end = rest.indexOf(10); end !== -1; end = rest.indexOf(10)) {
+      yield rest.subarray(0, end).toString().replace(/\r$/, '')
+      rest = rest.subarray(end + 1)
+    }
+    if (rest.length > MAX_LINE_BYTES) return yield undefined
+  }
+  if (rest.length > 0) yield rest.toString()
+}
+
+async function callerOf(
+  app: App,
+  member: { accountId: number; isOwner: boolean },
+  { key, address, typed }: SignUpOptions,
+): Promise<Caller> {
+  const rows = await app.sql<{ id: number }[]>`select id from keys where public_key = ${key.blob}`
+  return {
+    accountId: member.accountId,
+    isOwner: member.isOwner,
+    keyId: rows[0]?.id ?? null,
+    fingerprint: key.fingerprint,
+    address,
+    via: 'ssh',
+    sshName: typed,
+  }
+}
+
+function unknownSentence(app: App, name: string): string {
+  return `no machine called ${shown(name)}; the lobby is lobby@${app.settings.domain}`
+}
+
+/** `ssh demo.example.com` without the lines of ssh-config sends the local user name, and so ends up here too. */
+function noticeOf(app: App, name: string): string {
+  return `no machine called ${shown(name)}; this is the lobby. To reach a machine: ssh NAME@${app.settings.domain}, or ssh NAME.${app.settings.machineDomain} after adding what ssh-config prints`
+}
+
+function shown(name: string): string {
+  return name.replace(/[^\x21-\x7e]/g, '?').slice(0, 100)
+}
