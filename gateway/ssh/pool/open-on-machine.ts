@@ -1,18 +1,25 @@
-import type { Readable, Writable } from 'node:stream'
+import { Duplex, Readable, type Writable } from 'node:stream'
+import {
+  type ChannelEnd,
+  type ChannelSink,
+  dataHeaderBytes,
+  extendedDataHeaderBytes,
+} from '../transport/channel-end.ts'
+import { WireReader } from '../transport/wire.ts'
 import type { MachinePool } from './pool.ts'
-import type { MachineTarget } from './target.ts'
+import { type MachineTarget, MachineUnreachableError } from './target.ts'
 
 export type MachineCommand = {
   /** Run by the login user's shell; undefined is a login shell. Bytes are passed as they are. */
   command?: string | Buffer
-  /** Asks for a terminal. `modes` are RFC 4254, 8 encoded modes; default none. */
+  /** Asks for a terminal. `modes` are encoded as in RFC 4254, 8; default none. */
   pty?: { term: string; columns: number; rows: number; modes?: Buffer }
   env?: Record<string, string>
 }
 
 /** How a process on a machine ended. */
 export type MachineExit = {
-  /** Exit status; null when a signal ended it or the connection was lost. */
+  /** Exit status; null when a signal ended it. */
   status: number | null
   /** Signal name without SIG, e.g. 'TERM'. */
   signal: string | null
@@ -22,22 +29,193 @@ export type MachineProcess = {
   stdin: Writable
   stdout: Readable
   stderr: Readable
-  /** Settles when the channel is closed and both outputs were read to their end; rejects with MachineUnreachableError when the connection is lost. */
+  /**
+   * Settles when the channel is closed; what was printed may still wait to be read then.
+   * Rejects with MachineUnreachableError when the connection was lost before the process ended.
+   */
   exit: Promise<MachineExit>
   resize(columns: number, rows: number): void
+  /** Sends a signal; `name` without SIG. */
   signal(name: string): void
   /** Closes the channel at once. */
   close(): void
 }
 
+// Both outputs share it, as the protocol has one window for a channel
+const windowBytes = 1024 * 1024
+const packetBytes = 32 * 1024
+
 /**
  * Runs something on a machine over the pooled connection: the lobby's `ssh NAME CMD`, setup scripts, the web terminal.
- * @throws MachineUnreachableError
+ * Resolves when the machine has started it.
+ * @throws MachineUnreachableError also when the machine refuses
  */
 export async function openOnMachine(
-  _pool: MachinePool,
-  _target: MachineTarget,
-  _what: MachineCommand,
+  pool: MachinePool,
+  target: MachineTarget,
+  what: MachineCommand,
 ): Promise<MachineProcess> {
-  throw new Error('not here yet')
+  const upstream = await pool.reserve(target)
+  const remote = new RemoteProcess(target)
+  try {
+    remote.end = upstream.open('session', windowBytes, packetBytes, Buffer.alloc(0), remote)
+  } finally {
+    pool.unreserve(upstream)
+  }
+  await remote.opened.promise
+  for (const [name, value] of Object.entries(what.env ?? {})) remote.end.sendRequest('env', false, name, value)
+  if (what.pty !== undefined) {
+    const { term, columns, rows, modes = Buffer.of(0) } = what.pty
+    await remote.request('pty-req', term, columns, rows, 0, 0, modes)
+  }
+  if (what.command === undefined) await remote.request('shell')
+  else await remote.request('exec', what.command)
+  return {
+    stdin: remote.channel,
+    stdout: remote.channel,
+    stderr: remote.stderr,
+    exit: remote.exit.promise,
+    resize: (columns, rows) => remote.end?.sendRequest('window-change', false, columns, rows, 0, 0),
+    signal: (name) => remote.end?.sendRequest('signal', false, name),
+    close: () => remote.channel.destroy(),
+  }
+}
+
+/** A session channel as streams. What is read is granted again, so a reader that stops stops the machine. */
+class RemoteProcess implements ChannelSink {
+  end: ChannelEnd | undefined
+  readonly opened = Promise.withResolvers<void>()
+  readonly exit = Promise.withResolvers<MachineExit>()
+  readonly channel: Duplex
+  readonly stderr: Readable
+  readonly #target: MachineTarget
+  readonly #replies: ((success: boolean) => void)[] = []
+  #status: MachineExit | undefined
+  #unwritten: { bytes: Buffer; done: () => void } | undefined
+  #readBytes = 0
+
+  constructor(target: MachineTarget) {
+    this.#target = target
+    this.exit.promise.catch(() => {})
+    this.channel = new Duplex({
+      highWaterMark: packetBytes,
+      read: () => this.#grant(),
+      write: (bytes: Buffer, _encoding, done) => {
+        this.#unwritten = { bytes, done }
+        this.onRoom()
+      },
+      final: (done) => {
+        this.end?.sendEof()
+        done()
+      },
+      destroy: (error, done) => {
+        this.end?.close()
+        done(error)
+      },
+    })
+    this.stderr = new Readable({ highWaterMark: packetBytes, read: () => this.#grant() })
+    this.channel.on('error', () => {})
+  }
+
+  request(name: string, ...fields: (number | string | Buffer)[]): Promise<void> {
+    const { promise, resolve, reject } = Promise.withResolvers<void>()
+    this.#replies.push((success) => {
+      if (success) resolve()
+      else reject(this.#unreachable(`Machine ${this.#target.name} refused "${name}".`))
+    })
+    this.end?.sendRequest(name, true, ...fields)
+    return promise
+  }
+
+  onOpen(): void {
+    this.opened.resolve()
+  }
+
+  onRefused(_reason: number, description: string): void {
+    this.opened.reject(this.#unreachable(`Machine ${this.#target.name} refused the session: ${description}`))
+  }
+
+  onData(payload: Buffer, lengthBytes: number): void {
+    this.#readBytes += lengthBytes
+    // A copy: the memory of the message is the transport's
+    if (this.channel.push(Buffer.from(payload.subarray(dataHeaderBytes)))) this.#grant()
+  }
+
+  onExtendedData(payload: Buffer, lengthBytes: number): void {
+    this.#readBytes += lengthBytes
+    if (this.stderr.push(Buffer.from(payload.subarray(extendedDataHeaderBytes)))) this.#grant()
+  }
+
+  onRoom(): void {
+    const { end } = this
+    const waiting = this.#unwritten
+    if (end === undefined || waiting === undefined) return
+    if (end.link.backlogBytes > windowBytes) {
+      end.link.callWhenDrained(end)
+      return
+    }
+    const now = waiting.bytes.subarray(0, end.sendWindowBytes)
+    if (now.length > 0) end.sendData(now)
+    waiting.bytes = waiting.bytes.subarray(now.length)
+    if (waiting.bytes.length > 0) return
+    this.#unwritten = undefined
+    waiting.done()
+  }
+
+  onRequest(name: string, wantReply: boolean, payload: Buffer): void {
+    const reader = new WireReader(payload, 5)
+    reader.bytes()
+    reader.boolean()
+    if (name === 'exit-status') this.#status = { status: reader.uint32(), signal: null }
+    else if (name === 'exit-signal') this.#status = { status: null, signal: reader.text() }
+    if (wantReply) this.end?.sendReply(false)
+  }
+
+  onReply(success: boolean): void {
+    this.#replies.shift()?.(success)
+  }
+
+  onEof(): void {
+    this.channel.push(null)
+    this.stderr.push(null)
+  }
+
+  onClose(): void {
+    this.end?.close()
+    this.#ended()
+    if (this.#status === undefined) this.exit.reject(this.#lost())
+    else this.exit.resolve(this.#status)
+  }
+
+  onLost(): void {
+    this.opened.reject(this.#lost())
+    for (const answer of this.#replies.splice(0)) answer(false)
+    this.#ended()
+    this.exit.reject(this.#lost())
+  }
+
+  /** Grants what was taken, when nobody is behind with reading. */
+  #grant(): void {
+    const behind = this.channel.readableLength > packetBytes || this.stderr.readableLength > packetBytes
+    if (behind || this.#readBytes < windowBytes / 4) return
+    this.end?.grant(this.#readBytes)
+    this.#readBytes = 0
+  }
+
+  #ended(): void {
+    if (!this.channel.readableEnded) this.channel.push(null)
+    if (!this.stderr.readableEnded) this.stderr.push(null)
+    const waiting = this.#unwritten
+    this.#unwritten = undefined
+    waiting?.done()
+    this.channel.end()
+  }
+
+  #lost(): MachineUnreachableError {
+    return this.#unreachable(`The connection to machine ${this.#target.name} was lost.`)
+  }
+
+  #unreachable(sentence: string): MachineUnreachableError {
+    return new MachineUnreachableError('machine.unreachable', sentence)
+  }
 }

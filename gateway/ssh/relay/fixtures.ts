@@ -1,0 +1,203 @@
+/** For tests and benchmarks: an sshd of the host as the machine, a bare gateway in front of it, the real client. */
+
+import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { type AddressInfo, createServer } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { createInterface } from 'node:readline'
+import ssh2, { type Connection, type Server } from 'ssh2'
+import { MachinePool, type MachinePoolOptions } from '../pool/pool.ts'
+import type { MachineTarget } from '../pool/target.ts'
+import { serverAlgorithms } from '../transport/algorithms.ts'
+import { silentLog } from '../transport/log.ts'
+import type { RelayOptions } from './options.ts'
+import { type Relay, relayConnection } from './relay.ts'
+
+export type Keys = { directory: string; clientKey: string; gatewayKey: string; hostKey: string }
+
+/** Keys in a directory of their own, gone when disposed. */
+export function makeKeys(): Keys & Disposable {
+  const directory = mkdtempSync(join(tmpdir(), 'berth-ssh-'))
+  const key = (name: string) => {
+    const path = join(directory, name)
+    execFileSync('ssh-keygen', ['-q', '-t', 'ed25519', '-N', '', '-C', name, '-f', path])
+    return path
+  }
+  return {
+    directory,
+    clientKey: key('client'),
+    gatewayKey: key('gateway'),
+    hostKey: key('host'),
+    [Symbol.dispose]: () => rmSync(directory, { recursive: true, force: true }),
+  }
+}
+
+export type Machine = { target: MachineTarget; process: ChildProcess; log: string[] } & AsyncDisposable
+
+/** An sshd on loopback, as the platform's own sshd in a machine would be. `config` lines come first and so win. */
+export async function startMachine(keys: Keys, config: readonly string[] = []): Promise<Machine> {
+  const port = await freePort()
+  const path = join(keys.directory, `sshd_config.${port}`)
+  const authorized = join(keys.directory, 'authorized_keys')
+  writeFileSync(authorized, [keys.clientKey, keys.gatewayKey].map((key) => readFileSync(`${key}.pub`)).join(''))
+  mkdirSync('/run/sshd', { recursive: true })
+  writeFileSync(
+    path,
+    [
+      ...config,
+      `ListenAddress 127.0.0.1:${port}`,
+      `HostKey ${keys.hostKey}`,
+      `AuthorizedKeysFile ${authorized}`,
+      'PidFile none',
+      'StrictModes no',
+      'PermitRootLogin yes',
+      'UsePAM no',
+      'AcceptEnv *',
+      'MaxSessions 600',
+      'MaxStartups 600',
+      'AllowStreamLocalForwarding yes',
+      'X11Forwarding yes',
+      'Subsystem sftp internal-sftp',
+      '',
+    ].join('\n'),
+  )
+  const child = spawn('/usr/sbin/sshd', ['-D', '-e', '-f', path], { stdio: ['ignore', 'ignore', 'pipe'] })
+  const log: string[] = []
+  const listening = new Promise<void>((resolve, reject) => {
+    const lines = createInterface({ input: child.stderr })
+    lines.on('line', (line) => {
+      log.push(line)
+      if (line.includes('Server listening')) resolve()
+    })
+    lines.on('close', () => reject(new Error(`sshd did not start: ${log.join('\n')}`)))
+  })
+  await listening
+  return {
+    target: {
+      machineId: 1,
+      name: 'demo',
+      address: '127.0.0.1',
+      port,
+      hostKey: publicKey(keys.hostKey),
+      user: 'root',
+      accountId: 1,
+    },
+    process: child,
+    log,
+    [Symbol.asyncDispose]: async () => {
+      const gone = child.exitCode === null && child.signalCode === null ? once(child, 'exit') : undefined
+      child.kill()
+      await gone
+    },
+  }
+}
+
+export type Gateway = {
+  port: number
+  pool: MachinePool
+  relays: Relay[]
+  clients: Connection[]
+  server: Server
+} & AsyncDisposable
+
+/** A gateway that lets every key in and relays to one machine. */
+export async function startGateway(
+  keys: Keys,
+  machine: { target: MachineTarget },
+  options: { relay?: Partial<RelayOptions>; pool?: Partial<MachinePoolOptions>; server?: object } = {},
+): Promise<Gateway> {
+  const pool = new MachinePool({ privateKey: readFileSync(keys.gatewayKey), log: silentLog, ...options.pool })
+  const relays: Relay[] = []
+  const clients: Connection[] = []
+  const server = new ssh2.Server(
+    { hostKeys: [readFileSync(keys.hostKey)], algorithms: serverAlgorithms, ...options.server },
+    (client) => {
+      clients.push(client)
+      client.on('error', () => {})
+      client.on('authentication', (context) => {
+        if (context.method === 'publickey') context.accept()
+        else context.reject(['publickey'])
+      })
+      client.on('ready', () => {
+        relays.push(
+          relayConnection(client, { resolve: async () => machine.target, pool, log: silentLog, ...options.relay }),
+        )
+      })
+    },
+  )
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  return {
+    port: (server.address() as AddressInfo).port,
+    pool,
+    relays,
+    clients,
+    server,
+    [Symbol.asyncDispose]: async () => {
+      pool.close()
+      for (const client of clients) client.end()
+      await new Promise<void>((resolve) => server.close(() => resolve()))
+    },
+  }
+}
+
+/** Arguments of the OpenSSH client that reach 127.0.0.1 without reading or writing anybody's files. */
+export function sshArguments(keys: Keys, port: number, options: readonly string[] = []): string[] {
+  const set = (option: string) => ['-o', option]
+  return [
+    ...['-F', 'none', '-p', String(port), '-i', keys.clientKey],
+    ...set('StrictHostKeyChecking=no'),
+    ...set('UserKnownHostsFile=/dev/null'),
+    ...set('IdentitiesOnly=yes'),
+    ...set('BatchMode=yes'),
+    ...set('LogLevel=ERROR'),
+    ...options,
+  ]
+}
+
+export type Outcome = { status: number | null; signal: string | null; stdout: Buffer; stderr: Buffer }
+
+/** Runs a program to its end. */
+export async function run(
+  command: string,
+  commandArguments: readonly string[],
+  options: { input?: Buffer | string; env?: NodeJS.ProcessEnv } = {},
+): Promise<Outcome> {
+  const child = spawn(command, commandArguments, { env: { ...process.env, ...options.env } })
+  const stdout: Buffer[] = []
+  const stderr: Buffer[] = []
+  child.stdout.on('data', (bytes: Buffer) => stdout.push(bytes))
+  child.stderr.on('data', (bytes: Buffer) => stderr.push(bytes))
+  child.stdin.on('error', () => {})
+  child.stdin.end(options.input)
+  const [status, signal] = (await once(child, 'close')) as [number | null, string | null]
+  return { status, signal, stdout: Buffer.concat(stdout), stderr: Buffer.concat(stderr) }
+}
+
+/** Runs the OpenSSH client to its end. */
+export function ssh(
+  keys: Keys,
+  port: number,
+  rest: readonly string[],
+  options: { input?: Buffer | string; ssh?: readonly string[]; env?: NodeJS.ProcessEnv } = {},
+): Promise<Outcome> {
+  const given = options.ssh ?? []
+  return run('ssh', [...sshArguments(keys, port, given), 'demo@127.0.0.1', ...rest], options)
+}
+
+export async function freePort(): Promise<number> {
+  const server = createServer()
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  server.close()
+  return port
+}
+
+function publicKey(path: string): Buffer {
+  const key = ssh2.utils.parseKey(readFileSync(`${path}.pub`))
+  if (key instanceof Error) throw key
+  return key.getPublicSSH()
+}
