@@ -1,0 +1,294 @@
+#include "agent.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/utsname.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base.h"
+#include "disk.h"
+#include "identity.h"
+#include "report.h"
+
+/* linux/fs.h */
+#define FIFREEZE ((int)_IOWR('X', 119, int))
+#define FITHAW ((int)_IOWR('X', 120, int))
+
+enum {
+  SSH_PORT = 22,
+  TICK_MS = 1000,
+  SSHD_TICK_MS = 20,
+  FREEZE_MOST_MS = 60000,
+  POWER_DEFAULT_MS = 20000,
+  POWER_MOST_MS = 300000,
+  POWER_ASK_AGAIN_MS = 2000,
+};
+
+void agent_init(struct agent *agent) {
+  agent->channel.listener = agent->channel.fd = -1;
+  agent->frozen_fd = -1;
+  strcpy(agent->stage, "kernel");
+}
+
+static const char *boot_id(char *buffer, size_t capacity) {
+  ssize_t length = read_file("/proc/sys/kernel/random/boot_id", buffer, capacity);
+  if (length < 0) length = 0;
+  buffer[strcspn(buffer, "\n")] = 0;
+  if (length == 0) buffer[0] = 0;
+  return buffer;
+}
+
+static struct frame_writer *start(struct agent *agent, uint8_t type, uint32_t id) {
+  frame_start(&agent->channel.writer, type, id);
+  return &agent->channel.writer;
+}
+
+static void answer_error(struct agent *agent, uint32_t id, const char *message) {
+  frame_text(start(agent, MSG_ERROR, id), TAG_MESSAGE, message);
+  channel_send(&agent->channel);
+}
+
+static void answer_errno(struct agent *agent, uint32_t id, const char *what) {
+  char message[160];
+  snprintf(message, sizeof message, "cannot %s: %s", what, strerror(errno));
+  answer_error(agent, id, message);
+}
+
+void agent_stage(struct agent *agent, const char *stage) {
+  snprintf(agent->stage, sizeof agent->stage, "%s", stage);
+  uint64_t now = uptime_ms();
+  log_line("%s (%llu ms)", stage, (unsigned long long)now);
+  if (!agent->channel.greeted) return;
+  struct frame_writer *writer = start(agent, MSG_STAGE, 0);
+  frame_text(writer, TAG_STAGE, stage);
+  frame_number(writer, TAG_UPTIME_MS, now);
+  channel_send(&agent->channel);
+}
+
+static bool host_is_there(const struct agent *agent) {
+  struct pollfd wait = {.fd = agent->channel.fd, .events = POLLOUT};
+  return agent->channel.fd >= 0 && poll(&wait, 1, 0) > 0 && !(wait.revents & POLLHUP);
+}
+
+void agent_born(struct agent *agent) {
+  char id[64];
+  if (!host_is_there(agent)) return;
+  struct frame_writer *writer = start(agent, MSG_BORN, 0);
+  frame_text(writer, TAG_BOOT_ID, boot_id(id, sizeof id));
+  frame_text(writer, TAG_STAGE, agent->stage);
+  channel_send(&agent->channel);
+}
+
+void agent_fatal(struct agent *agent, const char *reason, unsigned int limit_ms) {
+  uint64_t until = uptime_ms() + limit_ms;
+  /* A host that connects late still wants its hello answered first. */
+  do agent_serve(agent, 20);
+  while (!agent->channel.greeted && uptime_ms() < until);
+  frame_text(start(agent, MSG_FATAL, 0), TAG_MESSAGE, reason);
+  if (host_is_there(agent)) channel_send(&agent->channel);
+}
+
+static void hello(struct agent *agent, const struct frame *frame) {
+  char id[64];
+  struct utsname kernel;
+  struct field nonce;
+  struct frame_writer *writer = start(agent, MSG_OK, 0);
+  if (field_find(frame, TAG_NONCE, &nonce)) frame_bytes(writer, TAG_NONCE, nonce.bytes, nonce.length);
+  frame_number(writer, TAG_VERSION, PROTOCOL_VERSION);
+  frame_text(writer, TAG_BOOT_ID, boot_id(id, sizeof id));
+  frame_text(writer, TAG_KERNEL, uname(&kernel) == 0 ? kernel.release : "");
+  frame_text(writer, TAG_STAGE, agent->stage);
+  frame_number(writer, TAG_IDENTIFIED, agent->identified);
+  frame_number(writer, TAG_UPTIME_MS, uptime_ms());
+  agent->channel.greeted = true;
+  channel_send(&agent->channel);
+}
+
+static void identify(struct agent *agent, const struct frame *frame) {
+  char reason[256];
+  uid_t uid = 0;
+  uint32_t id = frame->id;
+  if (!identity_apply(frame, agent->rehearsing, &uid, reason, sizeof reason)) {
+    answer_error(agent, id, reason);
+    return;
+  }
+  /* The supervisor passes it on to sshd, which reads its host key and its variables again. */
+  if (agent->identified && !agent->booting && !agent->rehearsing) kill(getppid(), SIGHUP);
+  agent->identified = true;
+  frame_number(start(agent, MSG_OK, id), TAG_LOGIN_UID, uid);
+  channel_send(&agent->channel);
+}
+
+static uint64_t thaw(struct agent *agent) {
+  uint64_t now = uptime_ms();
+  uint64_t left = agent->frozen_fd >= 0 && agent->thaw_at > now ? agent->thaw_at - now : 0;
+  if (agent->frozen_fd < 0) return 0;
+  if (!agent->rehearsing && ioctl(agent->frozen_fd, FITHAW, 0) != 0 && errno != EINVAL)
+    log_line("cannot thaw the root filesystem: %s", strerror(errno));
+  close(agent->frozen_fd);
+  agent->frozen_fd = -1;
+  return left;
+}
+
+static void freeze(struct agent *agent, const struct frame *frame) {
+  uint64_t deadline_ms = field_number(frame, TAG_DEADLINE_MS, 0);
+  if (deadline_ms == 0 || deadline_ms > FREEZE_MOST_MS) {
+    answer_error(agent, frame->id, "a freeze lasts 1 to 60000 ms");
+    return;
+  }
+  if (agent->frozen_fd < 0) {
+    int fd = open("/", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0 || (!agent->rehearsing && ioctl(fd, FIFREEZE, 0) != 0)) {
+      answer_errno(agent, frame->id, "freeze the root filesystem");
+      if (fd >= 0) close(fd);
+      return;
+    }
+    agent->frozen_fd = fd;
+  }
+  agent->thaw_at = uptime_ms() + deadline_ms;
+  start(agent, MSG_OK, frame->id);
+  channel_send(&agent->channel);
+}
+
+static void grow(struct agent *agent, const struct frame *frame) {
+  uint64_t size_bytes = 0;
+  if (agent->frozen_fd >= 0) {
+    answer_error(agent, frame->id, "the root filesystem is frozen");
+    return;
+  }
+  if (!agent->rehearsing && disk_grow("/dev/vda", "/", &size_bytes) != 0) {
+    answer_errno(agent, frame->id, "grow the root filesystem");
+    return;
+  }
+  frame_number(start(agent, MSG_OK, frame->id), TAG_SIZE_BYTES, size_bytes);
+  channel_send(&agent->channel);
+}
+
+static void shut_down(struct agent *agent, const struct frame *frame, enum power how) {
+  uint64_t limit_ms = field_number(frame, TAG_LIMIT_MS, POWER_DEFAULT_MS);
+  if (limit_ms > POWER_MOST_MS) limit_ms = POWER_MOST_MS;
+  start(agent, MSG_OK, frame->id);
+  channel_send(&agent->channel);
+  start(agent, MSG_POWEROFF_BEGUN, 0);
+  channel_send(&agent->channel);
+  if (agent->rehearsing) return;
+  thaw(agent);
+  if (agent->booting) power_now(how);
+  agent->power = how;
+  agent->power_at = uptime_ms() + limit_ms;
+  agent->power_ask_at = 0;
+}
+
+static void report(struct agent *agent, uint32_t id) {
+  struct frame_writer *writer = start(agent, MSG_OK, id);
+  frame_text(writer, TAG_STAGE, agent->stage);
+  frame_number(writer, TAG_UPTIME_MS, uptime_ms());
+  report_write(writer);
+  channel_send(&agent->channel);
+}
+
+static void handle(struct agent *agent, const struct frame *frame) {
+  char reason[160];
+  uint32_t id = frame->id;
+  if (frame->type == MSG_HELLO) {
+    hello(agent, frame);
+    return;
+  }
+  /* Meant for an earlier agent, by a host that has not noticed yet; it will, and ask again. */
+  if (!agent->channel.greeted) return;
+  switch (frame->type) {
+    case MSG_PING:
+      start(agent, MSG_OK, id);
+      channel_send(&agent->channel);
+      return;
+    case MSG_IDENTIFY:
+      identify(agent, frame);
+      return;
+    case MSG_KEYS:
+      if (!identity_keys(frame, reason, sizeof reason)) {
+        answer_error(agent, id, reason);
+        return;
+      }
+      start(agent, MSG_OK, id);
+      channel_send(&agent->channel);
+      return;
+    case MSG_FREEZE:
+      freeze(agent, frame);
+      return;
+    case MSG_THAW: {
+      uint64_t left = thaw(agent);
+      frame_number(start(agent, MSG_OK, id), TAG_DEADLINE_MS, left);
+      channel_send(&agent->channel);
+      return;
+    }
+    case MSG_GROW:
+      grow(agent, frame);
+      return;
+    case MSG_REPORT:
+      report(agent, id);
+      return;
+    case MSG_POWEROFF:
+      shut_down(agent, frame, POWER_OFF);
+      return;
+    case MSG_REBOOT:
+      shut_down(agent, frame, POWER_REBOOT);
+      return;
+    default:
+      answer_error(agent, id, "this machine's agent does not know that request");
+  }
+}
+
+void agent_serve(struct agent *agent, unsigned int timeout_ms) {
+  struct frame frame;
+  if (channel_receive(&agent->channel, timeout_ms, &frame)) handle(agent, &frame);
+}
+
+/* What has a deadline. Returns how long nothing else is due. */
+static unsigned int tick(struct agent *agent) {
+  uint64_t now = uptime_ms();
+  unsigned int wait_ms = TICK_MS;
+  while (waitpid(-1, NULL, WNOHANG) > 0) {
+  }
+  if (agent->frozen_fd >= 0) {
+    if (now >= agent->thaw_at) {
+      log_line("nobody thawed the root filesystem in time");
+      thaw(agent);
+    } else if (agent->thaw_at - now < wait_ms) {
+      wait_ms = (unsigned int)(agent->thaw_at - now);
+    }
+  }
+  if (agent->power != POWER_NONE) {
+    if (now >= agent->power_at) {
+      log_line("the shutdown takes too long; switching off");
+      power_now(agent->power);
+    }
+    /* Again and again: systemd has no ear for signals in the first moments of its life. */
+    if (now >= agent->power_ask_at) {
+      power_ask(agent->power);
+      agent->power_ask_at = now + POWER_ASK_AGAIN_MS;
+    }
+    if (agent->power_at - now < wait_ms) wait_ms = (unsigned int)(agent->power_at - now);
+  }
+  if (!agent->sshd_seen) {
+    wait_ms = SSHD_TICK_MS;
+    if (report_listens(SSH_PORT)) {
+      agent->sshd_seen = true;
+      agent_stage(agent, "sshd");
+      agent_stage(agent, "init");
+    }
+  }
+  return wait_ms;
+}
+
+void agent_run(struct agent *agent) {
+  signal(SIGPIPE, SIG_IGN);
+  signal(SIGTERM, SIG_IGN);
+  signal(SIGHUP, SIG_IGN);
+  for (;;) agent_serve(agent, tick(agent));
+}

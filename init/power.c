@@ -1,0 +1,56 @@
+#include "power.h"
+
+#include <signal.h>
+#include <sys/reboot.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base.h"
+
+enum { SYNC_LIMIT_MS = 5000, POLL_MS = 10 };
+
+/* In a process of its own, because sync() waits for a disk that may never answer. */
+static void sync_bounded(void) {
+  pid_t child = fork();
+  if (child == 0) {
+    sync();
+    _exit(0);
+  }
+  uint64_t until = uptime_ms() + SYNC_LIMIT_MS;
+  while (child > 0 && waitpid(child, NULL, WNOHANG) == 0) {
+    if (uptime_ms() >= until) {
+      log_line("the disk does not answer; what was not written is lost");
+      return;
+    }
+    sleep_ms(POLL_MS);
+  }
+}
+
+void power_now(enum power how) {
+  sync_bounded();
+  reboot(how == POWER_REBOOT ? RB_AUTOBOOT : RB_POWER_OFF);
+  /* Only a machine without ACPI comes here. */
+  reboot((int)RB_HALT_SYSTEM);
+  for (;;) pause();
+}
+
+/* sd_booted(3): the directory is there as soon as systemd is the init. */
+static int takes_signals(void) {
+  char name[32];
+  if (access("/run/systemd/system", F_OK) == 0) return 1;
+  ssize_t length = read_file("/proc/1/comm", name, sizeof name);
+  return length > 0 && text_is(name, (size_t)length, "exe-init\n");
+}
+
+void power_ask(enum power how) {
+  /* systemd(1), "Signals": SIGRTMIN+4 starts poweroff.target, SIGRTMIN+5 reboot.target. */
+  if (takes_signals()) {
+    kill(1, SIGRTMIN + (how == POWER_REBOOT ? 5 : 4));
+    return;
+  }
+  if (fork() == 0) {
+    const char *program = how == POWER_REBOOT ? "/sbin/reboot" : "/sbin/poweroff";
+    execl(program, program, (char *)NULL);
+    _exit(127);
+  }
+}

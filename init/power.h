@@ -1,0 +1,12 @@
+#ifndef BERTH_POWER_H
+#define BERTH_POWER_H
+
+enum power { POWER_NONE, POWER_OFF, POWER_REBOOT };
+
+/* Writes the disks back, at most five seconds, and switches the machine off or resets it. Does not return. */
+_Noreturn void power_now(enum power how);
+
+/* Asks PID 1 for an orderly shutdown: systemd and exe-init by signal, anything else through its poweroff program. */
+void power_ask(enum power how);
+
+#endif

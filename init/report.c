@@ -1,0 +1,131 @@
+#include "report.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include "base.h"
+
+enum { LISTEN_STATE = 0x0a, PORTS_MOST = 256 };
+
+/* Calls back for every listening TCP socket until told to stop. See Documentation/networking/proc_net_tcp.rst. */
+static void each_listener(bool (*visit)(unsigned int port, bool loopback, void *context), void *context) {
+  static const char *const files[] = {"/proc/net/tcp", "/proc/net/tcp6"};
+  for (size_t i = 0; i < 2; i++) {
+    FILE *file = fopen(files[i], "re");
+    char line[256];
+    bool more = true;
+    while (file && more && fgets(line, sizeof line, file)) {
+      char address[33];
+      unsigned int port;
+      unsigned int state;
+      if (sscanf(line, " %*u: %32[0-9A-Fa-f]:%x %*[0-9A-Fa-f]:%*x %x", address, &port, &state) != 3) continue;
+      /* Listeners come first in the table; what follows may be thousands of connections. */
+      if (state != LISTEN_STATE) break;
+      bool loopback = i == 0 ? strcmp(address + 6, "7F") == 0 : strcmp(address, "00000000000000000000000001000000") == 0;
+      more = visit(port, loopback, context);
+    }
+    if (file) fclose(file);
+  }
+}
+
+struct ports {
+  struct frame_writer *writer;
+  int count;
+};
+
+static bool write_port(unsigned int port, bool loopback, void *context) {
+  struct ports *ports = context;
+  if (!loopback) {
+    frame_number(ports->writer, TAG_LISTENING_PORT, port);
+    ports->count++;
+  }
+  return ports->count < PORTS_MOST;
+}
+
+static bool match_port(unsigned int port, bool loopback, void *context) {
+  unsigned int *wanted = context;
+  (void)loopback;
+  if (port == *wanted) *wanted = 0;
+  return *wanted != 0;
+}
+
+bool report_listens(unsigned int port) {
+  unsigned int wanted = port;
+  each_listener(match_port, &wanted);
+  return wanted == 0;
+}
+
+static void write_cpu(struct frame_writer *writer) {
+  static char text[16 * 1024];
+  if (read_file("/proc/stat", text, sizeof text) <= 0) return;
+  /* user nice system idle iowait irq softirq steal; guest time is in user already */
+  uint64_t value[8] = {0};
+  char *at = text + strcspn(text, " ");
+  for (size_t i = 0; i < 8; i++) value[i] = strtoull(at, &at, 10);
+  uint64_t busy = value[0] + value[1] + value[2] + value[5] + value[6];
+  long hertz = sysconf(_SC_CLK_TCK);
+  frame_number(writer, TAG_CPU_BUSY_MS, busy * 1000 / (uint64_t)(hertz > 0 ? hertz : 100));
+  frame_number(writer, TAG_CPU_COUNT, (uint64_t)sysconf(_SC_NPROCESSORS_ONLN));
+}
+
+static uint64_t kilobytes_after(const char *text, const char *name) {
+  const char *at = strstr(text, name);
+  return at ? strtoull(at + strlen(name), NULL, 10) * 1024 : 0;
+}
+
+static void write_memory(struct frame_writer *writer) {
+  char text[4096];
+  if (read_file("/proc/meminfo", text, sizeof text) <= 0) return;
+  frame_number(writer, TAG_MEMORY_TOTAL_BYTES, kilobytes_after(text, "MemTotal:"));
+  frame_number(writer, TAG_MEMORY_AVAILABLE_BYTES, kilobytes_after(text, "MemAvailable:"));
+}
+
+static void write_load(struct frame_writer *writer) {
+  char text[128];
+  unsigned int whole;
+  unsigned int part;
+  if (read_file("/proc/loadavg", text, sizeof text) <= 0 || sscanf(text, "%u.%2u", &whole, &part) != 2) return;
+  frame_number(writer, TAG_LOAD1_MILLI, (uint64_t)whole * 1000 + (uint64_t)part * 10);
+}
+
+static void write_card(struct frame_writer *writer) {
+  static const struct {
+    const char *name;
+    uint8_t tag;
+  } counters[] = {{"tx_bytes", TAG_TX_BYTES}, {"tx_packets", TAG_TX_PACKETS}, {"rx_bytes", TAG_RX_BYTES}, {"rx_packets", TAG_RX_PACKETS}};
+  for (size_t i = 0; i < sizeof counters / sizeof counters[0]; i++) {
+    char path[PATH_MOST];
+    char text[32];
+    snprintf(path, sizeof path, "/sys/class/net/eth0/statistics/%s", counters[i].name);
+    if (read_file(path, text, sizeof text) > 0) frame_number(writer, counters[i].tag, strtoull(text, NULL, 10));
+  }
+}
+
+static void write_processes(struct frame_writer *writer) {
+  DIR *directory = opendir("/proc");
+  uint64_t count = 0;
+  for (struct dirent *entry; directory && (entry = readdir(directory));)
+    if (isdigit((unsigned char)entry->d_name[0])) count++;
+  if (directory) closedir(directory);
+  frame_number(writer, TAG_PROCESS_COUNT, count);
+}
+
+void report_write(struct frame_writer *writer) {
+  struct statvfs root;
+  write_cpu(writer);
+  write_memory(writer);
+  write_load(writer);
+  write_card(writer);
+  if (statvfs("/", &root) == 0) {
+    frame_number(writer, TAG_DISK_TOTAL_BYTES, (uint64_t)root.f_blocks * root.f_frsize);
+    frame_number(writer, TAG_DISK_FREE_BYTES, (uint64_t)root.f_bavail * root.f_frsize);
+  }
+  write_processes(writer);
+  struct ports ports = {.writer = writer};
+  each_listener(write_port, &ports);
+}
