@@ -4,7 +4,6 @@ import { z } from 'zod'
 import { type Cidr, contains, formatCidr, overlaps, parseAddress, parseCidr, suggestNetwork } from './address.ts'
 import { runCommand } from './command.ts'
 import { isOurTap, type Kernel, ROUTE_PROTOCOL, type Route } from './kernel.ts'
-import { FLOWS_PER_MACHINE } from './ruleset.ts'
 import { NetworkError } from './types.ts'
 
 /** Label of the gateway address on `lo`: marks it as ours. @see ip-address(8), at most 15 characters, interface name first */
@@ -102,8 +101,8 @@ export function planHost(network: Cidr, gateway: string, { links, routes }: Kern
 }
 
 /** @returns size of the connection table at which no number of hostile machines leaves the host without entries */
-export function conntrackSize(machines: number): number {
-  return FLOWS_OF_HOST + machines * FLOWS_PER_MACHINE
+export function conntrackSize(machines: number, flowsPerMachine: number): number {
+  return FLOWS_OF_HOST + machines * flowsPerMachine
 }
 
 const chainListSchema = z.object({

@@ -182,7 +182,8 @@ function planAddresses(tap: string, gateway: string, link: Link | undefined): st
 }
 
 function planRoutes(tap: string, address: string, gateway: string, routes: readonly Route[]): string[] {
-  const found = routes.filter(({ dev, table }) => dev === tap && table !== 'local')
+  // The kernel's own routes come and go with the addresses they belong to.
+  const found = routes.filter(({ dev, table, protocol }) => dev === tap && table !== 'local' && protocol !== 'kernel')
   const isRight = (route: Route): boolean =>
     route.dst === address &&
     route.protocol === String(ROUTE_PROTOCOL) &&

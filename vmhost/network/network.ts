@@ -39,7 +39,7 @@ import {
   setTapSysctls,
 } from './kernel.ts'
 import { type MetadataService, serveMetadata } from './metadata.ts'
-import { METADATA_PORT, renderRuleset, staleChains } from './ruleset.ts'
+import { FLOWS_PER_MACHINE, METADATA_PORT, renderRuleset, staleChains } from './ruleset.ts'
 import {
   type MachineNetwork,
   type Network,
@@ -67,6 +67,7 @@ class HostNetwork implements Network {
   readonly #network: Cidr
   readonly #gateway: string
   readonly #allow: readonly Cidr[]
+  readonly #flowsPerMachine: number
   /** What the firewall lets through. */
   readonly #machines = new Map<number, MachineNetwork>()
   readonly #said = new Set<string>()
@@ -87,6 +88,7 @@ class HostNetwork implements Network {
     }
     this.#gateway = gatewayAddress(this.#network)
     this.#allow = settings.allow.map(parseCidr)
+    this.#flowsPerMachine = settings.flowsPerMachine ?? FLOWS_PER_MACHINE
   }
 
   async prepareHost(): Promise<void> {
@@ -204,8 +206,7 @@ class HostNetwork implements Network {
     const chains = await readChains()
     for (const sentence of describeForeignDrops(chains)) this.#sayOnce(sentence)
     await this.#applyRules(staleChains(chains.filter(({ family, table }) => family === 'inet' && table === 'berth')))
-    const lines = planHost(this.#network, this.#gateway, kernel)
-    if (lines.length > 0) await runCommand('ip', ['-batch', '-'], lines.join('\n'))
+    await runBatch(planHost(this.#network, this.#gateway, kernel))
     // After the rules: from here on packets pass.
     for (const device of outwards) await setSysctl(`ipv4/conf/${device}/forwarding`, '1')
     if (!this.#closed && this.#watch?.ended !== false) this.#watch = watchTables(() => this.#repair(), this.#context)
@@ -227,6 +228,7 @@ class HostNetwork implements Network {
       publicPorts: this.#settings.publicPorts,
       uplinks: this.#uplinks,
       opened: this.#opened,
+      flowsPerMachine: this.#flowsPerMachine,
       machines: [...this.#machines.values()],
     }
     await runCommand('nft', ['-f', '-'], renderRuleset(ruleset, stale))
@@ -256,7 +258,7 @@ class HostNetwork implements Network {
     await eachOrAll(
       taps,
       async (some) => {
-        await runCommand('ip', ['-batch', '-'], some.map((tap) => `link delete dev ${tap}`).join('\n'))
+        await runBatch(some.map((tap) => `link delete dev ${tap}`))
       },
       (tap, error) => failures.set(Number(tap.slice(2)), error),
     )
@@ -283,31 +285,29 @@ class HostNetwork implements Network {
   }
 
   async #connect(machines: readonly MachineNetwork[], failures: Failures): Promise<string[]> {
-    const ensured: string[] = []
+    const touched = new Set<string>()
     const connectAll = async (some: readonly MachineNetwork[]): Promise<void> => {
       const kernel = await readKernel()
       const plans = some.map((machine) => ({
         tap: tapName(machine.machineId),
         ...planTap(machine, this.#gateway, kernel),
       }))
-      const create = plans.flatMap((plan) => plan.create)
-      if (create.length > 0) await runCommand('ip', ['-batch', '-'], create.join('\n'))
-      const changed = new Set<string>()
-      for (const { tap } of plans) if (await setTapSysctls(tap)) changed.add(tap)
-      const configure = plans.flatMap((plan) => plan.configure)
-      if (configure.length > 0) await runCommand('ip', ['-batch', '-'], configure.join('\n'))
-      for (const plan of plans) {
-        if (plan.create.length + plan.configure.length > 0 || changed.has(plan.tap)) ensured.push(plan.tap)
-      }
+      for (const { tap, create, configure } of plans) if (create.length + configure.length > 0) touched.add(tap)
+      await runBatch(plans.flatMap(({ create }) => create))
+      for (const { tap } of plans) if (await setTapSysctls(tap)) touched.add(tap)
+      await runBatch(plans.flatMap(({ configure }) => configure))
     }
     await eachOrAll(machines, connectAll, (machine, error) => failures.set(machine.machineId, error))
-    return ensured
+    return machines
+      .filter(({ machineId }) => !failures.has(machineId))
+      .map(({ machineId }) => tapName(machineId))
+      .filter((tap) => touched.has(tap))
   }
 
   /** Makes the table of connections large enough that machines at their limits leave the host its own. It is never made smaller. */
   async #reserveFlows(): Promise<void> {
     const path = 'netfilter/nf_conntrack_max'
-    const wanted = conntrackSize(this.#machines.size)
+    const wanted = conntrackSize(this.#machines.size, this.#flowsPerMachine)
     if (Number(await readSysctl(path)) >= wanted) return
     await setSysctl(path, String(wanted)).catch((err: unknown) => {
       this.#sayOnce(`net.netfilter.nf_conntrack_max cannot be raised to ${wanted}: ${asError(err).message}`)
@@ -335,6 +335,10 @@ async function eachOrAll<T>(
     if (only !== undefined && others.length === 0) onFailure(only, asError(error))
     else for (const item of items) await eachOrAll([item], work, onFailure)
   }
+}
+
+async function runBatch(lines: readonly string[]): Promise<void> {
+  if (lines.length > 0) await runCommand('ip', ['-batch', '-'], lines.join('\n'))
 }
 
 function asError(error: unknown): Error {

@@ -1,7 +1,8 @@
 /**
  * The firewall as text for `nft -f -`: everything that keeps machines apart from each other, from the host and from
  * private networks. Rendering is pure; applying the text is one transaction, so a packet meets either all of the old
- * rules or all of the new ones.
+ * rules or all of the new ones. That holds for rules, not for sets that come with them: the kernel fills the set of a new rule
+after it has switched to it, and a `{ 10.0.0.0/8, .. }` is empty for that moment. So what refuses is spelt out, a rule each.
  *
  * The text adds what is missing, flushes the rules and states them again. It never deletes a table, a counter or
  * `flows`: counters keep their readings and connection counts stay true across every update (`flush table` empties
@@ -35,7 +36,7 @@ export const METADATA_ADDRESS = '169.254.169.254'
  */
 export const METADATA_PORT = 16_925
 
-/** Connections (conntrack entries) one machine may have at a time; about 2.5 MB of the host's memory. */
+/** Connections (conntrack entries) one machine may have at a time, unless set; about 2.5 MB of the host's memory. */
 export const FLOWS_PER_MACHINE = 8192
 
 /**
@@ -83,6 +84,7 @@ export type Ruleset = {
   readonly uplinks: readonly string[]
   /** Uplinks that forward only because we said so: nothing but machines' traffic may pass through them. */
   readonly opened: readonly string[]
+  readonly flowsPerMachine: number
   readonly machines: readonly Pick<MachineNetwork, 'machineId' | 'address'>[]
 }
 
@@ -165,7 +167,9 @@ function chainRules(ruleset: Ruleset): ChainRules[] {
         `iifname . ip saddr != @machines ${refuse('spoofed', 'drop', 'only its own address')}`,
         // The same by the routing table, which is written apart from the set: two mistakes are needed to let one through.
         `fib saddr . iif oif missing ${refuse('unrouted_source', 'drop', 'only addresses routed to this tap')}`,
-        `fib daddr type { broadcast, multicast, anycast } ${refuse('broadcast', 'drop', 'nobody to broadcast to')}`,
+        ...['broadcast', 'multicast', 'anycast'].map(
+          (type) => `fib daddr type ${type} ${refuse('broadcast', 'drop', 'nobody to broadcast to')}`,
+        ),
         'jump transfer comment "where bytes are counted for money"',
       ],
     },
@@ -182,7 +186,7 @@ function chainRules(ruleset: Ruleset): ChainRules[] {
         `iifgroup != ${TAP_GROUP} accept comment "not from a machine"`,
         'ct state established,related accept comment "answers to the gateway"',
         `ct state invalid ${refuse('invalid', 'drop', 'belongs to no connection')}`,
-        ...limitFlows(),
+        ...limitFlows(ruleset.flowsPerMachine),
         `ip daddr ${gateway} icmp type echo-request limit rate 50/second burst 50 packets accept comment "ping the gateway"`,
         // By the address that the machine asked for: the port itself, asked directly, is a service of the host like any other.
         `tcp dport ${METADATA_PORT} ct status dnat ct original ip daddr ${METADATA_ADDRESS} ct original proto-dst 80 accept comment "metadata service"`,
@@ -210,12 +214,10 @@ function chainRules(ruleset: Ruleset): ChainRules[] {
         ...ruleset.allow.map(
           (allowed) => `ip daddr ${formatCidr(allowed)} goto outside comment "allowed by the operator"`,
         ),
-        `ip daddr { ${NOT_THE_INTERNET.join(', ')} } ${refuse('private', REJECT, 'no private network')}`,
+        ...NOT_THE_INTERNET.map((range) => `ip daddr ${range} ${refuse('private', REJECT, 'no private network')}`),
         // Anything behind a tunnel or a bridge is not the internet either, whatever its addresses look like.
-        ruleset.uplinks.length > 0
-          ? `oifname != { ${ruleset.uplinks.map(quote).join(', ')} } ${refuse('no_uplink', REJECT, 'only by a default route')}`
-          : refuse('no_uplink', REJECT, 'the host has no default route'),
-        'goto outside comment "the internet"',
+        ...ruleset.uplinks.map((uplink) => `oifname ${quote(uplink)} goto outside comment "the internet"`),
+        refuse('no_uplink', REJECT, 'only by a default route'),
       ],
     },
     {
@@ -224,7 +226,7 @@ function chainRules(ruleset: Ruleset): ChainRules[] {
         CLAMP_SEGMENT_SIZE,
         `ct state invalid ${refuse('invalid', 'drop', 'would leave untranslated')}`,
         'jump egress_policy comment "what this machine may reach"',
-        ...limitFlows(),
+        ...limitFlows(ruleset.flowsPerMachine),
         'accept comment "out"',
       ],
     },
@@ -258,9 +260,9 @@ function refuse(reason: (typeof REFUSALS)[number], verdict: string, comment: str
 }
 
 /** A machine that opens connections without end fills the host's table, and nobody else gets one: the gateway included. */
-function limitFlows(): string[] {
+function limitFlows(flowsPerMachine: number): string[] {
   return [
-    `ct state new add @flows { ip saddr ct count over ${FLOWS_PER_MACHINE} } ${refuse('flows', 'drop', 'too many connections')}`,
+    `ct state new add @flows { ip saddr ct count over ${flowsPerMachine} } ${refuse('flows', 'drop', 'too many connections')}`,
   ]
 }
 

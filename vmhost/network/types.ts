@@ -10,6 +10,8 @@ export type NetworkSettings = {
   readonly allow: readonly string[]
   /** The gateway's listeners; `publicPort` reads them from BERTH_SSH, BERTH_HTTPS, BERTH_HTTP and BERTH_DNS. */
   readonly publicPorts: readonly PublicPort[]
+  /** Connections one machine may have at a time; 8192 unless given. */
+  readonly flowsPerMachine?: number
 }
 
 /** What the network must know of a machine that has, or is about to have, a hypervisor. */
