@@ -115,9 +115,13 @@ async function prepareModules() {
   }
   const asked = fs.existsSync(PINNED) && stamp.lock === wanted.lock
   if (!asked && !modulesMatchLock()) {
-    // Without scripts, for want of compilers; npm ci empties the folder, the stamp with it.
-    await step('npm packages', () => npm(['ci', '--ignore-scripts']))
-    stamp = {}
+    // Without scripts, for want of compilers. Not npm ci: it refuses a lock file that was written where the registry
+    // lacks other systems' optional packages. What came is compared with the lock file instead.
+    await step('npm packages', () => npm(['install', '--no-save', '--ignore-scripts']))
+    if (!modulesMatchLock()) {
+      throw new Stop('npm installed other packages than package-lock.json names: remove node_modules and start again')
+    }
+    note({ patches: undefined, native: undefined })
   }
   if (!fs.existsSync(PINNED) || pinnedVersion() !== `v${PINNED_VERSION}`) {
     await step(`Node ${PINNED_VERSION}`, () => npm(['rebuild', 'node', '--ignore-scripts=false']))

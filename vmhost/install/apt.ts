@@ -1,7 +1,7 @@
 import { mkdir, mkdtemp, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { CommandError, run } from './command.ts'
+import { CommandError, type CommandOptions, run } from './command.ts'
 import { megabytes, type Stage } from './progress.ts'
 
 /** The Debian release that machines run: their kernel, their sshd, their images. The host's own may differ. */
@@ -14,8 +14,8 @@ export const GUEST_SUITE = 'trixie'
 export type GuestApt = {
   /** sources.list lines, as given to mmdebstrap too. */
   sources: string
-  /** Environment that makes any apt tool use this configuration. */
-  env: Record<string, string>
+  /** For `-c`, which is read after the host's own configuration and can clear what that adds. */
+  configPath: string
   listsPath: string
   archivesPath: string
   keyringPath: string
@@ -62,9 +62,7 @@ export async function openGuestApt(directory: string, stage: Stage): Promise<Gue
       'APT::Sandbox::User "root";',
       'APT::Install-Recommends "false";',
       'APT::Get::Assume-Yes "true";',
-      'DPkg::Post-Invoke "";',
-      'APT::Update::Post-Invoke "";',
-      'APT::Update::Post-Invoke-Success "";',
+      // Hooks of the host's packages; in container images one of them empties the cache.
       '#clear DPkg::Post-Invoke;',
       '#clear DPkg::Pre-Install-Pkgs;',
       '#clear APT::Update::Post-Invoke;',
@@ -74,7 +72,7 @@ export async function openGuestApt(directory: string, stage: Stage): Promise<Gue
   )
   const apt: GuestApt = {
     sources,
-    env: { APT_CONFIG: join(directory, 'apt.conf') },
+    configPath: join(directory, 'apt.conf'),
     listsPath: join(directory, 'state/lists'),
     archivesPath: join(directory, 'cache/archives'),
     keyringPath: mirrors.keyring,
@@ -82,13 +80,23 @@ export async function openGuestApt(directory: string, stage: Stage): Promise<Gue
   }
   stage.detail('reading the package lists')
   // Without the option apt-get update ends with 0 when a mirror does not answer, and old or no lists are used.
-  await run('apt-get', ['update', '-o', 'APT::Update::Error-Mode=any'], { env: apt.env })
+  await runApt(apt, 'apt-get', ['update', '-o', 'APT::Update::Error-Mode=any'])
   return apt
+}
+
+/** Runs an apt tool with this configuration. */
+export function runApt(
+  apt: GuestApt,
+  tool: 'apt-get' | 'apt-cache',
+  parameters: readonly string[],
+  options: CommandOptions = {},
+): Promise<string> {
+  return run(tool, ['-c', apt.configPath, ...parameters], options)
 }
 
 /** @returns the version that would be installed, for naming what was built */
 export async function candidateVersion(apt: GuestApt, name: string): Promise<string> {
-  const policy = await run('apt-cache', ['policy', name], { env: apt.env })
+  const policy = await runApt(apt, 'apt-cache', ['policy', name])
   const version = /^ {2}Candidate: (\S+)$/m.exec(policy)?.[1]
   if (version === undefined || version === '(none)')
     throw new CommandError(`no package ${name} in Debian ${GUEST_SUITE}`)
@@ -103,7 +111,7 @@ export type Closure = {
 
 /** @param names package names or apt's own patterns */
 export async function closureOf(apt: GuestApt, names: readonly string[]): Promise<Closure> {
-  const uris = await run('apt-get', ['install', '--print-uris', '-qq', ...names], { env: apt.env })
+  const uris = await runApt(apt, 'apt-get', ['install', '--print-uris', '-qq', ...names])
   const found = [...uris.matchAll(/^'[^']+' (\S+) (\d+)/gm)]
   return {
     files: found.map(([, file = '']) => file).sort(),
@@ -118,7 +126,7 @@ export async function prefetch(apt: GuestApt, names: readonly string[], stage: S
     void folderBytes(apt.archivesPath).then((bytes) => stage.detail(`${megabytes(bytes)} of ${megabytes(totalBytes)}`))
   }, 500)
   try {
-    await run('apt-get', ['install', '--download-only', '-qq', ...names], { env: apt.env })
+    await runApt(apt, 'apt-get', ['install', '--download-only', '-qq', ...names])
   } finally {
     clearInterval(timer)
   }

@@ -259,7 +259,12 @@ async function build(store: ArtifactStore, recipes: Recipes, options: EnsureOpti
             const root = join(work, 'root')
             await buildBaseRoot(
               root,
-              { minimalTar: join(part, 'root.tar'), node: process.execPath, npmPath },
+              {
+                minimalTar: join(part, 'root.tar'),
+                node: process.execPath,
+                npmPath,
+                logPath: join(store.path, 'base.log'),
+              },
               lists,
               stage,
             )

@@ -1,4 +1,5 @@
 import { spawn } from 'node:child_process'
+import { closeSync, openSync, writeSync } from 'node:fs'
 import { createInterface } from 'node:readline'
 
 export type CommandOptions = {
@@ -9,6 +10,8 @@ export type CommandOptions = {
   /** Gives the command mounts and processes of its own, all gone the moment it ends or is killed. Needs root. */
   confined?: boolean
   signal?: AbortSignal
+  /** File that everything printed is appended to. */
+  logPath?: string
 }
 
 export class CommandError extends Error {
@@ -40,7 +43,9 @@ export async function run(program: string, args: readonly string[], options: Com
   const output: string[] = []
   const kept: string[] = []
   const complaints: string[] = []
+  using log = options.logPath ? openLog(options.logPath) : undefined
   const take = (line: string): void => {
+    log?.write(line)
     if (!PROGRESS_LINE.test(line)) kept.push(line)
     if (kept.length > KEPT_LINES) {
       const old = kept.shift() ?? ''
@@ -64,6 +69,11 @@ export async function run(program: string, args: readonly string[], options: Com
     throw new CommandError(`${shown}: ${ending}${[...complaints, ...kept].map((line) => `\n  ${line}`).join('')}`)
   }
   return output.join('\n')
+}
+
+function openLog(path: string): { write(line: string): void } & Disposable {
+  const descriptor = openSync(path, 'a', 0o644)
+  return { write: (line) => writeSync(descriptor, `${line}\n`), [Symbol.dispose]: () => closeSync(descriptor) }
 }
 
 /** The environment without what would change what is built: locale, debconf, apt and compiler settings. */

@@ -153,7 +153,7 @@ const TAR_ATTRIBUTES = ['--numeric-owner', '--xattrs', '--xattrs-include=*', '--
 /** Unpacks `minimal` to `root` and makes it `base`. */
 export async function buildBaseRoot(
   root: string,
-  parts: { minimalTar: string; node: string; npmPath: string },
+  parts: { minimalTar: string; node: string; npmPath: string; logPath: string },
   apt: GuestApt,
   stage: Stage,
 ): Promise<void> {
@@ -164,14 +164,18 @@ export async function buildBaseRoot(
   // No service is started while packages are configured (Debian policy 9.3.3).
   const policy = join(root, 'usr/sbin/policy-rc.d')
   await writeFile(policy, '#!/bin/sh\nexit 101\n', { mode: 0o755 })
-  await run('sh', ['-ec', INSTALL_IN_ROOT, 'sh', root, apt.archivesPath, apt.listsPath, ...BASE_PACKAGES], {
-    confined: true,
-    env: apt.env,
-    onLine: (line) => {
-      const percent = /^(?:pmstatus|dlstatus):[^:]*:([0-9.]+):/.exec(line)?.[1]
-      if (percent) stage.detail(`packages ${Math.floor(Number(percent))} %`)
+  await run(
+    'sh',
+    ['-ec', INSTALL_IN_ROOT, 'sh', root, apt.archivesPath, apt.listsPath, apt.configPath, ...BASE_PACKAGES],
+    {
+      confined: true,
+      logPath: parts.logPath,
+      onLine: (line) => {
+        const percent = /^(?:pmstatus|dlstatus):[^:]*:([0-9.]+):/.exec(line)?.[1]
+        if (percent) stage.detail(`packages ${Math.floor(Number(percent))} %`)
+      },
     },
-  })
+  )
   await run('rm', ['-f', options, policy])
   stage.detail('Node and npm')
   await copyFile(parts.node, join(root, 'usr/local/bin/node'))
@@ -183,16 +187,17 @@ export async function buildBaseRoot(
 
 /**
  * The host's apt decides and downloads with the host's proxies; dpkg and the packages' scripts run in the root, with
- * mounts that end with this process. The cache is bound in, so that nothing of it stays.
+ * mounts that end with this process. The cache is bound in, so that nothing of it stays. Progress comes on a
+ * descriptor of its own: apt closes the one it is given for the packages' scripts, and without stderr some fail.
  */
 const INSTALL_IN_ROOT = `
-root=$1 archives=$2 lists=$3; shift 3
+root=$1 archives=$2 lists=$3 config=$4; shift 4
 mount -t proc proc "$root/proc"
 mount -t sysfs -o ro sysfs "$root/sys"
 mount --rbind /dev "$root/dev"
 mkdir -p "$root/var/cache/apt/archives"
 mount --bind "$archives" "$root/var/cache/apt/archives"
-exec apt-get install -y -qq -o APT::Status-Fd=2 \
+exec apt-get -c "$config" install -y -qq -o APT::Status-Fd=3 \
   -o Dir::State::status="$root/var/lib/dpkg/status" \
   -o Dir::State::lists="$lists" \
   -o Dir::State::extended_states="$root/var/lib/apt/extended_states" \
@@ -200,8 +205,7 @@ exec apt-get install -y -qq -o APT::Status-Fd=2 \
   -o Dir::Log="$root/var/log/apt" \
   -o DPkg::Chroot-Directory="$root" \
   -o Dpkg::Use-Pty=0 \
-  -o APT::Keep-Downloaded-Packages=true \
-  "$@"
+  "$@" 3>&1
 `
 
 /** npm from the npm registry, unpacked to `directory/npm`. */
@@ -226,22 +230,6 @@ export async function unpackRoot(tar: string, root: string): Promise<void> {
     '--preserve-permissions',
     '--same-owner',
   ])
-}
-
-/** @returns package name to version, as dpkg in the root has them */
-export async function packageVersions(root: string): Promise<Record<string, string>> {
-  const list = await run('dpkg-query', [
-    `--admindir=${join(root, 'var/lib/dpkg')}`,
-    '-W',
-    '-f',
-    '${Package} ${Version}\n',
-  ])
-  return Object.fromEntries(
-    list
-      .split('\n')
-      .filter(Boolean)
-      .map((line) => line.split(' ') as [string, string]),
-  )
 }
 
 /**

@@ -1,6 +1,6 @@
 import { copyFile, mkdir, readdir, readFile, rename, symlink, writeFile } from 'node:fs/promises'
 import { basename, join } from 'node:path'
-import { candidateVersion, type GuestApt } from './apt.ts'
+import { candidateVersion, type GuestApt, runApt } from './apt.ts'
 import { CommandError, run } from './command.ts'
 import type { Stage } from './progress.ts'
 
@@ -25,7 +25,7 @@ export const KERNEL_RECIPE = { revision: 1, package: KERNEL_PACKAGE, modules: FI
 /** @returns `kernel` (package version) and `name` (the package that the kernel itself is in) */
 export async function resolveKernel(apt: GuestApt): Promise<{ kernel: string; name: string }> {
   const kernel = await candidateVersion(apt, KERNEL_PACKAGE)
-  const dependencies = await run('apt-cache', ['show', `${KERNEL_PACKAGE}=${kernel}`], { env: apt.env })
+  const dependencies = await runApt(apt, 'apt-cache', ['show', `${KERNEL_PACKAGE}=${kernel}`])
   const name = /^Depends:.*?\b(linux-image-\S+-amd64)\b/m.exec(dependencies)?.[1]
   if (name === undefined) throw new CommandError(`${KERNEL_PACKAGE} ${kernel} names no kernel`)
   return { kernel, name }
@@ -43,7 +43,7 @@ export async function unpackKernel(
   stage: Stage,
 ): Promise<void> {
   stage.detail(`downloading ${name}`)
-  await run('apt-get', ['download', '-qq', name], { cwd: work, env: apt.env })
+  await runApt(apt, 'apt-get', ['download', '-qq', name], { cwd: work })
   const deb = (await readdir(work)).find((file) => file.endsWith('.deb'))
   if (deb === undefined) throw new CommandError(`apt-get brought no ${name}`)
   const tree = join(work, 'tree')

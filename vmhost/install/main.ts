@@ -56,7 +56,9 @@ async function ensurePackages(names: readonly string[], progress: Progress): Pro
   const stage = progress.stage(`Debian packages (${missing.length})`)
   stage.detail('reading the package lists')
   await run('apt-get', ['update', '-qq'])
-  await run('apt-get', ['install', '-y', '-qq', '--no-install-recommends', '-o', 'APT::Status-Fd=2', ...missing], {
+  // Progress on a descriptor of its own: apt closes it for the packages' scripts, which must keep their stderr.
+  const install = 'exec apt-get install -y -qq --no-install-recommends -o APT::Status-Fd=3 "$@" 3>&1'
+  await run('sh', ['-c', install, 'sh', ...missing], {
     onLine: (line) => {
       const [, kind, percent] = /^(dlstatus|pmstatus):[^:]*:([0-9.]+):/.exec(line) ?? []
       if (percent) stage.detail(`${kind === 'dlstatus' ? 'downloaded' : 'installed'} ${Math.floor(Number(percent))} %`)

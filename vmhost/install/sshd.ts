@@ -1,6 +1,6 @@
 import { copyFile, cp, mkdir, readdir, readFile, utimes } from 'node:fs/promises'
 import { join } from 'node:path'
-import { candidateVersion, type GuestApt } from './apt.ts'
+import { candidateVersion, type GuestApt, runApt } from './apt.ts'
 import { CommandError, run } from './command.ts'
 import type { Stage } from './progress.ts'
 
@@ -58,7 +58,7 @@ export async function buildSshd(
   stage: Stage,
 ): Promise<void> {
   stage.detail('downloading the source')
-  await run('apt-get', ['source', '--download-only', '-qq', `openssh=${version}`], { cwd: work, env: apt.env })
+  await runApt(apt, 'apt-get', ['source', '--download-only', '-qq', `openssh=${version}`], { cwd: work })
   const description = (await readdir(work)).find((name) => name.endsWith('.dsc'))
   if (description === undefined) throw new CommandError('apt-get source brought no openssh')
   const source = join(work, 'source')
