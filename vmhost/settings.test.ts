@@ -1,0 +1,44 @@
+import { describe, expect, test } from 'vitest'
+import { parseSettings } from './settings.ts'
+
+const url = { DATABASE_URL: 'postgres:///berth?socket=/x' }
+
+describe('the settings of a vmhost', () => {
+  test('have the defaults of product.md', () => {
+    expect(parseSettings({ ...url, BERTH_DATA: '' })).toEqual({
+      dataDirectory: '/var/lib/berth',
+      databaseUrl: 'postgres:///berth?socket=/x',
+      network: '10.42.0.0/16',
+      resolvers: ['1.1.1.1', '8.8.8.8'],
+      ntp: 'pool.ntp.org',
+      allow: [],
+      hypervisor: 'auto',
+      accelerator: 'auto',
+      logLevel: 'info',
+      publicPorts: [
+        { protocol: 'tcp', port: 2222 },
+        { protocol: 'tcp', port: 8443 },
+        { protocol: 'tcp', port: 8080 },
+      ],
+    })
+  })
+
+  test.each([
+    ['BERTH_ACCEL', 'xen', 'BERTH_ACCEL is "xen": expected auto, kvm or tcg'],
+    ['BERTH_HYPERVISOR', 'cloud-hypervisor', 'BERTH_HYPERVISOR is "cloud-hypervisor": expected auto or qemu'],
+    ['BERTH_NETWORK', '10.42.0.1/16', /^BERTH_NETWORK is "10\.42\.0\.1\/16": expected an IPv4 network/],
+    ['BERTH_RESOLVERS', '1.1.1.1,x', /^BERTH_RESOLVERS is "1\.1\.1\.1,x": expected IPv4 addresses/],
+    ['BERTH_NTP', 'a b', 'BERTH_NTP is "a b": expected a host name or IPv4 address'],
+    ['BERTH_NTP', 'a:eth1', 'BERTH_NTP is "a:eth1": expected a host name or IPv4 address'],
+    ['BERTH_SSH', '2222', /^BERTH_SSH is "2222": expected listen addresses/],
+    ['BERTH_DATA', 'data', 'BERTH_DATA is "data": expected an absolute path'],
+    ['BERTH_DATA', `/${'x'.repeat(80)}`, /: expected at most 64 bytes$/],
+    ['DATABASE_URL', 'mysql://root:geheim@h', 'DATABASE_URL: expected a postgres:// URL'],
+  ])('%s=%s is refused by name, with what was expected', (name, value, message) => {
+    expect(() => parseSettings({ ...url, [name]: value })).toThrow(message)
+  })
+
+  test('no database is said to be missing', () => {
+    expect(() => parseSettings({})).toThrow(/^DATABASE_URL is missing: expected a postgres:\/\/ URL/)
+  })
+})
