@@ -1,6 +1,6 @@
 import { createHash } from 'node:crypto'
 import { chmod, copyFile, cp, mkdir, readdir, readFile, stat } from 'node:fs/promises'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { CommandError, run } from './command.ts'
 import { kernelRelease } from './kernel.ts'
 import type { Stage } from './progress.ts'
@@ -11,7 +11,8 @@ const TOOLS_UUID = '62657274-6874-4f6f-8c73-000000000000'
 
 export const BOOT_RECIPE = { revision: 1, uuid: TOOLS_UUID }
 
-export type InitBinaries = { exeInit: string; exeHold: string; sshdConfig: string }
+/** Paths of what init/ gives: exe-init, the programs that go to /exe/bin (exe-init too), sshd's configuration. */
+export type InitBinaries = { exeInit: string; programs: string[]; sshdConfig: string }
 
 /**
  * Hash of what exe-init is compiled from, so that set-up need not run a compiler to know that nothing changed.
@@ -36,14 +37,13 @@ export async function hashInitSources(initPath: string): Promise<string> {
 /** Compiles exe-init and the session holder (make, which knows what is up to date). */
 export async function compileInit(initPath: string, stage: Stage): Promise<InitBinaries> {
   stage.detail('compiling')
-  await run('make', ['-C', initPath, 'build/exe-init', 'build/exe-hold'])
-  const binaries = {
-    exeInit: join(initPath, 'build/exe-init'),
-    exeHold: join(initPath, 'build/exe-hold'),
-    sshdConfig: join(initPath, 'sshd_config'),
-  }
-  for (const path of Object.values(binaries)) await stat(path)
-  return binaries
+  await run('make', ['-C', initPath, 'all'])
+  const build = join(initPath, 'build')
+  const programs = (await readdir(build)).filter((name) => /^exe-[a-z]+$/.test(name)).sort()
+  const exeInit = join(build, 'exe-init')
+  const sshdConfig = join(initPath, 'sshd_config')
+  for (const path of [exeInit, sshdConfig]) await stat(path)
+  return { exeInit, programs: programs.map((name) => join(build, name)), sshdConfig }
 }
 
 /**
@@ -69,8 +69,8 @@ export async function assembleBoot(
 /** @returns hashes of the compiled binaries and of the configuration, which make up a boot artifact's identity */
 export async function resolveInit(init: InitBinaries): Promise<Resolved> {
   const hashes: Resolved = {}
-  for (const [name, path] of Object.entries(init)) {
-    hashes[name] = createHash('sha256')
+  for (const path of [...init.programs, init.sshdConfig]) {
+    hashes[basename(path)] = createHash('sha256')
       .update(await readFile(path))
       .digest('hex')
   }
@@ -112,9 +112,11 @@ async function writeToolsDisk(
   for (const folder of ['bin', 'libexec', 'lib'])
     await cp(join(sshdPart, folder), join(tree, folder), { recursive: true })
   await cp(join(kernelPart, 'modules', release), join(tree, 'lib/modules', release), { recursive: true })
-  await copyFile(init.exeInit, join(tree, 'bin/exe-init'))
-  await copyFile(init.exeHold, join(tree, 'bin/exe-hold'))
-  for (const name of ['exe-init', 'exe-hold']) await chmod(join(tree, 'bin', name), 0o755)
+  for (const program of init.programs) {
+    const path = join(tree, 'bin', basename(program))
+    await copyFile(program, path)
+    await chmod(path, 0o755)
+  }
   await copyFile(init.sshdConfig, join(tree, 'etc/ssh/sshd_config'))
   await chmod(join(tree, 'etc/ssh/sshd_config'), 0o644)
   // Not compressed: modules already are, and sshd is on the path of every start.
