@@ -1,0 +1,79 @@
+import { hkdfSync } from 'node:crypto'
+import type { Server } from 'node:net'
+import type { Sql } from '../migrations/connect.ts'
+import { ensureOwner } from './accounts/first-owner.ts'
+import { LastUsed } from './accounts/keys.ts'
+import { Outbox } from './accounts/outbox.ts'
+import type { App, RunLine, RunLobby } from './app.ts'
+import { createApp } from './create-app.ts'
+import type { Log } from './log.ts'
+import type { Settings } from './settings.ts'
+import type { Limits } from './ssh/limits.ts'
+import { SshServer } from './ssh/server.ts'
+import { loadSshKeys } from './start/keys.ts'
+import type { Starter } from './start/starter.ts'
+
+export type GatewayOptions = {
+  settings: Settings
+  sql: Sql
+  log: Log
+  /** 32 bytes that the secrets in the database are encrypted with */
+  secretKey: Buffer
+  starter: Starter
+  lobby: { runLine: RunLine; runLobby: RunLobby }
+  /** bound, not served yet */
+  sshListeners: Server[]
+  limits?: Partial<Limits>
+  machineSshPort?: number
+}
+
+/** A gateway that serves. */
+export type Gateway = {
+  app: App
+  ssh: SshServer
+  /** for the first owner, when the starter had no keys */
+  joinCode: string | undefined
+  /** Refuses new connections, lets the others end for `drainMs`, then ends the rest. */
+  close(drainMs: number): Promise<void>
+}
+
+/** Brings the rooms together over a database and bound listeners; `main.ts` and the tests both start here. */
+export async function startGateway(options: GatewayOptions): Promise<Gateway> {
+  const { settings, sql, log, secretKey } = options
+  const keys = await loadSshKeys(sql, secretKey)
+  const joinCode = await ensureOwner(sql, secretKey, options.starter)
+  const { app, close: closeApp } = await createApp({
+    settings,
+    sql,
+    log,
+    gatewayPrivateKey: keys.gateway.privateKey,
+    hostPublicKey: keys.host.publicKey,
+    ...(options.machineSshPort === undefined ? {} : { machineSshPort: options.machineSshPort }),
+  })
+  const lastUsed = new LastUsed(sql, log)
+  const outbox = settings.smtp
+    ? new Outbox({ sql, news: app.news, log, smtp: settings.smtp, from: `Berth <berth@${settings.domain}>` })
+    : undefined
+  const ssh = new SshServer({
+    app,
+    hostKeys: [keys.host.privateKey],
+    lobby: options.lobby,
+    codeSecret: Buffer.from(hkdfSync('sha256', secretKey, '', 'berth e-mail codes', 32)),
+    onKeyUsed: (keyId) => lastUsed.note(keyId),
+    ...(options.limits ? { limits: options.limits } : {}),
+  })
+  for (const listener of options.sshListeners) ssh.attach(listener)
+  return {
+    app,
+    ssh,
+    joinCode,
+    async close(drainMs) {
+      // A second process on the same port goes on accepting; this one refuses what the kernel still hands it.
+      for (const listener of options.sshListeners) listener.close()
+      await ssh.drain(drainMs)
+      await outbox?.close()
+      await lastUsed.close()
+      await closeApp()
+    },
+  }
+}
