@@ -1,0 +1,257 @@
+import type postgres from 'postgres'
+import type { HostImage } from '../../migrations/schema.ts'
+import type { App, Caller } from '../app.ts'
+import { CommandError, usageError } from './error.ts'
+import { recordEvent } from './machine-steps.ts'
+import { chooseName } from './names/choose.ts'
+import { sayBytes, sayList, shown } from './values.ts'
+
+/**
+ * Who may have what, decided under one lock for the whole installation: twenty `new` at once are admitted one after
+ * the other, each seeing what those before it were promised, so nothing is promised twice.
+ */
+const ADMISSION_LOCK = 'berth.admission'
+/** Disks are thin, so their sizes may add up to more than there is; this much must be left for them to grow into. */
+const DISK_RESERVE_BYTES = 2 * 2 ** 30
+/** What a machine that is still being made is about to write. */
+const DISK_PER_NEW_MACHINE_BYTES = 256 * 2 ** 20
+
+export type MachineWish = {
+  /** undefined: a free two-word name */
+  name: string | undefined
+  image: string
+  cpus: number
+  memoryBytes: number
+  diskBytes: number
+  env: Record<string, string>
+  tags: string[]
+  comment: string
+  command: string
+  sleepAfterSeconds: number | null
+  setupScript: string | null
+}
+
+type Tx = postgres.TransactionSql<{ int8: number }>
+
+type Host = {
+  id: number
+  name: string
+  cpus: number
+  draining: boolean
+  images: HostImage[]
+  store_bytes: number
+  store_free_bytes: number
+  capacity_bytes: number
+  promised_bytes: number
+  being_made: number
+}
+
+/**
+ * Admits a machine and writes it down: row, name, address and event in one transaction. From here on the server
+ * makes it, whatever happens to this process.
+ * @throws CommandError 'image.not_found' (3), 'machine.name_taken' (1), 'account.limit' (4), 'capacity.*' (5)
+ */
+export async function admitMachine(app: App, caller: Caller, wish: MachineWish): Promise<{ id: number; name: string }> {
+  return await app.sql.begin(async (tx) => {
+    await tx`select pg_advisory_xact_lock(hashtextextended(${ADMISSION_LOCK}, 0))`
+    await assertAccount(tx, caller)
+    const host = chooseHost(await liveHosts(tx), wish)
+    const name = wish.name ?? (await chooseName(tx))
+    const [row] = await tx<{ id: number }[]>`
+      insert into machines (account_id, host_id, name, image, cpus, memory_bytes, disk_bytes, env, command, tags, comment,
+        sleep_after_seconds, setup_script, setup_state)
+      values (${caller.accountId}, ${host.id}, ${name}, ${wish.image}, ${wish.cpus}, ${wish.memoryBytes}, ${wish.diskBytes},
+        ${tx.json(wish.env)}, ${wish.command}, ${wish.tags}, ${wish.comment}, ${wish.sleepAfterSeconds},
+        ${wish.setupScript}, ${wish.setupScript === null ? null : 'waiting'})
+      returning id`
+    if (!row) throw new Error('an inserted machine was not returned')
+    const machine = { id: row.id, name }
+    await claimName(tx, caller, machine)
+    await claimAddress(tx, app.settings.network, row.id)
+    await recordEvent(tx, caller, 'machine.created', machine, {
+      image: wish.image,
+      cpus: wish.cpus,
+      memoryBytes: wish.memoryBytes,
+      diskBytes: wish.diskBytes,
+      host: host.name,
+    })
+    return machine
+  })
+}
+
+/**
+ * Admits the memory of a machine that is to run again on its own server, inside the transaction that wants it so.
+ * @throws CommandError 'capacity.memory' (5)
+ */
+export async function admitStart(tx: Tx, machine: { id: number; name: string; memoryBytes: number }): Promise<void> {
+  await tx`select pg_advisory_xact_lock(hashtextextended(${ADMISSION_LOCK}, 0))`
+  const [host] = await tx<{ name: string; capacity_bytes: number; promised_bytes: number }[]>`
+    select hosts.name, floor(hosts.memory_bytes * memory_overcommit)::bigint as capacity_bytes, coalesce((
+      select sum(m.memory_bytes)::bigint from machines m where m.host_id = hosts.id and m.id <> ${machine.id}
+        and m.observed_state <> 'gone' and (m.desired_state = 'running' or m.observed_state in ('creating', 'running'))), 0)::bigint
+      as promised_bytes
+    from hosts join machines on machines.host_id = hosts.id where machines.id = ${machine.id}`
+  if (!host) throw new Error(`machine ${machine.id} has no server`)
+  const freeBytes = host.capacity_bytes - host.promised_bytes
+  if (freeBytes >= machine.memoryBytes) return
+  throw new CommandError(
+    'capacity.memory',
+    5,
+    `${machine.name} needs ${sayBytes(machine.memoryBytes)} of memory and server ${host.name} has ${sayBytes(Math.max(0, freeBytes))} left`,
+    { wayOn: 'stop or rm a machine to make room' },
+  )
+}
+
+/** @throws CommandError 'machine.name_taken' (1) */
+export async function claimName(tx: Tx, caller: Caller, machine: { id: number; name: string }): Promise<void> {
+  // A name that this account recorded by typing it too early is its to give up, but not one that its ssh sends.
+  await tx`delete from lobby_names where account_id = ${caller.accountId} and name = ${machine.name}
+    and name <> ${caller.sshName} and not exists (select from keys where account_id = ${caller.accountId}
+      and comment like ${machine.name} || '@%')`
+  try {
+    // The error must not spoil the transaction before it is understood; it ends the transaction all the same.
+    await tx`insert into machine_names (name, machine_id) values (${machine.name}, ${machine.id})`
+  } catch (error) {
+    throw nameTaken(error, machine.name)
+  }
+}
+
+/** What a unique violation on a name means to the person; any other error unchanged. */
+export function nameTaken(error: unknown, name: string): unknown {
+  if (!(error instanceof Error) || !('constraint_name' in error)) return error
+  if (error.constraint_name === 'machine_names_pkey') {
+    return new CommandError('machine.name_taken', 1, `the name ${name} is taken`, {
+      wayOn: 'names are unique here; choose another',
+    })
+  }
+  if (error.constraint_name === 'lobby_names_pkey') {
+    return new CommandError('machine.name_taken', 1, `the name ${name} leads to the lobby`, {
+      wayOn: 'somebody types it as their own user name; choose another',
+    })
+  }
+  return error
+}
+
+async function assertAccount(tx: Tx, caller: Caller): Promise<void> {
+  const [account] = await tx<{ suspended: boolean; max_machines: number | null; machines: number }[]>`
+    select suspended_at is not null as suspended, max_machines,
+      (select count(*)::int from machines where account_id = accounts.id and desired_state not in ('trashed', 'gone')
+        and observed_state <> 'gone') as machines
+    from accounts where id = ${caller.accountId}`
+  if (!account || account.suspended) {
+    throw new CommandError('account.suspended', 4, 'this account is suspended', { wayOn: 'the operator can lift that' })
+  }
+  if (account.max_machines !== null && account.machines >= account.max_machines) {
+    throw new CommandError(
+      'account.limit',
+      4,
+      `this account has ${account.machines} of the ${account.max_machines} machines it may have`,
+      { wayOn: 'rm one, or ask the operator for more' },
+    )
+  }
+}
+
+/** Servers with a live lease. What is promised: the memory of every machine that runs or is wanted to. */
+async function liveHosts(tx: Tx): Promise<Host[]> {
+  return await tx<Host[]>`
+    select id, name, cpus, draining, images, store_bytes, store_free_bytes,
+      floor(memory_bytes * memory_overcommit)::bigint as capacity_bytes,
+      coalesce((select sum(m.memory_bytes) from machines m where m.host_id = hosts.id and m.observed_state <> 'gone'
+        and (m.desired_state = 'running' or m.observed_state in ('creating', 'running'))), 0)::bigint as promised_bytes,
+      (select count(*)::int from machines m where m.host_id = hosts.id and m.observed_state = 'creating') as being_made
+    from hosts where lease_expires_at > now() order by id`
+}
+
+/** The server with most memory left among those that can. Each refusal names what was short and how much there is. */
+function chooseHost(live: Host[], wish: MachineWish): Host {
+  if (live.length === 0) throw short('capacity.server', 'no server is up to make machines on', 'try again in a minute')
+  const open = live.filter((host) => !host.draining)
+  if (open.length === 0) throw short('capacity.draining', 'every server is being emptied and takes no new machines')
+  const images = [...new Set(open.flatMap((host) => host.images.map((image) => image.name)))].sort()
+  const withImage = open.filter((host) => host.images.some((image) => image.name === wish.image))
+  if (withImage.length === 0) {
+    if (images.length === 0) throw short('capacity.images', 'the server has no image yet', 'doctor says why')
+    throw new CommandError('image.not_found', 3, `no image called ${shown(wish.image)}`, {
+      wayOn: `images: ${sayList(images, 20)}`,
+    })
+  }
+  const imageBytes = Math.max(
+    ...withImage.flatMap((host) => host.images.filter((i) => i.name === wish.image).map((i) => i.sizeBytes)),
+  )
+  if (wish.diskBytes < imageBytes) {
+    throw usageError(`--disk is at least ${sayBytes(imageBytes)} for the image ${wish.image}`)
+  }
+  const withCpus = fitting(
+    withImage,
+    (host) => Math.max(2, host.cpus),
+    wish.cpus,
+    (most) => short('capacity.cpu', `no server has ${wish.cpus} CPUs; the largest has ${most}`, `--cpu ${most}`),
+  )
+  const withDisk = fitting(
+    withCpus,
+    (host) => Math.max(0, diskLeft(host)),
+    wish.diskBytes,
+    (most) =>
+      short(
+        'capacity.disk',
+        `no server has room for a disk of ${sayBytes(wish.diskBytes)}; the most is ${sayBytes(most)}`,
+        'choose a smaller --disk, or rm a machine --now',
+      ),
+  )
+  const withMemory = fitting(
+    withDisk,
+    (host) => Math.max(0, memoryLeft(host)),
+    wish.memoryBytes,
+    (most) =>
+      short(
+        'capacity.memory',
+        `no server has ${sayBytes(wish.memoryBytes)} of memory left; the most is ${sayBytes(most)}`,
+        'choose a smaller --memory, or stop or rm a machine',
+      ),
+  )
+  return withMemory.reduce((best, host) => (memoryLeft(host) > memoryLeft(best) ? host : best))
+}
+
+function fitting(hosts: Host[], has: (host: Host) => number, wanted: number, refusal: (most: number) => CommandError) {
+  const fit = hosts.filter((host) => has(host) >= wanted)
+  if (fit.length === 0) throw refusal(Math.max(...hosts.map(has)))
+  return fit as [Host, ...Host[]]
+}
+
+const memoryLeft = (host: Host) => host.capacity_bytes - host.promised_bytes
+
+/** The largest disk a server would take: all of its store while some of it is free, nothing when it is nearly full. */
+function diskLeft(host: Host): number {
+  const soonWritten = (host.being_made + 1) * DISK_PER_NEW_MACHINE_BYTES
+  return host.store_free_bytes - soonWritten < DISK_RESERVE_BYTES ? 0 : host.store_bytes
+}
+
+function short(code: string, message: string, wayOn?: string): CommandError {
+  return new CommandError(code, 5, message, wayOn === undefined ? {} : { wayOn })
+}
+
+/**
+ * The lowest free address. The first two of the network (its own, and the servers' end of every tap) and the last
+ * (broadcast) are nobody's.
+ */
+async function claimAddress(tx: Tx, network: string, machineId: number): Promise<void> {
+  // The index on addresses (its primary key) answers both the walk and the "not exists".
+  const rows = await tx`
+    insert into addresses (address, machine_id)
+    select candidate, ${machineId} from (
+      select host(${network}::inet)::inet + 2 as candidate
+      union all
+      select host(address)::inet + 1 from addresses where address << ${network}::inet
+    ) as next
+    where candidate << ${network}::inet and candidate <> host(broadcast(${network}::inet))::inet
+      and not exists (select from addresses where address = candidate)
+    order by candidate limit 1
+    returning address`
+  if (rows.length === 0) {
+    throw short(
+      'capacity.address',
+      `every address of ${network} is in use`,
+      'rm a machine --now, or ask the operator for a larger BERTH_NETWORK',
+    )
+  }
+}

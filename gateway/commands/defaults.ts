@@ -1,0 +1,112 @@
+import type { Sql } from '../../migrations/connect.ts'
+import { defineCommand } from './command.ts'
+import { CommandError, usageError } from './error.ts'
+import { imageNames } from './images.ts'
+import { recordEvent } from './machine-steps.ts'
+import { nearest } from './nearest.ts'
+import { definitions } from './text.ts'
+import { parseDuration, parseSize, sayList, shown } from './values.ts'
+
+const KEYS = {
+  image: { summary: 'image of new machines', check: (value: string) => value },
+  cpu: {
+    summary: 'virtual CPUs of new machines',
+    check: (value: string) => {
+      if (!/^([1-9]\d?|1\d\d|2[0-4]\d|25[0-6])$/.test(value)) throw usageError('cpu is a number between 1 and 256')
+      return value
+    },
+  },
+  memory: { summary: 'memory of new machines', check: (value: string) => measured(value, 'memory') },
+  disk: { summary: 'disk of new machines', check: (value: string) => measured(value, 'disk') },
+  'sleep-after': {
+    summary: 'idle time before new machines sleep, or never',
+    check: (value: string) => {
+      if (value !== 'never') parseDuration(value, 'sleep-after')
+      return value
+    },
+  },
+} as const
+
+export type Defaults = Partial<Record<keyof typeof KEYS, string>>
+const KEY_NAMES = Object.keys(KEYS) as (keyof typeof KEYS)[]
+
+/** What `new` takes where a flag is not given, as the account wrote it. */
+export async function readDefaults(sql: Sql, accountId: number): Promise<Defaults> {
+  const [row] = await sql<{ defaults: Defaults }[]>`select defaults from accounts where id = ${accountId}`
+  return row?.defaults ?? {}
+}
+
+export const defaultsRead = defineCommand({
+  name: 'defaults read',
+  group: 'you',
+  summary: 'what new takes where a flag is not given',
+  arguments: { key: { label: 'KEY', optional: true, complete: () => KEY_NAMES } },
+  async run({ app, caller }, { args }) {
+    const defaults = await readDefaults(app.sql, caller.accountId)
+    if (args.key !== undefined) {
+      const value = defaults[knownKey(args.key)]
+      if (value === undefined) {
+        throw new CommandError('defaults.not_set', 3, `${args.key} is not set`, {
+          wayOn: `defaults write ${args.key} VALUE`,
+        })
+      }
+      return { json: { [args.key]: value }, text: `${value}\n` }
+    }
+    return {
+      json: defaults,
+      text: (view) =>
+        definitions(
+          KEY_NAMES.map((key) => [key, `${defaults[key] ?? 'not set'}, ${KEYS[key].summary}`]),
+          view,
+          0,
+        ),
+    }
+  },
+})
+
+export const defaultsWrite = defineCommand({
+  name: 'defaults write',
+  group: 'you',
+  summary: 'set one of them for your account',
+  arguments: {
+    key: { label: 'KEY', complete: () => KEY_NAMES },
+    value: { label: 'VALUE', complete: imageNames },
+  },
+  examples: ['defaults write memory 2G', 'defaults write sleep-after 30m'],
+  async run({ app, caller }, { args }) {
+    const key = knownKey(args.key)
+    const value = KEYS[key].check(args.value)
+    if (value.length > 200) throw usageError(`${key} is too long`)
+    await app.sql`update accounts set defaults = defaults || ${app.sql.json({ [key]: value })} where id = ${caller.accountId}`
+    await recordEvent(app.sql, caller, 'defaults.written', null, { key, value })
+    return { json: { [key]: value }, text: `new machines have ${key} ${value} from now on\n` }
+  },
+})
+
+export const defaultsDelete = defineCommand({
+  name: 'defaults delete',
+  group: 'you',
+  summary: 'back to what Berth does by itself',
+  arguments: { key: { label: 'KEY', complete: () => KEY_NAMES } },
+  async run({ app, caller }, { args }) {
+    const key = knownKey(args.key)
+    await app.sql`update accounts set defaults = defaults - ${key}::text where id = ${caller.accountId}`
+    await recordEvent(app.sql, caller, 'defaults.deleted', null, { key })
+    return { json: { deleted: key }, text: `${key} is not set any more\n` }
+  },
+})
+
+function knownKey(typed: string): keyof typeof KEYS {
+  const key = KEY_NAMES.find((name) => name === typed)
+  if (key) return key
+  const near = nearest(typed, KEY_NAMES)
+  throw usageError(
+    `no default called ${shown(typed)}`,
+    near ? `did you mean ${near}` : `there are ${sayList(KEY_NAMES)}`,
+  )
+}
+
+function measured(value: string, what: string): string {
+  parseSize(value, what)
+  return value
+}

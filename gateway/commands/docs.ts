@@ -1,0 +1,76 @@
+import type { Settings } from '../settings.ts'
+import { lobbyLine, sshLine, sshPort } from './machine-document.ts'
+
+type Page = { title: string; text: (settings: Settings) => string }
+
+/** The pages of `doc`. A line that begins with two blanks can be typed as it stands. */
+export const DOCS: Record<string, Page> = {
+  start: {
+    title: 'the first machine',
+    text: (settings) =>
+      [
+        'Make one, then go there:',
+        `  ${lobbyLine(settings, 'new demo')}`,
+        `  ${sshLine(settings, 'demo')}`,
+        '',
+        'It is a Linux machine with systemd and a disk that lasts. You are the user dev, and sudo asks for nothing. What it listens on stays in it until you forward it or share it.',
+      ].join('\n'),
+  },
+  ssh: {
+    title: 'where ssh goes',
+    text: (settings) =>
+      [
+        "The user name says where: a machine's name goes to that machine, anything else to this lobby.",
+        `  ${sshLine(settings, 'demo')}`,
+        `  ${sshLine(settings, 'root+demo')}`,
+        '',
+        'scp, sftp, rsync, git, -L, -R, -D, agent and X11 forwarding and editors over SSH work as with any server. End to end, past the gateway:',
+        `  ssh -J ${settings.domain}${sshPort(settings) === 22 ? '' : `:${sshPort(settings)}`} dev@demo`,
+        '',
+        'ssh-config prints lines for ~/.ssh/config that make this shorter.',
+      ].join('\n'),
+  },
+  states: {
+    title: 'the states of a machine',
+    text: () =>
+      [
+        'creating: its server makes its disk and boots it.',
+        'running: it answers.',
+        'asleep: its memory is on disk; traffic wakes it with every process alive.',
+        'stopped: off, until start.',
+        'trashed: off and without a name; untrash brings it back within 7 days.',
+        'failed: the reason is in ls -l and logs; restart tries again, rm gives up.',
+      ].join('\n'),
+  },
+  names: {
+    title: 'names of machines',
+    text: () =>
+      [
+        'A name has 1 to 40 of a-z, 0-9 and single hyphens inside, and starts with a letter. It is unique in this installation. rm and rename free it at once.',
+        '',
+        'Names that ssh sends by itself, such as root or your own user name, are never machines: they lead to the lobby.',
+      ].join('\n'),
+  },
+  setup: {
+    title: 'setup scripts and variables',
+    text: (settings) =>
+      [
+        'A setup script runs once, as the login user, when the machine answers for the first time. It goes on when you leave; new reports how it ended.',
+        `  ${lobbyLine(settings, 'new ci --setup-script - < setup.sh')}`,
+        '',
+        'Variables are seen by every session and service of the machine:',
+        `  ${lobbyLine(settings, 'new api --env PORT=8000')}`,
+      ].join('\n'),
+  },
+  scripts: {
+    title: 'for scripts',
+    text: (settings) =>
+      [
+        'Every command takes --json and prints one document; nothing asks without a terminal. Exit status: 0 done, 1 failed, 2 not understood, 3 not found, 4 not allowed, 5 busy or no room. Errors go to stderr, with --json they are {"error","code"} on stdout.',
+        `  ${lobbyLine(settings, 'ls --json')}`,
+        '',
+        'Words are quoted as for a shell. Your own shell takes one layer of quotes, so a text with blanks wants two:',
+        `  ${lobbyLine(settings, `"comment demo 'for Tuesday'"`)}`,
+      ].join('\n'),
+  },
+}

@@ -1,0 +1,37 @@
+/**
+ * How a command ends (product.md): 0 done, 1 failed, 2 usage, 3 not found, 4 not allowed, 5 busy or no capacity.
+ * `POST /exec` maps them to statuses.
+ */
+export type ExitStatus = 1 | 2 | 3 | 4 | 5
+
+export type CommandErrorOptions = ErrorOptions & {
+  /** What to type or do next: one line, without a full stop. */
+  wayOn?: string
+  /** Further members of the JSON error document, beside `error` and `code`. */
+  detail?: Record<string, unknown>
+}
+
+/**
+ * A command that did not do what it was asked. `message` is one sentence for the person, without a capital or a full
+ * stop, as the lobby prints it; `code` is for programs (`machine.not_found`).
+ */
+export class CommandError extends Error {
+  override readonly name = 'CommandError'
+  readonly code: string
+  readonly exit: ExitStatus
+  readonly wayOn: string | undefined
+  readonly detail: Record<string, unknown>
+
+  constructor(code: string, exit: ExitStatus, message: string, options: CommandErrorOptions = {}) {
+    super(message, options)
+    this.code = code
+    this.exit = exit
+    this.wayOn = options.wayOn
+    this.detail = options.detail ?? {}
+  }
+}
+
+/** The line was not understood: exit 2. */
+export function usageError(message: string, wayOn?: string): CommandError {
+  return new CommandError('usage', 2, message, wayOn === undefined ? {} : { wayOn })
+}

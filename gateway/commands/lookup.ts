@@ -1,0 +1,50 @@
+import type { Command } from './command.ts'
+import { CommandError, usageError } from './error.ts'
+import { nearest } from './nearest.ts'
+import { sayList, shown } from './values.ts'
+
+export type Found = { command: Command; words: readonly string[] }
+
+/**
+ * The command that a line's first word, or its first two, names.
+ * @throws CommandError when there is none; the nearest name is suggested
+ */
+export function findCommand(table: readonly Command[], words: readonly string[]): Found {
+  const [first = '', second = ''] = words
+  const both = byName(table, `${first} ${second}`)
+  if (both) return { command: both, words: words.slice(2) }
+  const one = byName(table, first)
+  if (one) return { command: one, words: words.slice(1) }
+  const members = membersOf(table, first)
+  const listing = members.find((member) => ['ls', 'list', 'read'].includes(member))
+  if (listing && (!second || second.startsWith('-'))) return findCommand(table, [first, listing, ...words.slice(1)])
+  if (members.length) throw unknownMember(first, second, members)
+  throw unknownCommand(table, first)
+}
+
+/** `add`, `list`, … of a command that is nothing by itself. */
+export function membersOf(table: readonly Command[], first: string): string[] {
+  return table.flatMap(({ name }) => (name.startsWith(`${first} `) ? [name.slice(first.length + 1)] : []))
+}
+
+/** What can be typed first: whole names of one word and first words of two. */
+export function firstWords(table: readonly Command[]): string[] {
+  return [...new Set(table.map((command) => command.name.split(' ')[0] ?? ''))].sort()
+}
+
+function byName(table: readonly Command[], name: string) {
+  return table.find((command) => command.name === name || command.aliases?.includes(name))
+}
+
+function unknownMember(first: string, second: string, members: string[]) {
+  const near = second && nearest(second, members)
+  const message = second && !second.startsWith('-') ? `${first} has no ${shown(second)}` : `${first} wants to know what`
+  return usageError(message, near ? `did you mean ${first} ${near}` : `${first} ${sayList(members, 12, 'or')}`)
+}
+
+function unknownCommand(table: readonly Command[], first: string) {
+  const near = nearest(first, [...firstWords(table), ...table.flatMap((command) => command.aliases ?? [])])
+  return new CommandError('command.unknown', 2, `no command called ${shown(first)}`, {
+    wayOn: near ? `did you mean ${near}` : 'help lists the commands',
+  })
+}

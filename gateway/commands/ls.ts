@@ -1,0 +1,113 @@
+import type { Machine } from '../machines.ts'
+import { defineCommand } from './command.ts'
+import { machineNames as completeNames } from './complete.ts'
+import { CommandError } from './error.ts'
+import { hostNames, machineDocument, sshLine, statusInWords } from './machine-document.ts'
+import { type Column, harmless, table, type View, wrap } from './text.ts'
+import { sayBytes, sayWhen, shown } from './values.ts'
+
+export const ls = defineCommand({
+  name: 'ls',
+  aliases: ['list'],
+  group: 'machines',
+  summary: 'your machines: state, image, size, address',
+  description: 'PATTERN is a name, or a part of names with * for any letters.',
+  flags: {
+    long: { type: 'boolean', short: 'l', summary: 'all there is to know of each' },
+    group: { type: 'string', choices: ['tag', 'status', 'host'], summary: 'under headings' },
+  },
+  arguments: { pattern: { label: 'PATTERN', optional: true, complete: completeNames } },
+  examples: ['ls', "ls 'web-*' -l", 'ls --json'],
+  async run({ app, caller }, { flags, args }) {
+    const all = await app.machines.list(caller)
+    const { pattern } = args
+    const machines = pattern === undefined ? all : all.filter((machine) => matches(machine.name, pattern))
+    if (pattern !== undefined && machines.length === 0 && !pattern.includes('*')) {
+      throw new CommandError('machine.not_found', 3, `no machine called ${shown(pattern)}`, {
+        wayOn: all.length ? 'ls shows those you have' : 'you have no machine yet; to make one: new',
+      })
+    }
+    const hosts = await hostNames(app)
+    const rows = machines.map((machine) => ({ machine, host: hosts.get(machine.hostId) ?? '' }))
+    return {
+      json: { vms: machines.map((machine) => machineDocument(machine, app.settings, hosts)) },
+      text: (view) => {
+        if (rows.length === 0) return all.length ? 'no machine matches\n' : 'no machine yet; to make one: new\n'
+        const draw = (part: Row[]) =>
+          flags.long
+            ? part.map((row) => details(row, sshLine(app.settings, row.machine.name), view)).join('\n')
+            : table(part, COLUMNS, view)
+        return flags.group ? grouped(rows, flags.group, view, draw) : draw(rows)
+      },
+    }
+  },
+})
+
+type Row = { machine: Machine; host: string }
+
+const COLUMNS: Column<Row>[] = [
+  { title: 'name', value: ({ machine }) => machine.name, style: (text, _row) => text, flexible: true },
+  { title: 'status', value: ({ machine }) => statusInWords(machine) },
+  { title: 'awake', value: ({ machine }) => awake(machine), optional: 2 },
+  { title: 'image', value: ({ machine }) => machine.image, flexible: true, optional: 1 },
+  { title: 'cpu', value: ({ machine }) => String(machine.cpus), right: true, optional: 5 },
+  { title: 'memory', value: ({ machine }) => sayBytes(machine.memoryBytes), right: true, optional: 4 },
+  { title: 'disk', value: ({ machine }) => sayBytes(machine.diskBytes), right: true, optional: 6 },
+  { title: 'address', value: ({ machine }) => machine.address ?? '', optional: 3 },
+]
+
+function awake(machine: Machine): string {
+  if (machine.observedState !== 'running') return ''
+  return machine.sleepAfterSeconds === null ? 'always' : ''
+}
+
+function details({ machine, host }: Row, line: string, view: View): string {
+  const { style } = view
+  const state = statusInWords(machine)
+  const facts = [
+    line,
+    `${machine.image}, ${machine.cpus} cpu, ${sayBytes(machine.memoryBytes)} memory, ${sayBytes(machine.diskBytes)} disk`,
+    `${machine.address ?? 'no address'} on ${host}, made ${sayWhen(machine.createdAt)}`,
+    ...(machine.observedReason && machine.observedState !== 'running' ? [harmless(machine.observedReason)] : []),
+    ...(machine.setupState ? [`setup script: ${setupInWords(machine)}`] : []),
+    ...(machine.tags.length ? [`tags: ${machine.tags.join(' ')}`] : []),
+    ...(machine.comment ? [harmless(machine.comment)] : []),
+  ]
+  const head = `${style.bold(machine.name)}  ${machine.observedState === 'failed' ? style.failure(state) : state}`
+  return [head, ...facts.flatMap((fact) => wrap(fact, view.columns - 2).map((part) => `  ${part}`))]
+    .join('\n')
+    .concat('\n')
+}
+
+export function setupInWords(machine: Machine): string {
+  if (machine.setupState === 'waiting') return 'waiting for the machine'
+  if (machine.setupState === 'running') return 'running'
+  const status = machine.setupExitStatus === null ? 'without a status' : `with status ${machine.setupExitStatus}`
+  return `ended ${status}${machine.setupEndedAt ? ` ${sayWhen(machine.setupEndedAt)}` : ''}`
+}
+
+function grouped(rows: Row[], by: 'tag' | 'status' | 'host', view: View, draw: (rows: Row[]) => string): string {
+  const groups = new Map<string, Row[]>()
+  for (const row of rows) {
+    for (const key of keysOf(row, by)) groups.set(key, [...(groups.get(key) ?? []), row])
+  }
+  return [...groups.entries()]
+    .sort(([a], [b]) => a.localeCompare(b))
+    .map(([key, part]) => `${view.style.bold(key)}\n${draw(part)}`)
+    .join('\n')
+}
+
+function keysOf({ machine, host }: Row, by: 'tag' | 'status' | 'host'): string[] {
+  if (by === 'host') return [host]
+  if (by === 'status') return [statusInWords(machine)]
+  return machine.tags.length ? machine.tags : ['(no tag)']
+}
+
+/** `*` and `?` as a shell has them, nothing else is special; without either the whole name. */
+export function matches(name: string, pattern: string): boolean {
+  const expression = pattern
+    .slice(0, 200)
+    .replaceAll(/\*+/g, '*')
+    .replaceAll(/[.*+?^${}()|[\]\\]/g, (character) => ({ '*': '.*', '?': '.' })[character] ?? `\\${character}`)
+  return new RegExp(`^${expression}$`).test(name)
+}

@@ -1,0 +1,160 @@
+import type { Sql } from '../../migrations/connect.ts'
+import type { App, Caller } from '../app.ts'
+import { type Machine, stageInWords } from '../machines.ts'
+import type { Context } from './command.ts'
+import { CommandError } from './error.ts'
+import { sayList, shown } from './values.ts'
+
+/** A start under emulation on a busy server; nobody waits longer. */
+const READY_TIMEOUT_MS = 600_000
+/** An orderly stop has 20 s in the guest before it is ended. */
+const SETTLE_TIMEOUT_MS = 180_000
+const RECHECK_MS = 5_000
+/** The machine said its sshd listens; a first knock that fails all the same is repeated. */
+const WARM_ATTEMPTS = 5
+
+/** What a transaction and the pool have in common. */
+export type Tx = Pick<Sql, 'unsafe'>
+
+/**
+ * The machine of that name among those the caller can reach.
+ * @throws CommandError 'machine.not_found' (3) that names those there are
+ */
+export async function reachable(app: App, caller: Caller, name: string): Promise<Machine> {
+  const machine = await app.machines.find(name, caller)
+  if (machine) return machine
+  throw await noSuchMachine(app, caller, name)
+}
+
+export async function noSuchMachine(app: App, caller: Caller, name: string): Promise<CommandError> {
+  const names = (await app.machines.list(caller)).map((machine) => machine.name)
+  return new CommandError('machine.not_found', 3, `no machine called ${shown(name)}`, {
+    wayOn: names.length ? `machines you can reach: ${sayList(names)}` : 'you have no machine yet; to make one: new',
+  })
+}
+
+/** Appends to the record that `audit` shows. */
+export async function recordEvent(
+  sql: Tx,
+  caller: Caller,
+  kind: string,
+  machine: { id: number; name: string } | null,
+  detail: Record<string, unknown> = {},
+): Promise<void> {
+  await sql.unsafe(
+    `insert into events (account_id, machine_id, machine_name, actor, address, kind, detail)
+     values ($1, $2, $3, $4, $5, $6, $7::text::jsonb)`,
+    [
+      caller.accountId,
+      machine?.id ?? null,
+      machine?.name ?? null,
+      `account:${caller.accountId}`,
+      caller.address,
+      kind,
+      JSON.stringify(detail),
+    ],
+  )
+}
+
+/**
+ * Waits until SSH to the machine works: the stages are shown, and the gateway's own sign-in at its sshd is the proof,
+ * which also leaves a connection in the pool.
+ * @throws MachineNotReadyError, MachineUnreachableError, CommandError 'interrupted'
+ */
+export async function untilSshWorks(context: Context, machineId: number): Promise<Machine> {
+  const { app, caller, progress, signal } = context
+  using _watch = watchServer(context, machineId)
+  const machine = await app.machines.whenReady(machineId, caller, {
+    signal,
+    timeoutMs: READY_TIMEOUT_MS,
+    onStage: (seen) => progress.show(`${seen.name}: ${stageInWords(seen.observedStage)}`),
+  })
+  progress.show(`${machine.name}: signing in`)
+  for (let attempt = 1; ; attempt++) {
+    try {
+      await app.pool.warm(app.machines.target(machine, caller))
+      return machine
+    } catch (error) {
+      signal.throwIfAborted()
+      if (attempt === WARM_ATTEMPTS) throw error
+      await new Promise((resolve) => setTimeout(resolve, attempt * 200))
+    }
+  }
+}
+
+/** A person who waits is told when the server itself is silent, instead of watching seconds go by. */
+function watchServer({ app, progress }: Context, machineId: number) {
+  const timer = setInterval(async () => {
+    const rows = await app.sql<{ name: string; silent: number }[]>`
+      select hosts.name, extract(epoch from now() - lease_expires_at)::float as silent from hosts
+      join machines on machines.host_id = hosts.id where machines.id = ${machineId} and lease_expires_at < now()`.catch(
+      () => [],
+    )
+    const [row] = rows
+    if (row) progress.show(`waiting for server ${row.name}, silent for ${Math.round(row.silent)} s`)
+  }, RECHECK_MS)
+  timer.unref()
+  return { [Symbol.dispose]: () => clearInterval(timer) }
+}
+
+/**
+ * Waits until what was asked for is what is.
+ * @param settled looks at the machine, undefined once it is gone; may throw to give up with a reason
+ * @throws CommandError 'machine.timeout' (1) after `timeoutMs`, three minutes unless given
+ */
+export async function untilSettled(
+  { app, caller, signal }: Context,
+  machine: { id: number; name: string },
+  settled: (machine: Machine | undefined) => boolean,
+  timeoutMs = SETTLE_TIMEOUT_MS,
+): Promise<void> {
+  const deadline = performance.now() + timeoutMs
+  for (;;) {
+    // Listening begins before the row is read, or a change between the two would be missed.
+    const { promise, resolve } = Promise.withResolvers<void>()
+    const stops = [app.news.on('machines', (id) => id === String(machine.id) && resolve()), app.news.onRescan(resolve)]
+    const timer = setTimeout(resolve, RECHECK_MS)
+    const onAbort = () => resolve()
+    signal.addEventListener('abort', onAbort, { once: true })
+    try {
+      signal.throwIfAborted()
+      if (settled(await app.machines.byId(machine.id, caller))) return
+      if (performance.now() > deadline) {
+        throw new CommandError('machine.timeout', 1, `${machine.name} is taking long; it goes on without you`, {
+          wayOn: `to see how far it is: ls ${machine.name}`,
+        })
+      }
+      await promise
+    } finally {
+      clearTimeout(timer)
+      signal.removeEventListener('abort', onAbort)
+      for (const stop of stops) stop()
+    }
+  }
+}
+
+/**
+ * Does one thing to each of several machines, at the same time; those that fail do not stop the others.
+ * A machine named twice is done once.
+ */
+export async function eachMachine<T>(
+  context: Context,
+  names: readonly string[],
+  step: (machine: Machine) => Promise<T>,
+): Promise<{ done: { name: string; value: T }[]; failed: { name: string; error: CommandError }[] }> {
+  const unique = [...new Set(names)]
+  const done: { name: string; value: T }[] = []
+  const failed: { name: string; error: CommandError }[] = []
+  await Promise.all(
+    unique.map(async (name) => {
+      try {
+        done.push({ name, value: await step(await reachable(context.app, context.caller, name)) })
+      } catch (error) {
+        const known = context.asCommandError(error)
+        failed.push({ name, error: known })
+      }
+    }),
+  )
+  const byOrder = (a: { name: string }, b: { name: string }) => unique.indexOf(a.name) - unique.indexOf(b.name)
+  return { done: done.sort(byOrder), failed: failed.sort(byOrder) }
+}

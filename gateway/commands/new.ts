@@ -1,0 +1,162 @@
+import type { Machine } from '../machines.ts'
+import { admitMachine, type MachineWish } from './admission.ts'
+import type { Context } from './command.ts'
+import { defineCommand } from './command.ts'
+import { type Defaults, readDefaults } from './defaults.ts'
+import { environmentOf } from './env.ts'
+import { CommandError, usageError } from './error.ts'
+import { imageNames } from './images.ts'
+import { validComment, validTags } from './labels.ts'
+import { hostNames, lobbyLine, machineDocument, sshLine } from './machine-document.ts'
+import { untilSshWorks } from './machine-steps.ts'
+import { validName } from './names/valid.ts'
+import { setupLogLine, untilSetupEnded } from './setup/wait.ts'
+import { parseDuration, parseSize, sayDuration } from './values.ts'
+
+const SCRIPT_LIMIT_BYTES = 64 * 1024
+const MEBIBYTE = 2 ** 20
+
+const FLAGS = {
+  name: { type: 'string', summary: 'the same as NAME', hidden: true },
+  image: {
+    type: 'string',
+    value: 'REF',
+    summary: 'what its disk is made from; base unless given',
+    complete: imageNames,
+  },
+  cpu: { type: 'integer', min: 1, max: 256, summary: 'virtual CPUs; 2 unless given' },
+  memory: { type: 'size', min: 128 * MEBIBYTE, summary: 'memory; 4G unless given' },
+  disk: {
+    type: 'size',
+    min: 64 * MEBIBYTE,
+    value: '20G',
+    summary: 'disk; 20G unless given, it takes only what is written',
+  },
+  env: { type: 'string', repeated: true, value: 'K=V', summary: 'a variable that every session and service sees' },
+  tag: { type: 'string', repeated: true, value: 'T', summary: 'a word to group machines by' },
+  comment: { type: 'string', value: 'S', summary: 'a line about it' },
+  command: {
+    type: 'string',
+    value: 'CMD',
+    summary: 'auto, none, or what runs as its service',
+    complete: () => ['auto', 'none'],
+  },
+  'setup-script': { type: 'string', value: '-|S', summary: 'a script run once as its user, - reads it from stdin' },
+  'sleep-after': { type: 'duration', never: true, summary: 'idle time before it sleeps; never unless given' },
+  'no-wait': { type: 'boolean', summary: 'return as soon as it is admitted' },
+  'no-email': { type: 'boolean', summary: 'taken for compatibility; no mail is sent', hidden: true },
+} as const
+
+export const newMachine = defineCommand({
+  name: 'new',
+  group: 'machines',
+  summary: 'make a machine; returns when SSH works',
+  description: 'Without a NAME the machine gets a free one of two words. Ctrl-C stops the waiting, not the making.',
+  flags: FLAGS,
+  arguments: { name: { label: 'NAME', optional: true } },
+  examples: [
+    'new',
+    'new demo --memory 8G --tag web',
+    "new api --env PORT=8000 --setup-script 'sudo apt-get install -y nginx'",
+  ],
+  async run(context, { flags, args }) {
+    const { app, caller } = context
+    const startedAt = Date.now()
+    if (flags.name !== undefined && args.name !== undefined && flags.name !== args.name) {
+      throw usageError(`two names are given, ${args.name} and ${flags.name}`)
+    }
+    const name = args.name ?? flags.name
+    const defaults = await readDefaults(app.sql, caller.accountId)
+    const wish: MachineWish = {
+      name: name === undefined ? undefined : validName(name),
+      image: flags.image ?? defaults.image ?? 'base',
+      cpus: flags.cpu ?? Number(defaults.cpu ?? 2),
+      memoryBytes: flags.memory ?? parseSize(defaults.memory ?? '4G', 'the default memory'),
+      diskBytes: flags.disk ?? parseSize(defaults.disk ?? '20G', 'the default disk'),
+      env: environmentOf(flags.env),
+      tags: validTags(flags.tag),
+      comment: validComment(flags.comment ?? ''),
+      command: validCommand(flags.command ?? 'auto'),
+      sleepAfterSeconds: sleepSeconds(flags['sleep-after'], defaults),
+      setupScript: await setupScript(context, flags['setup-script']),
+    }
+    const made = await admitMachine(app, caller, wish)
+    if (flags['no-wait']) return await admitted(context, made)
+    context.progress.show(`${made.name}: waiting for its server`)
+    try {
+      const machine = await untilSshWorks(context, made.id)
+      const readyMs = Date.now() - startedAt
+      if (wish.setupScript === null) return await ready(context, machine, readyMs)
+      await context.remark(`${machine.name} answers after ${sayDuration(readyMs)}; its setup script runs\n`)
+      return await ready(context, await untilSetupEnded(context, machine), Date.now() - startedAt)
+    } catch (error) {
+      if (!context.signal.aborted) throw error
+      throw new CommandError('interrupted', 1, `no longer waiting; ${made.name} goes on being made`, {
+        wayOn: `to see how far it is: ${lobbyLine(app.settings, `ls ${made.name}`)}`,
+        cause: error,
+      })
+    }
+  },
+})
+
+async function ready({ app }: Context, machine: Machine, tookMs: number) {
+  const document = machineDocument(machine, app.settings, await hostNames(app))
+  const { setupState, setupExitStatus } = machine
+  if (setupState === 'failed') {
+    throw new CommandError('machine.setup_failed', 1, setupFailure(machine.name, setupExitStatus), {
+      wayOn: `the machine is there; the script's log: ${setupLogLine(app.settings, machine.name)}`,
+      detail: { ...document },
+    })
+  }
+  const line = sshLine(app.settings, machine.name)
+  const setup =
+    setupState === null
+      ? ''
+      : `setup script ended with status 0; its log: ${setupLogLine(app.settings, machine.name)}\n`
+  return {
+    json: document,
+    text: (view: { columns: number; style: { bold: (t: string) => string; accent: (t: string) => string } }) => {
+      const head = `${machine.name} is ready after ${sayDuration(tookMs)}`
+      const joint = head.length + 2 + line.length <= view.columns ? ': ' : ':\n'
+      return `${setup}${view.style.bold(machine.name)}${head.slice(machine.name.length)}${joint}${view.style.accent(line)}\n`
+    },
+  }
+}
+
+function setupFailure(name: string, status: number | null): string {
+  return status === null
+    ? `${name} is ready, but its setup script could not be run to its end`
+    : `${name} is ready, but its setup script ended with status ${status}`
+}
+
+async function admitted({ app, caller }: Context, made: { id: number; name: string }) {
+  const machine = await app.machines.byId(made.id, caller)
+  if (!machine) throw new CommandError('machine.not_found', 3, `${made.name} was deleted meanwhile`)
+  return {
+    json: machineDocument(machine, app.settings, await hostNames(app)),
+    text: `${made.name} is being made; ssh waits for it: ${sshLine(app.settings, made.name)}\n`,
+  }
+}
+
+function validCommand(text: string): string {
+  if (text.trim() === '') throw usageError('--command is auto, none or a command line', '--command=auto')
+  if (text.length > 4096) throw usageError('--command has at most 4096 characters')
+  return text
+}
+
+function sleepSeconds(flag: number | 'never' | undefined, defaults: Defaults): number | null {
+  const wanted =
+    flag ??
+    (defaults['sleep-after'] === undefined || defaults['sleep-after'] === 'never'
+      ? 'never'
+      : parseDuration(defaults['sleep-after'], 'the default sleep-after'))
+  return wanted === 'never' ? null : Math.max(1, Math.round(wanted / 1000))
+}
+
+async function setupScript(context: Context, given: string | undefined): Promise<string | null> {
+  if (given === undefined) return null
+  const text = given === '-' ? await context.readStdin(SCRIPT_LIMIT_BYTES, 'the setup script') : given
+  if (text.trim() === '') throw usageError('the setup script is empty')
+  if (Buffer.byteLength(text) > SCRIPT_LIMIT_BYTES) throw usageError('the setup script is longer than 64 KiB')
+  return text
+}

@@ -1,0 +1,195 @@
+import { type ParseArgsConfig, parseArgs } from 'node:util'
+import type { ArgumentSpecs, Command, FlagSpec, FlagSpecs, ParsedInput } from './command.ts'
+import { type CommandError, usageError } from './error.ts'
+import { nearest } from './nearest.ts'
+import { parseDuration, parseSize, sayList, shown } from './values.ts'
+
+/** Flags that every command takes. */
+export const COMMON_FLAGS = {
+  json: { type: 'boolean', summary: 'one JSON document instead of text' },
+  help: { type: 'boolean', short: 'h', summary: 'what the command does and takes' },
+} as const satisfies FlagSpecs
+
+export type Parsed = ParsedInput & { json: boolean; help: boolean }
+
+/**
+ * Reads a command's words by its declarations. `--help` wins over every mistake.
+ * @throws CommandError (usage)
+ */
+export function parseCommand(command: Command, words: readonly string[]): Parsed {
+  const specs: FlagSpecs = { ...command.flags, ...COMMON_FLAGS }
+  const { flags, positionals, mistake } = readFlags(command, specs, words)
+  const json = flags.json === true
+  if (flags.help === true) return { flags, args: {}, json, help: true }
+  if (mistake) throw mistake
+  return { flags, args: readArguments(command, positionals), json, help: false }
+}
+
+function readFlags(command: Command, specs: FlagSpecs, words: readonly string[]) {
+  const own = command.passThrough ? beforeArguments(specs, words) : words
+  const { tokens } = parseArgs({
+    args: [...own],
+    options: parseArgsOptions(specs),
+    strict: false,
+    allowPositionals: true,
+    tokens: true,
+  })
+  const flags: Record<string, unknown> = {}
+  for (const [name, spec] of Object.entries(specs)) flags[name] = spec.repeated ? [] : undefined
+  const positionals: string[] = []
+  let mistake: CommandError | undefined
+  for (const token of tokens) {
+    if (token.kind === 'positional') positionals.push(token.value)
+    if (token.kind !== 'option') continue
+    try {
+      readFlag(command, specs, flags, token)
+    } catch (error) {
+      mistake ??= error as CommandError
+    }
+  }
+  return { flags, positionals: [...positionals, ...words.slice(own.length)], mistake }
+}
+
+type OptionToken = { name: string; rawName: string; value?: string | undefined }
+
+function readFlag(command: Command, specs: FlagSpecs, flags: Record<string, unknown>, token: OptionToken) {
+  const name = canonicalName(specs, token.name)
+  const spec = name === undefined ? undefined : specs[name]
+  if (name === undefined || !spec) throw unknownFlag(command, specs, token.rawName)
+  const value = flagValue(spec, token)
+  if (spec.repeated) (flags[name] as unknown[]).push(value)
+  else if (flags[name] !== undefined && flags[name] !== value) throw usageError(`${token.rawName} is given twice`)
+  else flags[name] = value
+}
+
+function flagValue(spec: FlagSpec, { rawName, value }: OptionToken): unknown {
+  if (spec.type === 'boolean') {
+    if (value === undefined || value === 'true') return true
+    if (value === 'false') return false
+    throw usageError(`${rawName} is a switch and takes no value`)
+  }
+  if (value === undefined) throw usageError(`${rawName} wants a value`, `${rawName}=${spec.value ?? exampleOf(spec)}`)
+  const checked = spec.type === 'string' ? choiceOf(spec, rawName, value) : measure(spec, rawName, value)
+  return checked
+}
+
+function choiceOf(spec: FlagSpec, rawName: string, value: string): string {
+  if (!spec.choices || spec.choices.includes(value)) return value
+  const near = nearest(value, spec.choices)
+  throw usageError(
+    `${rawName} is one of ${sayList(spec.choices, 12, 'or')}, not ${shown(value)}`,
+    near && `${rawName}=${near}`,
+  )
+}
+
+function measure(spec: FlagSpec, rawName: string, value: string): number | 'never' {
+  if (spec.never && value === 'never') return 'never'
+  if (spec.type === 'duration') return parseDuration(value, rawName)
+  const number = spec.type === 'size' ? parseSize(value, rawName) : parseInteger(value, rawName)
+  const { min, max } = spec
+  const outside = (min !== undefined && number < min) || (max !== undefined && number > max)
+  if (outside) throw usageError(`${rawName} is ${rangeOf(min, max)}, not ${shown(value)}`)
+  return number
+}
+
+function rangeOf(min: number | undefined, max: number | undefined): string {
+  if (min !== undefined && max !== undefined) return `between ${min} and ${max}`
+  return min === undefined ? `at most ${max}` : `at least ${min}`
+}
+
+function parseInteger(text: string, what: string): number {
+  if (!/^\d{1,12}$/.test(text)) throw usageError(`${what} wants a whole number, not ${shown(text)}`)
+  return Number(text)
+}
+
+function readArguments(command: Command, positionals: readonly string[]): Record<string, unknown> {
+  const specs: ArgumentSpecs = command.arguments
+  const args: Record<string, unknown> = {}
+  let next = 0
+  for (const [name, spec] of Object.entries(specs)) {
+    if (spec.repeated) {
+      args[name] = positionals.slice(next)
+      if (!spec.optional && positionals.length <= next) throw missing(command, spec.label)
+      next = positionals.length
+    } else {
+      args[name] = positionals[next]
+      if (args[name] === undefined && !spec.optional) throw missing(command, spec.label)
+      next++
+    }
+  }
+  const extra = positionals[next]
+  if (extra !== undefined) {
+    throw usageError(`${command.name} does not know what to do with ${shown(extra)}`, usageLine(command))
+  }
+  return args
+}
+
+function missing(command: Command, label: string) {
+  return usageError(`${command.name} wants ${label}`, usageLine(command))
+}
+
+function unknownFlag(command: Command, specs: FlagSpecs, rawName: string) {
+  const known = flagNames(specs)
+  const near = nearest(rawName, known)
+  return usageError(
+    `${command.name} has no flag ${shown(rawName)}`,
+    near ? `did you mean ${near}` : `${command.name} --help lists its flags`,
+  )
+}
+
+/** `--image`, `-l`, …: everything that may be typed, hidden ones left out. */
+export function flagNames(specs: FlagSpecs): string[] {
+  return Object.entries(specs)
+    .filter(([, spec]) => !spec.hidden)
+    .flatMap(([name, spec]) => [`--${name}`, ...(spec.short ? [`-${spec.short}`] : [])])
+}
+
+export function canonicalName(specs: FlagSpecs, typed: string): string | undefined {
+  if (Object.hasOwn(specs, typed)) return typed
+  return Object.keys(specs).find((name) => specs[name]?.aliases?.includes(typed))
+}
+
+function parseArgsOptions(specs: FlagSpecs): NonNullable<ParseArgsConfig['options']> {
+  const options: NonNullable<ParseArgsConfig['options']> = {}
+  for (const [name, spec] of Object.entries(specs)) {
+    const type = spec.type === 'boolean' ? 'boolean' : 'string'
+    options[name] = { type, multiple: true, ...(spec.short ? { short: spec.short } : {}) }
+    for (const alias of spec.aliases ?? []) options[alias] = { type, multiple: true }
+  }
+  return options
+}
+
+/** The words up to and without the first argument's successor: what follows belongs to another program. */
+function beforeArguments(specs: FlagSpecs, words: readonly string[]): readonly string[] {
+  const { tokens } = parseArgs({
+    args: [...words],
+    options: parseArgsOptions(specs),
+    strict: false,
+    allowPositionals: true,
+    tokens: true,
+  })
+  const first = tokens.find((token) => token.kind === 'positional')
+  return first ? words.slice(0, first.index + 1) : words
+}
+
+/** `new [NAME] [--image REF] …`, without the flags that every command has. */
+export function usageLine(command: Command): string {
+  const args = Object.values(command.arguments).map(({ label, optional, repeated }) => {
+    const shownLabel = repeated ? `${label}..` : label
+    return optional ? `[${shownLabel}]` : shownLabel
+  })
+  const flags = Object.values(command.flags).some((spec) => !spec.hidden) ? ['[flags]'] : []
+  const parts = command.passThrough ? [...flags, ...args] : [...args, ...flags]
+  return [command.name, ...parts].join(' ')
+}
+
+/** `--cpu N`, as help shows a flag. */
+export function flagUsage(name: string, spec: FlagSpec): string {
+  const short = spec.short ? `-${spec.short}, ` : ''
+  if (spec.type === 'boolean') return `${short}--${name}`
+  return `${short}--${name} ${spec.choices ? spec.choices.join('|') : (spec.value ?? exampleOf(spec))}${spec.repeated ? '..' : ''}`
+}
+
+function exampleOf(spec: FlagSpec): string {
+  return { string: 'TEXT', integer: 'N', size: '4G', duration: '30m', boolean: '' }[spec.type]
+}

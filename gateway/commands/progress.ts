@@ -1,0 +1,45 @@
+import type { View } from './text.ts'
+import { truncate } from './width.ts'
+
+/** One line on a terminal that rewrites itself. Nothing at all elsewhere. */
+export type Progress = {
+  /** Shows a stage; the seconds since the first one are counted behind it. */
+  show(stage: string): void
+  /** Takes the line away. May be called again and again. */
+  clear(): void
+}
+
+const TICK_MS = 1000
+
+/** @param write takes terminal bytes; `view.columns` is read at each drawing, so a narrowed window never wraps */
+export function createProgress(view: View, columns: () => number, write: (bytes: string) => void): Progress {
+  if (!view.rewrites) return { show: () => {}, clear: () => {} }
+  let stage = ''
+  let startedAt = 0
+  let timer: NodeJS.Timeout | undefined
+  const draw = () => {
+    const seconds = Math.floor((Date.now() - startedAt) / 1000)
+    const suffix = seconds > 0 ? `  ${seconds} s` : ''
+    const room = Math.max(1, columns() - 1 - suffix.length)
+    write(`\r${view.style.accent('·')} ${truncate(stage, room - 2)}${view.style.dim(suffix)}\x1b[K`)
+  }
+  return {
+    show(next) {
+      if (!timer) {
+        startedAt = Date.now()
+        timer = setInterval(draw, TICK_MS)
+        timer.unref()
+      }
+      if (next === stage) return
+      stage = next
+      draw()
+    },
+    clear() {
+      if (!timer) return
+      clearInterval(timer)
+      timer = undefined
+      stage = ''
+      write('\r\x1b[K')
+    },
+  }
+}

@@ -1,0 +1,223 @@
+import { once } from 'node:events'
+import type { Readable, Writable } from 'node:stream'
+import type { App, Caller, CommandIo, RunLine } from '../app.ts'
+import { openSeat, type Seat } from '../lobby/seat.ts'
+import { MachineNotReadyError } from '../machines.ts'
+import { MachineUnreachableError } from '../ssh/pool/target.ts'
+import type { Context, Result } from './command.ts'
+import { CommandError, usageError } from './error.ts'
+import { commandDescription, commandHelp } from './help-text.ts'
+import { findCommand } from './lookup.ts'
+import { parseCommand } from './parse.ts'
+import { createProgress } from './progress.ts'
+import { TABLE } from './table.ts'
+import { viewOf } from './text.ts'
+import { scanWords, splitWords } from './words.ts'
+
+/** 128 + SIGINT, as a shell reports it. */
+const INTERRUPTED = 130
+const INTERRUPTED_DOCUMENT = `${JSON.stringify({ error: 'interrupted', code: 'interrupted' })}\n`
+const LINE_LIMIT_BYTES = 256 * 1024
+
+/**
+ * Runs one line of the lobby for a caller, with or without a terminal.
+ * @returns the exit status of product.md; 130 when interrupted
+ */
+export const runLine: RunLine = async (app, caller, line, io) => {
+  if (!io.terminal) return runInSeat(app, caller, line, io, undefined)
+  using seat = openSeat({ ...io, terminal: io.terminal })
+  return runInSeat(app, caller, line, io, seat)
+}
+
+/**
+ * The same for a person who sits at a terminal already: the seat has the keyboard and knows of Ctrl-C.
+ * Never rejects: what went wrong is a sentence on stderr, or a JSON document on stdout with `--json`.
+ */
+export async function runInSeat(
+  app: App,
+  caller: Caller,
+  line: string,
+  io: CommandIo,
+  seat: Seat | undefined,
+): Promise<number> {
+  const signal = seat ? AbortSignal.any([io.signal, seat.interrupt]) : io.signal
+  const context = contextOf(app, caller, io, signal, seat)
+  let words: string[] = []
+  try {
+    if (Buffer.byteLength(line) > LINE_LIMIT_BYTES) throw usageError('the line is longer than 256 KiB')
+    words = scanWords(line, true).map((word) => word.text)
+    words = splitWords(line)
+    if (words.length === 0) return 0
+    const found = findCommand(TABLE, words)
+    if (found.command.operator && !caller.isOwner) throw operatorOnly(found.command.name)
+    const parsed = parseCommand(found.command, found.words)
+    context.json = parsed.json
+    if (parsed.help) {
+      const json = commandDescription(found.command)
+      return await show(context, { json, text: (view) => commandHelp(found.command, view) })
+    }
+    // No terminal line is rewritten above a document for a program.
+    if (parsed.json)
+      context.progress = createProgress(
+        { ...context.view, rewrites: false },
+        () => 80,
+        () => {},
+      )
+    return await show(context, await found.command.run(context, parsed))
+  } catch (error) {
+    context.progress.clear()
+    context.json ||= asksForJson(words)
+    return await fail(context, error).catch(() => 1)
+  } finally {
+    context.progress.clear()
+  }
+}
+
+function contextOf(app: App, caller: Caller, io: CommandIo, signal: AbortSignal, seat: Seat | undefined): Context {
+  const view = viewOf(io.terminal, io.env)
+  const onTerminal = io.terminal !== undefined
+  const context: Context = {
+    app,
+    caller,
+    io,
+    json: false,
+    view,
+    signal,
+    progress: createProgress(
+      view,
+      () => io.terminal?.columns || view.columns,
+      (bytes) => io.stdout.write(bytes),
+    ),
+    print: (text) => send(io.stdout, text, onTerminal, signal),
+    remark: async (text) => {
+      if (context.json) return
+      context.progress.clear()
+      await send(io.stderr, text, onTerminal, signal)
+    },
+    ask: async (question) => {
+      if (!seat || context.json) return undefined
+      context.progress.clear()
+      const answer = await seat.ask(question)
+      if (answer === undefined) throw new CommandError('interrupted', 1, 'nothing was changed')
+      return answer
+    },
+    readStdin: (limitBytes, what) => readAll(io.stdin, limitBytes, what, onTerminal, signal),
+    asCommandError: (error) => asCommandError(error, context),
+    rawInput: () => seat?.rawInput() ?? { stdin: io.stdin, release: () => {} },
+  }
+  return context
+}
+
+async function show(context: Context, result: Result): Promise<number> {
+  context.progress.clear()
+  const { io, view } = context
+  const onTerminal = io.terminal !== undefined
+  const [firstFailure] = result.failures ?? []
+  if (context.json) {
+    await send(io.stdout, `${JSON.stringify(result.json)}\n`, onTerminal, io.signal)
+    return firstFailure?.exit ?? result.exit ?? 0
+  }
+  const text = typeof result.text === 'function' ? result.text(view) : result.text
+  if (text) await send(io.stdout, text, onTerminal, io.signal)
+  for (const failure of result.failures ?? []) await send(io.stderr, sentence(failure, context), onTerminal, io.signal)
+  return firstFailure?.exit ?? result.exit ?? 0
+}
+
+/** The edge: whatever went wrong becomes a sentence here, once, and a log line where it is our fault. */
+async function fail(context: Context, error: unknown): Promise<number> {
+  const { io, signal } = context
+  const onTerminal = io.terminal !== undefined
+  if (signal.aborted && !(error instanceof CommandError)) {
+    if (context.json) await send(io.stdout, INTERRUPTED_DOCUMENT, onTerminal, io.signal)
+    return INTERRUPTED
+  }
+  const failure = asCommandError(error, context)
+  if (context.json) {
+    const document = { ...failure.detail, error: failure.message, code: failure.code }
+    await send(io.stdout, `${JSON.stringify(document)}\n`, onTerminal, io.signal)
+  } else await send(io.stderr, sentence(failure, context), onTerminal, io.signal)
+  return signal.aborted && failure.code === 'interrupted' ? INTERRUPTED : failure.exit
+}
+
+function operatorOnly(name: string) {
+  return new CommandError('not_allowed', 4, `${name} is the operator's`, { wayOn: 'help lists what you can do' })
+}
+
+function sentence(failure: CommandError, { view }: Context): string {
+  const head = `${view.style.failure(failure.message)}\n`
+  return failure.wayOn ? `${head}${failure.wayOn}\n` : head
+}
+
+function asCommandError(error: unknown, context: Context): CommandError {
+  if (error instanceof CommandError) return error
+  if (error instanceof MachineNotReadyError) {
+    return new CommandError(error.code, error.code === 'machine.not_found' ? 3 : 1, error.message, { cause: error })
+  }
+  if (error instanceof MachineUnreachableError) return new CommandError(error.code, 1, error.message, { cause: error })
+  const reference = Math.random().toString(36).slice(2, 10)
+  context.app.log.error({ err: error, reference, account: context.caller.accountId }, 'a command failed')
+  return new CommandError('internal', 1, 'that failed for a reason of ours, and nothing you typed', {
+    wayOn: `tell the operator to look for ${reference} in the log`,
+    cause: error,
+  })
+}
+
+/** Whether a line that could not be read wanted its error as a document. */
+function asksForJson(words: readonly string[]): boolean {
+  const end = words.indexOf('--')
+  const own = words[0] === 'ssh' ? words.slice(0, 2) : words.slice(0, end < 0 ? words.length : end)
+  return own.some((word) => word === '--json' || word === '--json=true')
+}
+
+/** Writes and waits for the client; a terminal in raw mode wants carriage returns. */
+async function send(stream: Writable, text: string, onTerminal: boolean, signal: AbortSignal): Promise<void> {
+  if (stream.destroyed || stream.writableEnded) return
+  const bytes = onTerminal ? text.replaceAll(/\r?\n/g, '\r\n') : text
+  if (stream.write(bytes)) return
+  await once(stream, 'drain', { signal }).catch(() => {})
+}
+
+/**
+ * All of stdin, without destroying it: on an SSH channel stdin and stdout are one stream.
+ * @throws CommandError (usage) for more than the limit, for bytes that are no text, and on a terminal
+ */
+async function readAll(
+  stdin: Readable,
+  limitBytes: number,
+  what: string,
+  onTerminal: boolean,
+  signal: AbortSignal,
+): Promise<string> {
+  if (onTerminal) {
+    throw usageError(
+      `${what} is read from stdin, which is a terminal here`,
+      'pipe it in from your own shell: ssh .. < FILE',
+    )
+  }
+  const chunks: Buffer[] = []
+  let total = 0
+  const { promise: ended, resolve, reject } = Promise.withResolvers<void>()
+  const onData = (chunk: Buffer | string) => {
+    const bytes = Buffer.from(chunk as string)
+    total += bytes.length
+    if (total > limitBytes) reject(usageError(`${what} is longer than ${limitBytes / 1024} KiB`))
+    else chunks.push(bytes)
+  }
+  const onClose = () =>
+    stdin.readableEnded ? resolve() : reject(new CommandError('interrupted', 1, `${what} broke off`))
+  const onAbort = () => reject(new CommandError('interrupted', 1, 'interrupted'))
+  if (signal.aborted) onAbort()
+  else if (stdin.readableEnded) resolve()
+  signal.addEventListener('abort', onAbort, { once: true })
+  stdin.on('data', onData).once('end', resolve).once('close', onClose).once('error', reject)
+  try {
+    await ended
+  } finally {
+    signal.removeEventListener('abort', onAbort)
+    stdin.off('data', onData).off('end', resolve).off('close', onClose).off('error', reject)
+    stdin.pause()
+  }
+  const text = Buffer.concat(chunks).toString('utf8')
+  if (text.includes('\0')) throw usageError(`${what} is not text`)
+  return text
+}

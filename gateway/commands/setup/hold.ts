@@ -1,0 +1,34 @@
+import { quoteWord } from '../words.ts'
+
+/** The session holder on the tools disk (init/): processes it runs outlive their client, the connection and the gateway. */
+const HOLD = '/exe/bin/exe-hold'
+/** The holder's name for the setup script's process. */
+export const SETUP_SESSION = 'setup'
+
+/**
+ * Runs the script as the session's program: by its own interpreter when it begins with `#!`, else by sh. The file goes
+ * when it has ended. Nothing beyond what POSIX promises of sh is used, for images that have little more.
+ */
+const RUN_FILE =
+  'read -r first < "$0"; case $first in "#!"*) "$0";; *) /bin/sh "$0";; esac; status=$?; rm -f "$0"; exit $status'
+
+/** Takes the script on stdin, starts it in the holder and stays until it has ended, with its exit status. */
+export function startSetupCommand(): string {
+  const steps = [
+    'umask 077',
+    'cd "$HOME" 2>/dev/null || cd /',
+    'file=$(mktemp /tmp/setup.XXXXXX) || exit 125',
+    'cat > "$file" || exit 125',
+    'chmod u+x "$file"',
+    `exec ${HOLD} run ${SETUP_SESSION} -- /bin/sh -c "$0" "$file"`,
+  ].join('; ')
+  return `exec /bin/sh -c ${quoteWord(steps)} ${quoteWord(RUN_FILE)}`
+}
+
+/** Waits for a script that was started earlier; 3 when there is none. */
+export function resumeSetupCommand(): string {
+  return `exec ${HOLD} wait ${SETUP_SESSION}`
+}
+
+/** What a person types in the machine to read what the script said. */
+export const SETUP_LOG_COMMAND = `exe-hold log ${SETUP_SESSION}`

@@ -1,0 +1,141 @@
+import { type AccountKey, addKey, KeyError, listKeys, removeKey, renameKey } from '../accounts/keys.ts'
+import { type KeyLine, PublicKeyError, parseKeyFile, parseKeyLine } from '../accounts/public-key.ts'
+import type { Completer } from './command.ts'
+import { defineCommand } from './command.ts'
+import { CommandError, usageError } from './error.ts'
+import { recordEvent } from './machine-steps.ts'
+import { harmless, table } from './text.ts'
+import { sayWhen } from './values.ts'
+
+const INPUT_LIMIT_BYTES = 64 * 1024
+
+const keyNames: Completer = async ({ app, caller }) =>
+  (await listKeys(app.sql, caller.accountId)).map((key) => key.name)
+
+export const sshKeyAdd = defineCommand({
+  name: 'ssh-key add',
+  group: 'you',
+  summary: 'let another key in to your account',
+  description: 'The public key is given as words, or on stdin: a line of id_*.pub, or a whole authorized_keys.',
+  flags: { name: { type: 'string', summary: 'how lists call it; its comment unless given' } },
+  arguments: { key: { label: 'KEY', repeated: true, optional: true } },
+  examples: ['ssh-key add ssh-ed25519 AAAA... you@laptop', 'ssh-key add --name laptop < ~/.ssh/id_ed25519.pub'],
+  async run(context, { flags, args }) {
+    const { app, caller } = context
+    const text = args.key.length ? args.key.join(' ') : await context.readStdin(INPUT_LIMIT_BYTES, 'the public key')
+    const lines = await told(async () => keyLines(text))
+    const keys: { key: AccountKey; added: boolean }[] = []
+    for (const line of lines) keys.push(await told(() => addKey(app.sql, caller.accountId, line, flags.name)))
+    for (const { key, added } of keys) {
+      if (added) await recordEvent(app.sql, caller, 'key.added', null, { name: key.name, fingerprint: key.fingerprint })
+    }
+    return {
+      json: { ssh_keys: keys.map(({ key, added }) => ({ ...keyDocument(key), added })) },
+      text: keys
+        .map(({ key, added }) => `${harmless(key.name)} ${key.fingerprint} ${added ? 'is in' : 'was there already'}\n`)
+        .join(''),
+    }
+  },
+})
+
+export const sshKeyList = defineCommand({
+  name: 'ssh-key list',
+  aliases: ['ssh-key ls'],
+  group: 'you',
+  summary: 'the keys of your account',
+  async run({ app, caller }) {
+    const keys = await listKeys(app.sql, caller.accountId)
+    return {
+      json: { ssh_keys: keys.map((key) => ({ ...keyDocument(key), current: key.id === caller.keyId })) },
+      text: (view) =>
+        table(
+          keys,
+          [
+            {
+              title: 'name',
+              value: (key) => harmless(key.name) + (key.id === caller.keyId ? ' (this one)' : ''),
+              flexible: true,
+            },
+            { title: 'fingerprint', value: (key) => key.fingerprint },
+            { title: 'used', value: (key) => (key.lastUsedAt ? sayWhen(key.lastUsedAt) : 'never'), optional: 1 },
+            { title: 'type', value: (key) => key.algorithm.replace(/^ssh-|@openssh\.com$/g, ''), optional: 2 },
+          ],
+          view,
+        ),
+    }
+  },
+})
+
+export const sshKeyRemove = defineCommand({
+  name: 'ssh-key remove',
+  aliases: ['ssh-key rm', 'ssh-key delete'],
+  group: 'you',
+  summary: 'let a key in no more; its connections end',
+  arguments: { key: { label: 'KEY', complete: keyNames } },
+  examples: ['ssh-key remove laptop'],
+  async run({ app, caller }, { args }) {
+    const key = await told(() => removeKey(app.sql, caller.accountId, args.key))
+    await recordEvent(app.sql, caller, 'key.removed', null, { name: key.name, fingerprint: key.fingerprint })
+    return { json: { removed: keyDocument(key) }, text: `${harmless(key.name)} is out\n` }
+  },
+})
+
+export const sshKeyRename = defineCommand({
+  name: 'ssh-key rename',
+  group: 'you',
+  summary: 'another name for a key',
+  arguments: { key: { label: 'KEY', complete: keyNames }, name: { label: 'NAME' } },
+  async run({ app, caller }, { args }) {
+    await told(() => renameKey(app.sql, caller.accountId, args.key, args.name))
+    return { json: { old_name: args.key, new_name: args.name }, text: `${args.key} is called ${args.name} now\n` }
+  },
+})
+
+export const sshKeyGenerateApiKey = defineCommand({
+  name: 'ssh-key generate-api-key',
+  group: 'you',
+  summary: 'a token for programs; not in this version yet',
+  flags: {
+    label: { type: 'string', summary: 'how lists call it' },
+    tag: { type: 'string', repeated: true, summary: 'only for machines with that tag' },
+    cmds: { type: 'string', summary: 'only these commands' },
+    expires: { type: 'duration', never: true, aliases: ['exp'], summary: 'how long it is good', value: '30d' },
+  },
+  async run() {
+    throw new CommandError('token.not_here', 1, 'this version of Berth has no tokens yet, so no key was made', {
+      wayOn: 'until then programs use ssh with a key of their own: ssh-key add',
+    })
+  },
+})
+
+export function keyDocument(key: AccountKey) {
+  return {
+    name: key.name,
+    type: key.algorithm,
+    fingerprint: key.fingerprint,
+    comment: key.comment,
+    public_key: `${key.algorithm} ${key.publicKey.toString('base64')}`,
+    created_at: key.createdAt.toISOString(),
+    last_used_at: key.lastUsedAt?.toISOString() ?? null,
+  }
+}
+
+function keyLines(text: string): KeyLine[] {
+  const many = text.trim().split('\n').length > 1 && !text.includes('---- BEGIN')
+  if (!many) return [parseKeyLine(text)]
+  const lines = parseKeyFile(text)
+  if (lines.length === 0) throw usageError('no key in that', 'expected a line such as ssh-ed25519 AAAA... name@laptop')
+  return lines
+}
+
+/** The accounts' own errors, as commands report them. */
+async function told<T>(step: () => Promise<T>): Promise<T> {
+  try {
+    return await step()
+  } catch (error) {
+    if (error instanceof PublicKeyError) throw new CommandError('key.invalid', 2, error.message, { cause: error })
+    if (!(error instanceof KeyError)) throw error
+    const exit = error.code === 'key.not_found' ? 3 : error.code === 'key.name' ? 2 : error.code === 'key.taken' ? 4 : 1
+    throw new CommandError(error.code, exit, error.message, { cause: error })
+  }
+}

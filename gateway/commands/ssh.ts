@@ -1,0 +1,128 @@
+import { constants } from 'node:os'
+import type { Readable, Writable } from 'node:stream'
+import { finished, pipeline } from 'node:stream/promises'
+import { type MachineProcess, openOnMachine } from '../ssh/pool/open-on-machine.ts'
+import type { Context, Result } from './command.ts'
+import { defineCommand } from './command.ts'
+import { machineNames } from './complete.ts'
+import { CommandError, usageError } from './error.ts'
+import { reachable, untilSshWorks } from './machine-steps.ts'
+
+const JSON_OUTPUT_LIMIT_BYTES = 1024 * 1024
+
+export const ssh = defineCommand({
+  name: 'ssh',
+  group: 'machines',
+  summary: 'a shell on a machine, or a command; its exit status is passed on',
+  description:
+    'From your own shell ssh NAME@.. does the same and more (files, forwards). Words after NAME are joined and run by the login shell there; quote what is for that shell.',
+  flags: {
+    login: { type: 'string', short: 'l', value: 'USER', summary: "another user than the image's login user" },
+    tty: {
+      type: 'boolean',
+      short: 't',
+      summary: 'taken for habit: a terminal is used when there is one',
+      hidden: true,
+    },
+    'no-tty': { type: 'boolean', short: 'T', summary: 'no terminal for the command' },
+  },
+  arguments: {
+    name: { label: 'NAME', complete: machineNames },
+    command: { label: 'CMD', repeated: true, optional: true },
+  },
+  passThrough: true,
+  examples: ['ssh demo', 'ssh demo uptime', "ssh demo 'ls -l | head'"],
+  async run(context, { flags, args }) {
+    const { app, caller, io } = context
+    // `user+name` as everywhere; a machine's name has no plus.
+    const plus = args.name.lastIndexOf('+')
+    const user = flags.login ?? (plus > 0 ? args.name.slice(0, plus) : undefined)
+    if (user !== undefined && !/^[a-zA-Z_][a-zA-Z0-9_.-]{0,31}$/.test(user)) throw usageError('that is no user name')
+    const machine = await reachable(app, caller, args.name.slice(plus + 1))
+    const ready = await untilSshWorks(context, machine.id)
+    context.progress.clear()
+    const command = args.command.length ? args.command.join(' ') : undefined
+    const terminal = flags['no-tty'] || context.json ? undefined : io.terminal
+    if (command === undefined && context.json) throw usageError('ssh --json wants a command to run')
+    const remote = await openOnMachine(app.pool, app.machines.target(ready, caller, user), {
+      ...(command === undefined ? {} : { command }),
+      ...(terminal ? { pty: { term: terminal.term, columns: terminal.columns, rows: terminal.rows } } : {}),
+      env: localeOf(io.env),
+    })
+    return context.json ? await collect(context, remote) : await connect(context, remote)
+  },
+})
+
+/** Joins this session's streams with the machine's until the process there ends. */
+async function connect(context: Context, remote: MachineProcess): Promise<Result> {
+  const { io } = context
+  const input = context.rawInput()
+  const stopResize = io.terminal?.onResize(() => remote.resize(io.terminal?.columns ?? 80, io.terminal?.rows ?? 24))
+  // With a terminal Ctrl-C is a byte for the machine; the signal then only means that the person is gone.
+  const onGone = () => {
+    remote.signal('TERM')
+    remote.close()
+  }
+  io.signal.addEventListener('abort', onGone, { once: true })
+  if (io.signal.aborted) onGone()
+  input.stdin.pipe(remote.stdin)
+  remote.stdin.on('error', () => {})
+  try {
+    const [end] = await Promise.all([remote.exit, pour(remote.stdout, io.stdout), pour(remote.stderr, io.stderr)])
+    return { json: null, text: '', exit: exitOf(end) }
+  } finally {
+    input.stdin.unpipe(remote.stdin)
+    input.release()
+    stopResize?.()
+    io.signal.removeEventListener('abort', onGone)
+    remote.close()
+  }
+}
+
+async function pour(from: Readable, to: Writable): Promise<void> {
+  await pipeline(from, to, { end: false }).catch(() => {})
+}
+
+/** For `--json`: both outputs whole, bounded. */
+async function collect(context: Context, remote: MachineProcess): Promise<Result> {
+  remote.stdin.on('error', () => {})
+  remote.stdin.end()
+  const onGone = () => remote.close()
+  context.signal.addEventListener('abort', onGone, { once: true })
+  try {
+    const [end, stdout, stderr] = await Promise.all([remote.exit, bounded(remote.stdout), bounded(remote.stderr)])
+    const exit = exitOf(end)
+    return { json: { stdout, stderr, exit_code: exit }, text: '', exit }
+  } finally {
+    context.signal.removeEventListener('abort', onGone)
+    remote.close()
+  }
+}
+
+async function bounded(stream: Readable): Promise<string> {
+  const chunks: Buffer[] = []
+  let total = 0
+  stream.on('data', (chunk: Buffer) => {
+    total += chunk.length
+    if (total <= JSON_OUTPUT_LIMIT_BYTES) chunks.push(chunk)
+  })
+  await finished(stream, { writable: false }).catch(() => {})
+  if (total > JSON_OUTPUT_LIMIT_BYTES) {
+    throw new CommandError('output.too_long', 1, 'the command printed more than 1 MiB', {
+      wayOn: 'run it without --json',
+    })
+  }
+  return Buffer.concat(chunks).toString('utf8')
+}
+
+/** As a shell counts: 128 and the signal's number when one ended it. */
+function exitOf({ status, signal }: { status: number | null; signal: string | null }): number {
+  if (status !== null) return status
+  const numbers: Record<string, number | undefined> = constants.signals
+  return 128 + (numbers[`SIG${signal ?? 'HUP'}`] ?? 1)
+}
+
+/** LANG and LC_*, as OpenSSH's clients are commonly set up to send. */
+function localeOf(env: Record<string, string>): Record<string, string> {
+  return Object.fromEntries(Object.entries(env).filter(([name]) => /^(LANG|LC_[A-Z]+|COLORTERM)$/.test(name)))
+}

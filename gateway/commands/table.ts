@@ -1,0 +1,66 @@
+import type { Caller } from '../app.ts'
+import { audit } from './audit.ts'
+import type { Command } from './command.ts'
+import { defaultsDelete, defaultsRead, defaultsWrite } from './defaults.ts'
+import { doc, exit, help } from './help.ts'
+import { inviteLs, inviteNew, inviteRm } from './invite.ts'
+import { logs } from './logs.ts'
+import { ls } from './ls.ts'
+import { newMachine } from './new.ts'
+import { doctor, hostDrain, hostLs, hostOvercommit, hostUndrain, mail } from './operator.ts'
+import { restart, start, stop } from './power.ts'
+import { comment, rename, tag } from './rename.ts'
+import { rm } from './rm.ts'
+import { ssh } from './ssh.ts'
+import { sshConfig } from './ssh-config.ts'
+import { sshKeyAdd, sshKeyGenerateApiKey, sshKeyList, sshKeyRemove, sshKeyRename } from './ssh-key.ts'
+import { trash, untrash } from './trash.ts'
+import { whoami } from './whoami.ts'
+
+/**
+ * Every command of Berth, in the order in which help shows them. The SSH lobby, `POST /exec`, the dashboard and MCP
+ * run this table; to add a command, write its file and name it here.
+ */
+export const TABLE: readonly Command[] = [
+  newMachine,
+  ls,
+  ssh,
+  start,
+  stop,
+  restart,
+  logs,
+  rm,
+  trash,
+  untrash,
+  rename,
+  tag,
+  comment,
+  whoami,
+  sshKeyAdd,
+  sshKeyList,
+  sshKeyRemove,
+  sshKeyRename,
+  sshKeyGenerateApiKey,
+  sshConfig,
+  defaultsRead,
+  defaultsWrite,
+  defaultsDelete,
+  inviteNew,
+  inviteLs,
+  inviteRm,
+  audit,
+  doctor,
+  mail,
+  hostLs,
+  hostDrain,
+  hostUndrain,
+  hostOvercommit,
+  help,
+  doc,
+  exit,
+]
+
+/** What a caller is shown and offered by completion. */
+export function commandsFor(caller: Caller): readonly Command[] {
+  return TABLE.filter((command) => caller.isOwner || !command.operator)
+}

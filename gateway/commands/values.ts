@@ -1,0 +1,89 @@
+import { usageError } from './error.ts'
+
+const SIZE_UNITS: Record<string, number> = { k: 2 ** 10, m: 2 ** 20, g: 2 ** 30, t: 2 ** 40 }
+const DURATION_UNITS: Record<string, number> = {
+  s: 1000,
+  m: 60_000,
+  h: 3_600_000,
+  d: 86_400_000,
+  w: 604_800_000,
+}
+
+/**
+ * `4G`, `512M`, `1.5T`, also with `B` or `iB`: powers of two whatever the spelling.
+ * @returns bytes
+ * @throws CommandError (usage)
+ */
+export function parseSize(text: string, what: string): number {
+  const match = /^(\d{1,12}(?:\.\d{1,3})?) ?([kmgt])(?:i?b)?$/i.exec(text.trim())
+  const unit = SIZE_UNITS[match?.[2]?.toLowerCase() ?? '']
+  const bytes = match && unit ? Math.round(Number(match[1]) * unit) : Number.NaN
+  if (!Number.isSafeInteger(bytes)) throw usageError(`${what} wants a size such as 4G or 512M, not ${shown(text)}`)
+  return bytes
+}
+
+/**
+ * `30s`, `5m`, `1h30m`, `7d`, `2w`.
+ * @returns milliseconds
+ * @throws CommandError (usage)
+ */
+export function parseDuration(text: string, what: string): number {
+  const wrong = () => usageError(`${what} wants a duration such as 30m, 1h30m or 7d, not ${shown(text)}`)
+  if (!/^(\d{1,9}[smhdw])+$/i.test(text)) throw wrong()
+  let total = 0
+  for (const [, count, unit] of text.matchAll(/(\d+)([smhdw])/gi)) {
+    total += Number(count) * (DURATION_UNITS[unit?.toLowerCase() ?? ''] ?? 0)
+  }
+  if (!Number.isSafeInteger(total) || total <= 0) throw wrong()
+  return total
+}
+
+/** Text from a person or a machine made fit to be shown in a message: short, printable, quoted when it must be. */
+export function shown(text: string, limit = 60): string {
+  const clean = text.replaceAll(/[\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069]/g, '?')
+  const cut = clean.length > limit ? `${clean.slice(0, limit - 1)}…` : clean
+  return /^[^\s'"]+$/.test(cut) ? cut : `'${cut}'`
+}
+
+/** `4 GiB`, `512 MiB`, `1.5 GiB`: three digits at most. */
+export function sayBytes(bytes: number): string {
+  const units = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB']
+  let value = bytes
+  let unit = 0
+  while (value >= 1024 && unit < units.length - 1) {
+    value /= 1024
+    unit++
+  }
+  const digits = value >= 100 || Number.isInteger(value) ? 0 : 1
+  return `${value.toFixed(digits).replace(/\.0$/, '')} ${units[unit]}`
+}
+
+/** `0.4 s`, `12 s`, `3 min`, `2 h 5 min`, `4 days`. */
+export function sayDuration(ms: number): string {
+  const seconds = ms / 1000
+  if (seconds < 9.95) return `${seconds.toFixed(1)} s`
+  if (seconds < 59.5) return `${Math.round(seconds)} s`
+  const minutes = Math.round(seconds / 60)
+  if (minutes < 60) return `${minutes} min`
+  if (minutes < 48 * 60) {
+    const rest = minutes % 60
+    return rest && minutes < 10 * 60 ? `${Math.floor(minutes / 60)} h ${rest} min` : `${Math.round(minutes / 60)} h`
+  }
+  return `${Math.round(minutes / 1440)} days`
+}
+
+/** `just now`, `3 min ago`, `in 6 days`. */
+export function sayWhen(at: Date, now = new Date()): string {
+  const ms = now.getTime() - at.getTime()
+  if (Math.abs(ms) < 10_000) return 'just now'
+  return ms > 0 ? `${sayDuration(ms)} ago` : `in ${sayDuration(-ms)}`
+}
+
+/** `demo`, `demo and api`, `demo, api and 3 more`. */
+export function sayList(items: readonly string[], limit = 8, joint = 'and'): string {
+  const shownItems = items.slice(0, limit)
+  const more = items.length - shownItems.length
+  if (more > 0) return `${shownItems.join(', ')} ${joint} ${more} more`
+  const last = shownItems.pop()
+  return shownItems.length ? `${shownItems.join(', ')} ${joint} ${last}` : (last ?? 'none')
+}
