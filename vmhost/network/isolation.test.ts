@@ -320,6 +320,17 @@ describe('a hostile machine', () => {
     await repair()
   })
 
+  test('cannot get a packet out under its private address, which belongs to no connection and is not translated', async () => {
+    await internet.listen('raw', 7777)
+    await provesEach(['would leave untranslated'], async () => {
+      await first.ask({ do: 'reset', address: '198.51.100.10', port: 7777 })
+      await first.ask({ do: 'udp', address: '198.51.100.10', port: 9 })
+      expect((await internet.ask({ do: 'wait', port: 9, source: '203.0.113.2' })).arrived).toBe(true)
+      await internet.seen(9)
+      return (await internet.seen(7777)).includes(one.address)
+    })
+  })
+
   test('gains nothing from another MAC', async () => {
     await guest.run('ip link set eth0 address 02:be:0a:2a:00:06')
     await first.ask({ do: 'udp', address: '198.51.100.10', port: 9 })

@@ -6,9 +6,11 @@ import type { NetworkContext } from './types.ts'
  * Calls `onLoss` whenever somebody deletes a table of ours. `systemctl reload nftables` does: Debian's nftables.conf
  * begins with `flush ruleset`, and until the rules are back machines would reach each other and private networks.
  * Our own updates never delete a table.
+ * @see prctl(2), PR_SET_PDEATHSIG
  */
 export function watchTables(onLoss: () => void, { log }: NetworkContext): { readonly ended: boolean; close(): void } {
-  const monitor = spawn('nft', ['monitor', 'destroy', 'tables'], {
+  // A vmhost that is killed takes it along: it would otherwise wait for its next event for ever.
+  const monitor = spawn('setpriv', ['--pdeathsig', 'KILL', '--', 'nft', 'monitor', 'destroy', 'tables'], {
     env: { PATH: `${process.env.PATH ?? '/usr/bin:/bin'}:/usr/sbin:/sbin`, LC_ALL: 'C' },
     stdio: ['ignore', 'pipe', 'ignore'],
   })

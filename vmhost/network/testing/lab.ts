@@ -35,6 +35,12 @@ export class Namespace {
     return stdout
   }
 
+  /** @returns ids of all processes inside */
+  async processes(): Promise<number[]> {
+    const { stdout } = await run('ip', ['netns', 'pids', this.name])
+    return stdout.split('\n').filter(Boolean).map(Number)
+  }
+
   /** Something to be ended with the namespace. */
   spawn(args: readonly string[], stdio: ('pipe' | 'inherit' | 'ipc')[]): ChildProcess {
     const child = spawn('ip', ['netns', 'exec', this.name, ...args], { stdio })
@@ -53,6 +59,8 @@ export class Namespace {
       child.kill('SIGKILL')
       await exited
     }
+    // What a failed test left behind, which is in here because the test put it here.
+    for (const pid of await this.processes()) process.kill(pid, 'SIGKILL')
     await run('ip', ['netns', 'delete', this.name])
   }
 }
@@ -93,7 +101,7 @@ export class Probe {
     return await answer
   }
 
-  async listen(protocol: 'tcp' | 'udp', port: number, address = '0.0.0.0'): Promise<void> {
+  async listen(protocol: 'tcp' | 'udp' | 'raw', port: number, address = '0.0.0.0'): Promise<void> {
     await this.ask({ do: 'listen', protocol, port, address })
   }
 

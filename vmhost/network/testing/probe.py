@@ -1,6 +1,6 @@
 """Somebody in a network namespace: one JSON command a line on stdin, one JSON answer a line on stdout.
 
-listen {protocol, port, address?}      answers {}; from then on every TCP connection and datagram there is remembered
+listen {protocol, port, address?}      answers {}; from then on every TCP connection, datagram or (protocol raw) TCP packet there is remembered
 seen {port}                            answers {seen: [source address..]} and forgets them
 wait {port, source?}                   answers {} once something (from there) was seen at that port, forgets nothing
 tcp {address, port, source?, silent?}  answers {result: connected|ENAME, text: {peer, mss} of a `listen`}
@@ -8,6 +8,7 @@ udp {address, port, source?, count?}   sends; answers {}
 ping {address}                         answers {result: reply|ENAME}
 pathMtu {address}                      sends 1500 bytes with DF; answers {mtu} when the path's MTU came back
 frame {hex}                            sends one Ethernet frame on eth0; answers {}
+reset {address, port}                  sends a TCP RST that belongs to no connection; answers {}
 hold {address, port}                   opens a TCP connection and keeps it; `echo` {text} sends and answers {text}
 """
 import errno, json, os, select, socket, struct, sys, threading, time
@@ -33,6 +34,8 @@ def family(address):
 
 
 def listen(protocol, port, address="0.0.0.0"):
+    if protocol == "raw":
+        return listen_raw(port)
     kind = socket.SOCK_STREAM if protocol == "tcp" else socket.SOCK_DGRAM
     s = socket.socket(family(address), kind)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -58,6 +61,34 @@ def listen(protocol, port, address="0.0.0.0"):
     if protocol == "tcp":
         s.listen(64)
     threading.Thread(target=serve, daemon=True).start()
+    return {}
+
+
+def listen_raw(port):
+    s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+
+    def serve():
+        while True:
+            packet, peer = s.recvfrom(65536)
+            if struct.unpack("!H", packet[22:24])[0] == port:
+                note(port, peer[0])
+
+    threading.Thread(target=serve, daemon=True).start()
+    return {}
+
+
+def checksum(packet):
+    total = sum(struct.unpack(f"!{len(packet) // 2}H", packet))
+    total = (total & 0xFFFF) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xFFFF
+
+
+def reset(address, port):
+    s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+    s.connect((address, 0))
+    header = struct.pack("!HHIIBBHHH", 40000, port, 1, 0, 5 << 4, 4, 0, 0, 0)  # RFC 9293, 3.1; RST
+    pseudo = socket.inet_aton(s.getsockname()[0]) + socket.inet_aton(address) + struct.pack("!HH", 6, len(header))
+    s.send(header[:16] + struct.pack("!H", checksum(pseudo + header)) + header[18:])
     return {}
 
 
@@ -93,9 +124,7 @@ def udp(address, port, source=None, count=1):
 def ping(address):
     s = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
     packet = struct.pack("!BBHHH", 8, 0, 0, os.getpid() & 0xFFFF, 1)
-    total = sum(struct.unpack("!4H", packet))
-    checksum = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
-    s.sendto(packet[:2] + struct.pack("!H", checksum) + packet[4:], (address, 0))
+    s.sendto(packet[:2] + struct.pack("!H", checksum(packet)) + packet[4:], (address, 0))
     deadline = time.monotonic() + LIMIT_S
     while (left := deadline - time.monotonic()) > 0:
         if not select.select([s], [], [], left)[0]:
@@ -154,7 +183,7 @@ def take(port):
 
 commands = {
     "listen": listen, "seen": take, "wait": wait, "tcp": tcp, "udp": udp, "ping": ping, "pathMtu": path_mtu,
-    "frame": frame, "hold": hold, "echo": echo,
+    "frame": frame, "hold": hold, "reset": reset, "echo": echo,
 }
 for line in sys.stdin:
     command = json.loads(line)
