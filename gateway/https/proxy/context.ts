@@ -1,0 +1,104 @@
+import type { Duplex } from 'node:stream'
+import type { Settings } from '../../settings.ts'
+import type { Clock } from './clock.ts'
+import type { UpstreamPool } from './pool.ts'
+import type { Problem, Route, Seams } from './seams.ts'
+import type { CutError } from './upstream.ts'
+
+export type ProxyLimits = {
+  headBytes: number
+  /** bytes of a client held while its request is being decided, or an upgrade answered */
+  heldBytes: number
+  /** from the first byte of a head to its last */
+  headMs: number
+  /** between two requests; above the 60 s of common load balancers */
+  idleMs: number
+  /** without a byte of a body moving, either way */
+  stallMs: number
+  /** how long a connection that was refused may go on sending */
+  lingerMs: number
+  /** a tunnel of which one side has ended */
+  halfClosedMs: number
+}
+
+export const PROXY_LIMITS: ProxyLimits = {
+  headBytes: 65_536,
+  heldBytes: 65_536,
+  headMs: 30_000,
+  idleMs: 75_000,
+  stallMs: 600_000,
+  lingerMs: 3_000,
+  halfClosedMs: 60_000,
+}
+
+/** One finished exchange, for the access log and the metrics. */
+export type Finished = {
+  protocol: 'h1' | 'h2'
+  remoteAddress: string
+  method: string
+  host: string
+  /** path only: queries carry secrets */
+  path: string
+  /** 499 when the client left first, as nginx has it */
+  status: number
+  machineId: number | undefined
+  user: string | undefined
+  startedAtMs: number
+  /** performance.now() of the head; undefined when none was sent */
+  firstByteAtMs: number | undefined
+  sentBytes: number
+  upgraded: boolean
+  cut: CutError['code'] | undefined
+}
+
+/** What every client connection of a listener shares. */
+export type ProxyContext = {
+  seams: Seams
+  settings: Pick<Settings, 'domain' | 'machineDomain'>
+  limits: ProxyLimits
+  listenPorts: ReadonlySet<number>
+  pool: UpstreamPool
+  clock: Clock
+  /** set when the process is to stop: connections end with the exchange they are in */
+  draining: boolean
+  /** takes over a connection whose request is for the control host; the bytes read so far come first */
+  toControl(socket: Duplex, bytes: Buffer): void
+  finished(exchange: Finished): void
+  tunnels: { opened(): void; closed(): void }
+  failed(problem: Problem): void
+}
+
+/** Something that `revoke` and an orderly stop reach: a connection of a client, whatever its protocol. */
+export type ClientConnection = {
+  tick(nowMs: number): void
+  /** ends what the grants name; connections that serve others go on */
+  revoke(isRevoked: (grant: string, machineId: number) => boolean): void
+  /** ends after the exchange at hand */
+  drain(): void
+  destroy(): void
+}
+
+/** The problem a person is shown when the machine gave no answer. */
+export async function upstreamProblem(error: CutError, route: Route, port: number, seams: Seams): Promise<Problem> {
+  if (error.code !== 'refused') {
+    return {
+      status: error.code === 'timeout' ? 504 : 502,
+      code: `machine.${error.code}`,
+      title: error.code === 'malformed' ? 'The answer makes no sense' : `${route.name} did not answer`,
+      detail:
+        error.code === 'malformed'
+          ? `What port ${port} of ${route.name} sent is not valid HTTP: ${error.message}.`
+          : `Port ${port} of ${route.name}: ${error.message}.`,
+      route,
+    }
+  }
+  const listeningPorts = await Promise.resolve(seams.listeningPorts?.(route)).catch(() => undefined)
+  return {
+    status: 502,
+    code: 'port.refused',
+    title: `Nothing listens on port ${port}`,
+    detail: `${route.name} is awake, but no program in it listens on port ${port}.`,
+    ...(listeningPorts ? { listeningPorts } : {}),
+    route,
+  }
+}

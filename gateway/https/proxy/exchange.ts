@@ -1,0 +1,219 @@
+import type { TLSSocket } from 'node:tls'
+import type { ProxyContext } from './context.ts'
+import { clientHead, machineHead, passedTrailers, type RequestFacts } from './fields.ts'
+import type { Admitted } from './gate.ts'
+import type { Field, Framing, RequestHead, ResponseHead } from './head.ts'
+import { CutError, type ResponseReader, type Upstream } from './upstream.ts'
+
+/** Sent twice without harm (RFC 9110, 9.2.2), as long as there is no body that is gone after the first time. */
+const REPEATABLE = new Set(['GET', 'HEAD', 'OPTIONS', 'PUT', 'DELETE'])
+
+export type ExchangeOptions = {
+  context: ProxyContext
+  socket: TLSSocket
+  head: RequestHead
+  facts: RequestFacts
+  framing: Framing
+  target: string
+  remoteAddress: string
+  admitted: Admitted
+  /** the connection is to end with this exchange whatever the machine says */
+  lastOne: boolean
+  onTunnel: () => void
+  /** the response is complete */
+  onEnded: () => void
+  /** no (further) response will come; `answered`: the client has seen a head already */
+  onCut: (error: CutError, answered: boolean) => void
+  /** the tunnel carried something */
+  onUsed: () => void
+  /** the machine takes the request's bytes again */
+  onDrained: () => void
+}
+
+/**
+ * The machine's side of one exchange of an HTTP/1.1 client: sends the request head, and writes what comes back to the
+ * client as it comes, coded as it came.
+ */
+export class Exchange implements ResponseReader {
+  readonly method: string
+  readonly coded = true
+  status = 0
+  sentBytes = 0
+  firstByteAtMs: number | undefined
+  /** the connection to the client ends with this response */
+  closes: boolean
+  readonly #options: ExchangeOptions
+  #upstream: Upstream | undefined
+  #text: string
+  #retried = false
+  #chunked = false
+  #over = false
+  // What one read brought, written at its end: small responses become one record.
+  #pendingHead = ''
+  #lent: Buffer | undefined
+  #tail = ''
+
+  constructor(options: ExchangeOptions) {
+    this.#options = options
+    this.method = options.head.method
+    this.closes = options.lastOne || !options.facts.keepAlive
+    this.#text = machineHead(options.head, {
+      facts: options.facts,
+      framing: options.framing,
+      target: options.target,
+      remoteAddress: options.remoteAddress,
+      identity: options.admitted.access.identity,
+      stripAuthorization: options.admitted.access.stripAuthorization === true,
+    })
+  }
+
+  get #repeatable(): boolean {
+    return this.#options.framing.kind === 'none' && REPEATABLE.has(this.method) && !this.#options.facts.upgrade
+  }
+
+  /** @returns false when the machine has as many connections as it may have */
+  start(): boolean {
+    const { admitted, facts, head, context } = this.#options
+    const upstream = context.pool.acquire(admitted.route.address, admitted.port, {
+      repeatable: this.#repeatable,
+      fresh: this.#retried || facts.upgrade !== undefined || head.minor === 0,
+    })
+    if (!upstream) return false
+    this.#upstream = upstream
+    upstream.begin(this, this.#text)
+    if (!this.#repeatable) this.#text = ''
+    return true
+  }
+
+  /** @returns false when the machine is slow and `onDrained` will say when to go on */
+  write(bytes: Buffer | string): boolean {
+    return this.#upstream?.write(bytes) ?? true
+  }
+
+  /** The client of a tunnel has ended its side. */
+  endTunnel(): void {
+    this.#upstream?.end()
+  }
+
+  resume(): void {
+    this.#upstream?.resume()
+  }
+
+  /** Both sides are complete: the connection to the machine may serve again. */
+  release(): void {
+    const upstream = this.#upstream
+    this.#upstream = undefined
+    const { admitted, context } = this.#options
+    if (upstream) context.pool.give(admitted.route.address, admitted.port, upstream)
+  }
+
+  abort(): void {
+    this.#over = true
+    this.#upstream?.destroy()
+    this.#upstream = undefined
+  }
+
+  interim(head: ResponseHead): void {
+    if (this.#options.head.minor === 0) return
+    this.#options.socket.write(clientHead(head, { kind: 'none' }, false), 'latin1')
+  }
+
+  head(head: ResponseHead, framing: Framing): void {
+    const { facts, socket } = this.#options
+    const upgraded = head.status === 101
+    if (upgraded && !agrees(head, facts)) {
+      this.#refuse('the machine changed to a protocol nobody asked for')
+      return
+    }
+    if (this.#options.head.minor === 0 && framing.kind === 'chunked') {
+      this.#refuse('the machine answered HTTP/1.0 with chunks')
+      return
+    }
+    this.status = head.status
+    this.firstByteAtMs = performance.now()
+    this.#text = ''
+    this.#chunked = framing.kind === 'chunked'
+    // A refused upgrade closes: what the client sends next was meant for a tunnel, not for us to read as a request.
+    if (framing.kind === 'close' || (facts.upgrade !== undefined && !upgraded)) this.closes = true
+    if (upgraded) {
+      socket.write(clientHead(head, framing, false), 'latin1')
+      this.#options.onTunnel()
+    } else {
+      this.#pendingHead = clientHead(head, framing, this.closes)
+    }
+  }
+
+  bytes(bytes: Buffer): void {
+    this.#lent = bytes
+  }
+
+  flush(): boolean {
+    const { socket } = this.#options
+    const head = this.#pendingHead
+    const tail = this.#tail
+    const lent = this.#lent
+    if (head === '' && tail === '') {
+      if (!lent) return true
+      this.#lent = undefined
+      this.sentBytes += lent.length
+      if (this.status === 101) this.#options.onUsed()
+      // The bytes are lent until we return. With nothing waiting, write() hands them straight to the TLS layer, which
+      // encrypts (copies) before it returns; behind something waiting they would stay, so then they are copied here.
+      return socket.write(socket.writableLength === 0 ? lent : Buffer.from(lent))
+    }
+    this.#pendingHead = ''
+    this.#tail = ''
+    this.#lent = undefined
+    if (!lent) return socket.write(head + tail, 'latin1')
+    this.sentBytes += lent.length
+    const joined = Buffer.allocUnsafe(head.length + lent.length + tail.length)
+    joined.write(head, 0, 'latin1')
+    lent.copy(joined, head.length)
+    if (tail !== '') joined.write(tail, head.length + lent.length, 'latin1')
+    return socket.write(joined)
+  }
+
+  ended(trailers: readonly Field[] | undefined): void {
+    if (this.#chunked) {
+      let text = ''
+      if (trailers && trailers.length > 0) for (const { line } of passedTrailers(trailers)) text += line
+      this.#tail = `${text}\r\n`
+    }
+    this.flush()
+    this.#over = true
+    this.#options.onEnded()
+  }
+
+  cut(error: CutError): void {
+    if (this.#over) {
+      // The response was complete, the rest of the request has nowhere to go.
+      this.#upstream = undefined
+      this.#options.onCut(error, true)
+      return
+    }
+    this.#upstream = undefined
+    if (error.stale && this.#repeatable && !this.#retried && this.status === 0) {
+      this.#retried = true
+      if (this.start()) return
+    }
+    this.#over = true
+    const answered = this.status !== 0 && this.#pendingHead === ''
+    this.#lent = undefined
+    if (!answered) this.status = 0
+    this.#options.onCut(error, answered)
+  }
+
+  drained(): void {
+    this.#options.onDrained()
+  }
+
+  #refuse(message: string): void {
+    this.#upstream?.destroy()
+    this.cut(new CutError('malformed', message))
+  }
+}
+
+function agrees(head: ResponseHead, facts: RequestFacts): boolean {
+  const chosen = head.fields.find(({ name }) => name === 'upgrade')?.value
+  return facts.upgrade !== undefined && chosen?.toLowerCase() === facts.upgrade.toLowerCase()
+}

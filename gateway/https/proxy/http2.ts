@@ -1,0 +1,117 @@
+import type { Server as HttpServer } from 'node:http'
+import {
+  constants,
+  createServer as createHttp2Server,
+  performServerHandshake,
+  type ServerHttp2Session,
+} from 'node:http2'
+import type { TLSSocket } from 'node:tls'
+import type { ClientConnection, ProxyContext } from './context.ts'
+import { Stream2 } from './stream2.ts'
+
+const STREAMS = 128
+/** What a client may send on one stream before the machine has taken it. */
+const STREAM_WINDOW_BYTES = 262_144
+const CONNECTION_WINDOW_BYTES = 1_048_576
+
+/**
+ * A client that speaks HTTP/2. Floods are bounded by nghttp2 and Node (settings, pings, empty frames, CONTINUATION
+ * without end: CVE-2019-9511 to -9518, CVE-2024-27983) and by the limits here; rapid reset (CVE-2023-44487) by
+ * `streamResetRate`, each reset costing the machine at most one connection opened and closed.
+ */
+export class Http2Client implements ClientConnection {
+  readonly #context: ProxyContext
+  readonly #session: ServerHttp2Session
+  readonly #streams = new Set<Stream2>()
+  readonly #onGone: (client: Http2Client) => void
+  #idleSinceMs: number
+  #lastBytes = 0
+
+  /** @param control hears requests for the control host, as Node's compatibility API makes them */
+  constructor(
+    context: ProxyContext,
+    socket: TLSSocket,
+    remoteAddress: string,
+    control: HttpServer,
+    onGone: (client: Http2Client) => void,
+  ) {
+    this.#context = context
+    this.#onGone = onGone
+    this.#idleSinceMs = context.clock.nowMs
+    const session = performServerHandshake(socket, {
+      maxSessionMemory: 4,
+      maxHeaderListPairs: 128,
+      maxOutstandingPings: 10,
+      maxSendHeaderBlockLength: context.limits.headBytes,
+      maxSettings: 32,
+      maxSessionInvalidFrames: 100,
+      maxSessionRejectedStreams: 100,
+      streamResetBurst: 500,
+      streamResetRate: 33,
+      settings: {
+        enablePush: false,
+        maxConcurrentStreams: STREAMS,
+        initialWindowSize: STREAM_WINDOW_BYTES,
+        maxHeaderListSize: context.limits.headBytes,
+      },
+    } as Parameters<typeof performServerHandshake>[1])
+    this.#session = session
+    session.setLocalWindowSize(CONNECTION_WINDOW_BYTES)
+    session.on('stream', (stream, _headers, flags, rawHeaders: string[]) => {
+      const taken = new Stream2(context, stream, rawHeaders, {
+        remoteAddress,
+        complete: (flags & constants.NGHTTP2_FLAG_END_STREAM) !== 0,
+        onGone: () => this.#forget(taken),
+      })
+      if (!taken.isControl) {
+        this.#streams.add(taken)
+        taken.start()
+      } else compatible(control).emit('stream', stream, _headers, flags, rawHeaders)
+    })
+    session.on('error', () => {})
+    session.on('close', () => this.#onGone(this))
+  }
+
+  tick(nowMs: number): void {
+    const { socket } = this.#session
+    const bytes = socket ? socket.bytesRead + socket.bytesWritten : 0
+    if (bytes !== this.#lastBytes || this.#streams.size === 0) {
+      if (bytes !== this.#lastBytes) this.#idleSinceMs = nowMs
+      this.#lastBytes = bytes
+    }
+    for (const stream of this.#streams) stream.tick(nowMs)
+    if (this.#streams.size === 0 && nowMs - this.#idleSinceMs > this.#context.limits.idleMs) this.#session.close()
+  }
+
+  revoke(isRevoked: (grant: string, machineId: number) => boolean): void {
+    for (const stream of this.#streams) stream.revoke(isRevoked)
+  }
+
+  drain(): void {
+    this.#session.close()
+  }
+
+  destroy(): void {
+    this.#session.destroy()
+  }
+
+  #forget(stream: Stream2): void {
+    this.#streams.delete(stream)
+    this.#idleSinceMs = this.#context.clock.nowMs
+  }
+}
+
+type Compatible = ReturnType<typeof createHttp2Server>
+const compatibles = new WeakMap<HttpServer, Compatible>()
+
+/** An HTTP/2 server that never listens: it makes requests and responses out of streams that we hand it. */
+function compatible(control: HttpServer): Compatible {
+  const known = compatibles.get(control)
+  if (known) return known
+  const made = createHttp2Server({}, (request, response) => {
+    // Node's own HTTP/2 requests are made to stand in for these types.
+    control.emit('request', request, response)
+  })
+  compatibles.set(control, made)
+  return made
+}

@@ -1,0 +1,103 @@
+import type { Site } from '../host.ts'
+import type { Identity } from './fields.ts'
+import type { Field } from './head.ts'
+
+/** What the rest of the gateway decides for the proxy. Functions may answer at once: a promise costs the hot path. */
+export type MaybePromise<T> = T | Promise<T>
+
+/** A machine as the proxy needs it. */
+export type Route = {
+  machineId: number
+  name: string
+  /** where its ports are reached */
+  address: string
+  /** the port `https://NAME.domain/` shows */
+  primaryPort: number
+  /** false: `wake` is called first, once the request was authorised */
+  awake: boolean
+}
+
+/** One request at a machine's host, before it is let in. */
+export type Visit = {
+  route: Route
+  /** the machine's port that was asked for */
+  port: number
+  /** host as compared: lower case, no port */
+  host: string
+  /** `https://host[:port]` as a browser would write this page's origin */
+  origin: string
+  method: string
+  /** path and query, as sent */
+  target: string
+  fields: readonly Field[]
+  remoteAddress: string
+  /** set when a protocol change is asked for, e.g. `websocket` */
+  upgrade: string | undefined
+}
+
+/** Ours to say instead of the machine: a redirect to sign in, a refusal. */
+export type Answer = {
+  status: number
+  fields?: readonly (readonly [name: string, value: string])[]
+  body?: { type: string; text: string }
+}
+
+/** A page for people, or JSON for programs, is made from this. Never a stack. */
+export type Problem = {
+  status: number
+  /** for programs: `machine.not_found`, `port.refused` … */
+  code: string
+  title: string
+  detail: string
+  retryAfterS?: number
+  /** what the machine listens on, when nothing listens on the port that was asked for */
+  listeningPorts?: readonly number[]
+  route?: Route
+  /** for the log alone */
+  cause?: unknown
+}
+
+export type Access =
+  | {
+      allow: true
+      /** how it was let in: `cookie` brings the rules against other sites' pages with it */
+      by: 'cookie' | 'credential' | 'public'
+      identity?: Identity
+      /** Authorization held the credential and is not passed on */
+      stripAuthorization?: boolean
+      /** what `HttpsServer.revoke` is asked about while the exchange lives */
+      grant?: string
+    }
+  | { allow: false; answer: Answer }
+
+export type Seams = {
+  /**
+   * The machine a name or a custom domain leads to.
+   * @returns undefined when there is none; the answer is then 404
+   */
+  resolve(site: Exclude<Site, { kind: 'control' }>): MaybePromise<Route | undefined>
+  authorize(visit: Visit): MaybePromise<Access>
+  /**
+   * Wakes the machine, or waits for its start.
+   * @returns where it is now
+   * @throws WakeError
+   */
+  wake?(route: Route, signal: AbortSignal): Promise<Route>
+  /** which ports the machine listens on, for the page that says so */
+  listeningPorts?(route: Route): MaybePromise<readonly number[]>
+  /** called for each exchange, and again when a tunnel carries bytes (at most every 30 s): keeps the machine awake */
+  used?(route: Route): void
+  /** the page for a problem; plain text pages of our own unless given */
+  page?(problem: Problem): string
+}
+
+/** The machine could not be woken; `message` is for the person. */
+export class WakeError extends Error {
+  override readonly name = 'WakeError'
+  readonly retryAfterS: number
+
+  constructor(message: string, options: { retryAfterS?: number } & ErrorOptions = {}) {
+    super(message, options)
+    this.retryAfterS = options.retryAfterS ?? 10
+  }
+}

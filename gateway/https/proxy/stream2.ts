@@ -1,0 +1,400 @@
+import { constants, type OutgoingHttpHeaders, type ServerHttp2Stream } from 'node:http2'
+import { type Rendered, render } from './answer.ts'
+import { type Finished, type ProxyContext, upstreamProblem } from './context.ts'
+import {
+  field,
+  inspectRequest,
+  machineHead,
+  passedResponseFields,
+  passedTrailers,
+  type RequestFacts,
+} from './fields.ts'
+import { type Admitted, admit, direct, type Outcome, type Refused } from './gate.ts'
+import { type Field, type Framing, HeadError, type RequestHead, type ResponseHead, requestFraming } from './head.ts'
+import { CutError, type ResponseReader, type Upstream } from './upstream.ts'
+
+type Options = {
+  remoteAddress: string
+  /** the request has no body */
+  complete: boolean
+  onGone: () => void
+}
+
+/** One exchange of an HTTP/2 client, spoken to the machine as HTTP/1.1. */
+export class Stream2 implements ResponseReader {
+  readonly method: string
+  readonly coded = false
+  readonly #context: ProxyContext
+  readonly #stream: ServerHttp2Stream
+  readonly #options: Options
+  readonly #startedAtMs = performance.now()
+  readonly #abort = new AbortController()
+  #error: HeadError | undefined
+  #head: RequestHead | undefined
+  #facts: RequestFacts | undefined
+  #directed: ReturnType<typeof direct> | undefined
+  #framing: Framing = { kind: 'none' }
+  #admitted: Admitted | undefined
+  #upstream: Upstream | undefined
+  #sent: 'nothing' | 'bodyToCome' | 'complete' = 'complete'
+  #requestTrailers: readonly Field[] = []
+  #text = ''
+  #retried = false
+  #status = 0
+  #firstByteAtMs: number | undefined
+  #sentBytes = 0
+  #trailers: readonly Field[] | undefined
+  #more = true
+  #responded = false
+  #cutCode: CutError['code'] | undefined
+  #stalledAtMs: number | undefined
+
+  /** @param rawHeaders names and values in turn, as they came */
+  constructor(context: ProxyContext, stream: ServerHttp2Stream, rawHeaders: readonly string[], options: Options) {
+    this.#context = context
+    this.#stream = stream
+    this.#options = options
+    try {
+      const { method, path, fields } = readHeaders(rawHeaders)
+      const head: RequestHead = { method, target: path, minor: 1, fields }
+      this.#head = head
+      this.#facts = inspectRequest(head)
+      this.#directed = direct(method, path, this.#facts.host, context)
+      const declared = requestFraming(head)
+      this.#framing = options.complete ? { kind: 'none' } : declared.kind === 'none' ? { kind: 'chunked' } : declared
+    } catch (error) {
+      if (!(error instanceof HeadError)) throw error
+      this.#error = error
+    }
+    this.method = this.#head?.method ?? 'GET'
+  }
+
+  get isControl(): boolean {
+    return this.#directed?.site.kind === 'control'
+  }
+
+  start(): void {
+    const stream = this.#stream
+    stream.on('error', () => {})
+    stream.on('close', () => this.#closed())
+    const site = this.#directed?.site
+    if (this.#error || !this.#head || !this.#facts || !site || site.kind === 'control') {
+      this.#answer(malformed(this.#error ?? new HeadError('malformed request')))
+      return
+    }
+    const outcome = admit(
+      {
+        site,
+        authority: this.#directed?.authority ?? { host: '', port: undefined },
+        method: this.method,
+        target: this.#directed?.target ?? '/',
+        fields: this.#head.fields,
+        remoteAddress: this.#options.remoteAddress,
+        upgrade: undefined,
+      },
+      this.#context,
+      () => this.#abort.signal,
+    )
+    if (outcome instanceof Promise) outcome.then((decided) => stream.destroyed || this.#decided(decided))
+    else this.#decided(outcome)
+  }
+
+  tick(nowMs: number): void {
+    if (!this.#stream.writableNeedDrain) this.#stalledAtMs = undefined
+    else if (this.#stalledAtMs === undefined) this.#stalledAtMs = nowMs
+    else if (nowMs - this.#stalledAtMs > this.#context.limits.stallMs) this.#reset(constants.NGHTTP2_CANCEL)
+  }
+
+  revoke(isRevoked: (grant: string, machineId: number) => boolean): void {
+    const { access, route } = this.#admitted ?? {}
+    if (access?.grant !== undefined && route && isRevoked(access.grant, route.machineId)) {
+      this.#reset(constants.NGHTTP2_CANCEL)
+    }
+  }
+
+  #decided(outcome: Outcome): void {
+    if (!('route' in outcome)) {
+      this.#answer(outcome)
+      return
+    }
+    this.#admitted = outcome
+    const { access } = outcome
+    try {
+      if (!this.#head || !this.#facts) return
+      this.#text = machineHead(this.#head, {
+        facts: this.#facts,
+        framing: this.#framing,
+        target: this.#directed?.target ?? '/',
+        remoteAddress: this.#options.remoteAddress,
+        identity: access.identity,
+        stripAuthorization: access.stripAuthorization === true,
+      })
+    } catch (error) {
+      if (!(error instanceof HeadError)) throw error
+      this.#answer(malformed(error))
+      return
+    }
+    if (!this.#connect()) {
+      this.#answer({ problem: BUSY })
+      return
+    }
+    if (this.#framing.kind !== 'none') this.#sendBody()
+  }
+
+  #connect(): boolean {
+    if (!this.#admitted) return false
+    const { route, port } = this.#admitted
+    const repeatable = this.#framing.kind === 'none' && /^(GET|HEAD|OPTIONS|PUT|DELETE)$/.test(this.method)
+    this.#upstream = this.#context.pool.acquire(route.address, port, { repeatable, fresh: this.#retried })
+    this.#upstream?.begin(this, this.#text)
+    if (!repeatable) this.#text = ''
+    return this.#upstream !== undefined
+  }
+
+  #sendBody(): void {
+    const stream = this.#stream
+    const chunked = this.#framing.kind === 'chunked'
+    this.#sent = 'bodyToCome'
+    stream.on('trailers', (_headers, _flags, rawHeaders?: readonly string[]) => {
+      if (!rawHeaders) return
+      const fields: Field[] = []
+      for (let at = 0; at + 1 < rawHeaders.length; at += 2) {
+        const name = rawHeaders[at] ?? ''
+        if (!name.startsWith(':')) fields.push(field(name, rawHeaders[at + 1] ?? ''))
+      }
+      this.#requestTrailers = passedTrailers(fields)
+    })
+    stream.on('data', (bytes: Buffer) => {
+      if (!this.#upstream || bytes.length === 0) return
+      if (chunked) this.#upstream.write(`${bytes.length.toString(16)}\r\n`)
+      let more = this.#upstream.write(bytes)
+      if (chunked) more = this.#upstream.write('\r\n')
+      if (!more) stream.pause()
+    })
+    stream.on('end', () => {
+      // Node says 'end' for a stream that was reset, too: the machine must not take that for the whole.
+      if (stream.aborted || this.#sent !== 'bodyToCome') return
+      if (chunked) this.#upstream?.write(`0\r\n${this.#requestTrailers.map(({ line }) => line).join('')}\r\n`)
+      this.#sent = 'complete'
+      if (this.#responded) this.#release()
+    })
+  }
+
+  // What the machine sends ---------------------------------------------------------------------------------------
+
+  interim(head: ResponseHead): void {
+    if (this.#stream.destroyed || this.#stream.headersSent) return
+    this.#stream.additionalHeaders(headersOf(head, passedResponseFields(head)))
+  }
+
+  head(head: ResponseHead, framing: Framing): void {
+    if (head.status === 101) {
+      this.#upstream?.destroy()
+      this.cut(new CutError('malformed', 'the machine changed to a protocol nobody asked for'))
+      return
+    }
+    const stream = this.#stream
+    if (stream.destroyed) return
+    this.#status = head.status
+    this.#firstByteAtMs = performance.now()
+    this.#text = ''
+    stream.respond(headersOf(head, passedResponseFields(head)), {
+      endStream: framing.kind === 'none',
+      waitForTrailers: framing.kind === 'chunked',
+    })
+    if (framing.kind === 'chunked') stream.on('wantTrailers', () => this.#sendTrailers())
+    if (framing.kind !== 'none') {
+      stream.on('drain', () => {
+        this.#more = true
+        this.#upstream?.resume()
+      })
+    }
+  }
+
+  bytes(bytes: Buffer): void {
+    if (this.#stream.destroyed) return
+    this.#sentBytes += bytes.length
+    this.#more = this.#stream.write(Buffer.from(bytes)) && this.#more
+  }
+
+  flush(): boolean {
+    return this.#more
+  }
+
+  ended(trailers: readonly Field[] | undefined): void {
+    this.#trailers = trailers
+    this.#responded = true
+    if (!this.#stream.destroyed && !this.#stream.writableEnded) this.#stream.end()
+    if (this.#sent === 'complete') this.#release()
+  }
+
+  cut(error: CutError): void {
+    this.#upstream = undefined
+    if (this.#responded) {
+      // Nobody takes the rest of the request; the response was complete (RFC 9113, 8.1).
+      if (!this.#stream.destroyed) this.#reset(constants.NGHTTP2_NO_ERROR)
+      return
+    }
+    if (error.stale && this.#text !== '' && !this.#retried && this.#status === 0) {
+      this.#retried = true
+      if (this.#connect()) return
+    }
+    this.#cutCode = error.code
+    // After a head there is no other way to say that the body is not whole.
+    if (this.#status !== 0 || !this.#admitted) {
+      this.#reset(constants.NGHTTP2_INTERNAL_ERROR)
+      return
+    }
+    const { route, port } = this.#admitted
+    upstreamProblem(error, route, port, this.#context.seams).then((problem) => this.#answer({ problem }))
+  }
+
+  drained(): void {
+    this.#stream.resume()
+  }
+
+  #sendTrailers(): void {
+    const trailers: OutgoingHttpHeaders = {}
+    for (const { name, value } of passedTrailers(this.#trailers ?? [])) add(trailers, name, value)
+    if (!this.#stream.destroyed) this.#stream.sendTrailers(trailers)
+  }
+
+  // The end ------------------------------------------------------------------------------------------------------
+
+  #answer(refused: Refused): void {
+    const stream = this.#stream
+    if (stream.destroyed || stream.headersSent) return
+    if ('problem' in refused && refused.problem.status >= 500) this.#context.failed(refused.problem)
+    const { status, fields, body }: Rendered = render(refused, this.#head?.fields ?? [], this.#context.seams.page)
+    const headers: OutgoingHttpHeaders = { ':status': status, 'content-length': body.length }
+    for (const [name, value] of fields) add(headers, name.toLowerCase(), value)
+    this.#status = status
+    this.#sentBytes = body.length
+    this.#upstream?.destroy()
+    this.#upstream = undefined
+    this.#responded = true
+    const withBody = this.method !== 'HEAD' && body.length > 0
+    stream.respond(headers, { endStream: !withBody })
+    if (withBody) stream.end(body)
+    // What is left of the request is read and thrown away, within the stream's window.
+    stream.resume()
+  }
+
+  #release(): void {
+    const upstream = this.#upstream
+    this.#upstream = undefined
+    if (upstream && this.#admitted) this.#context.pool.give(this.#admitted.route.address, this.#admitted.port, upstream)
+  }
+
+  #reset(code: number): void {
+    this.#stream.close(code)
+  }
+
+  #closed(): void {
+    this.#abort.abort()
+    this.#upstream?.destroy()
+    this.#upstream = undefined
+    this.#options.onGone()
+    const entry: Finished = {
+      protocol: 'h2',
+      remoteAddress: this.#options.remoteAddress,
+      method: this.method,
+      host: this.#facts?.host ?? '',
+      path: this.#directed?.target ?? '',
+      status: this.#status || 499,
+      machineId: this.#admitted?.route.machineId,
+      user: this.#admitted?.access.identity?.user,
+      startedAtMs: this.#startedAtMs,
+      firstByteAtMs: this.#firstByteAtMs,
+      sentBytes: this.#sentBytes,
+      upgraded: false,
+      cut: this.#cutCode,
+    }
+    this.#context.finished(entry)
+  }
+}
+
+/**
+ * The pseudo-header fields and the others, as an HTTP/1.1 head holds them (RFC 9113, 8.3). nghttp2 has checked names,
+ * the order and connection-specific fields already; values are checked again before they stand in lines.
+ */
+function readHeaders(rawHeaders: readonly string[]): { method: string; path: string; fields: Field[] } {
+  let method = ''
+  let path = ''
+  let authority: string | undefined
+  let host: string | undefined
+  const cookies: string[] = []
+  const fields: Field[] = []
+  for (let at = 0; at + 1 < rawHeaders.length; at += 2) {
+    const name = rawHeaders[at] ?? ''
+    const value = rawHeaders[at + 1] ?? ''
+    if (name === ':method') method = value
+    else if (name === ':path') path = value
+    else if (name === ':authority') authority = value
+    else if (name === ':protocol') throw new HeadError('extended CONNECT is not offered here', 405)
+    else if (name === 'host') {
+      if (host !== undefined) throw new HeadError('two Host headers')
+      host = value
+    } else if (name === 'cookie') cookies.push(value)
+    else if (!name.startsWith(':')) fields.push(field(name, value))
+  }
+  if (authority !== undefined && host !== undefined && authority.toLowerCase() !== host.toLowerCase()) {
+    throw new HeadError('Host and :authority differ')
+  }
+  const named = authority ?? host
+  if (named === undefined) throw new HeadError('no :authority')
+  if (!/^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}$/.test(method)) throw new HeadError('malformed method')
+  if (!/^[\x21\x22\x24-\x7e\x80-\xff]+$/.test(path)) throw new HeadError('malformed path')
+  // Browsers send one field for each cookie; HTTP/1.1 has one for all (RFC 9113, 8.2.3).
+  if (cookies.length > 0) fields.push(field('Cookie', cookies.join('; ')))
+  return { method, path, fields: [field('Host', named), ...fields] }
+}
+
+function headersOf(head: ResponseHead, fields: readonly Field[]): OutgoingHttpHeaders {
+  const headers: OutgoingHttpHeaders = { ':status': head.status }
+  for (const { name, value } of fields) add(headers, name, value)
+  return headers
+}
+
+function add(headers: OutgoingHttpHeaders, name: string, value: string): void {
+  const before = headers[name]
+  if (before === undefined) headers[name] = value
+  else if (SINGLE.has(name)) return
+  else if (Array.isArray(before)) before.push(value)
+  else headers[name] = [String(before), value]
+}
+
+/** Node refuses these twice; the first one counts. */
+const SINGLE = new Set([
+  'content-length',
+  'content-type',
+  'content-encoding',
+  'content-location',
+  'content-range',
+  'date',
+  'etag',
+  'expires',
+  'last-modified',
+  'location',
+  'retry-after',
+  'server',
+  'age',
+  'content-md5',
+  'access-control-allow-credentials',
+  'access-control-max-age',
+  'x-content-type-options',
+])
+
+function malformed(error: HeadError): Refused {
+  return {
+    problem: { status: error.status, code: 'request.malformed', title: 'Not understood', detail: `${error.message}.` },
+  }
+}
+
+const BUSY = {
+  status: 503,
+  code: 'machine.busy',
+  title: 'Too many connections',
+  detail: 'This machine has as many connections as it may have.',
+  retryAfterS: 5,
+}

@@ -1,0 +1,263 @@
+import { constants } from 'node:crypto'
+import { createServer as createHttpServer, type Server as HttpServer, type RequestListener } from 'node:http'
+import type { AddressInfo } from 'node:net'
+import type { Duplex } from 'node:stream'
+import { createServer as createTlsServer, type SecureContext, type TLSSocket, type Server as TlsServer } from 'node:tls'
+import type { Log } from '../log.ts'
+import type { Listen, Settings } from '../settings.ts'
+import type { AccessLog } from './access-log.ts'
+import { parseAuthority } from './host.ts'
+import { HttpsMetrics } from './metrics.ts'
+import { Clock } from './proxy/clock.ts'
+import { type ClientConnection, PROXY_LIMITS, type ProxyContext, type ProxyLimits } from './proxy/context.ts'
+import { Http1Client } from './proxy/http1.ts'
+import { Http2Client } from './proxy/http2.ts'
+import { POOL_LIMITS, type PoolLimits, UpstreamPool } from './proxy/pool.ts'
+import type { Seams } from './proxy/seams.ts'
+
+/** Where certificates come from; see tls/certificates.ts. */
+export type Certificates = {
+  /**
+   * @param serverName what the client asked for by SNI, lower case; the control host for a client that did not ask
+   * @returns undefined when the name is not one of ours
+   */
+  contextFor(serverName: string): Promise<SecureContext | undefined>
+  /** the certificates that contexts are held of, for the metrics */
+  expiryAt(): ReadonlyMap<string, Date>
+}
+
+export type HttpsOptions = Seams & {
+  settings: Pick<Settings, 'domain' | 'machineDomain' | 'https'>
+  log: Log
+  certificates: Certificates
+  /** the application on the control host; HTTP/1.1 and HTTP/2 (Node's compatibility API) */
+  controlHost: RequestListener
+  /** upgrades on the control host (web terminal) */
+  controlUpgrade?: (request: import('node:http').IncomingMessage, socket: Duplex, head: Buffer) => void
+  access?: AccessLog
+  metrics?: HttpsMetrics
+  limits?: Partial<ProxyLimits & PoolLimits & ListenerLimits>
+  /** several processes on one port, for an upgrade that serves old connections out */
+  reusePort?: boolean
+}
+
+export type ListenerLimits = { connections: number; connectionsPerAddress: number; handshakeMs: number; tickMs: number }
+
+const LISTENER_LIMITS: ListenerLimits = {
+  connections: 40_000,
+  connectionsPerAddress: 10_000,
+  handshakeMs: 10_000,
+  tickMs: 1_000,
+}
+
+export type HttpsServer = {
+  readonly metrics: HttpsMetrics
+  /** where it listens, in the order of the settings */
+  readonly addresses: AddressInfo[]
+  /**
+   * Ends live exchanges and tunnels whose grant was taken back.
+   * @param isRevoked asked for each live exchange that was let in with a grant
+   */
+  revoke(isRevoked: (grant: string, machineId: number) => boolean): void
+  /** forgets kept connections to an address: its machine slept, stopped or is another one now */
+  forget(address: string): void
+  /** Refuses new connections, lets exchanges end; the rest is cut after `drainMs`. */
+  close(drainMs: number): Promise<void>
+}
+
+/**
+ * Serves the control host and every machine's host over TLS. The name in the request decides, not the one in the
+ * handshake: an HTTP/2 connection may serve several names of one certificate.
+ * @throws when an address cannot be listened on
+ */
+export async function startHttps(options: HttpsOptions): Promise<HttpsServer> {
+  const limits = { ...PROXY_LIMITS, ...POOL_LIMITS, ...LISTENER_LIMITS, ...options.limits }
+  const clock = new Clock(limits.tickMs)
+  const pool = new UpstreamPool(clock, limits)
+  const clients = new Set<ClientConnection>()
+  const perAddress = new Map<string, number>()
+  let tunnels = 0
+  const metrics =
+    options.metrics ??
+    new HttpsMetrics({
+      clients: () => clients.size,
+      upstreams: () => pool.open,
+      tunnels: () => tunnels,
+      certificateExpiryAt: () => options.certificates.expiryAt(),
+    })
+  const control = controlServer(options)
+  const listenPorts = new Set(options.settings.https.map(({ port }) => port))
+  const context: ProxyContext = {
+    seams: measured(options, metrics),
+    settings: options.settings,
+    limits,
+    listenPorts,
+    pool,
+    clock,
+    draining: false,
+    toControl(socket, bytes) {
+      socket.unshift(bytes)
+      control.emit('connection', socket)
+    },
+    finished(exchange) {
+      metrics.finished(exchange)
+      options.access?.write(exchange)
+    },
+    tunnels: {
+      opened: () => tunnels++,
+      closed: () => tunnels--,
+    },
+    failed({ code, title, detail, route, cause }) {
+      options.log.warn({ code, detail, machine: route?.machineId, ...(cause ? { err: cause } : {}) }, title)
+    },
+  }
+  const gone = (client: ClientConnection) => clients.delete(client)
+  const onSecure = (socket: TLSSocket): void => {
+    metrics.handshakes.inc({ result: 'done' })
+    const remoteAddress = plainAddress(socket.remoteAddress)
+    if (remoteAddress === undefined) {
+      socket.destroy()
+      return
+    }
+    socket.setKeepAlive(true, 60_000)
+    const client: ClientConnection =
+      socket.alpnProtocol === 'h2'
+        ? new Http2Client(context, socket, remoteAddress, control, gone)
+        : new Http1Client(context, socket, remoteAddress, gone)
+    clients.add(client)
+  }
+  const servers: TlsServer[] = []
+  for (const listen of options.settings.https) {
+    const server = tlsServer(options, limits, onSecure, metrics)
+    server.maxConnections = limits.connections
+    server.on('connection', (raw) => {
+      const address = plainAddress(raw.remoteAddress) ?? ''
+      const count = (perAddress.get(address) ?? 0) + 1
+      perAddress.set(address, count)
+      raw.once('close', () => {
+        const left = (perAddress.get(address) ?? 1) - 1
+        if (left > 0) perAddress.set(address, left)
+        else perAddress.delete(address)
+      })
+      if (count > limits.connectionsPerAddress) raw.destroy()
+    })
+    await listening(server, listen, options.reusePort === true)
+    const bound = server.address()
+    if (bound && typeof bound === 'object') listenPorts.add(bound.port)
+    servers.push(server)
+  }
+  clock.onTick(() => {
+    for (const client of clients) client.tick(clock.nowMs)
+  })
+  return {
+    metrics,
+    addresses: servers.flatMap((server) => server.address() ?? []).filter((address) => typeof address === 'object'),
+    revoke(isRevoked) {
+      for (const client of clients) client.revoke(isRevoked)
+    },
+    forget: (address) => pool.drop(address),
+    async close(drainMs) {
+      context.draining = true
+      const closed = Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))))
+      for (const client of clients) client.drain()
+      control.closeIdleConnections()
+      const timer = setTimeout(() => {
+        for (const client of clients) client.destroy()
+        control.closeAllConnections()
+      }, drainMs)
+      await closed
+      clearTimeout(timer)
+      pool.close()
+      clock.close()
+    },
+  }
+}
+
+/** Without a name, or with one that is not ours, a client gets no certificate at all (RFC 6066, unrecognized_name). */
+function tlsServer(
+  { certificates, settings, log }: HttpsOptions,
+  limits: ListenerLimits,
+  onSecure: (socket: TLSSocket) => void,
+  metrics: HttpsMetrics,
+): TlsServer {
+  const server = createTlsServer({
+    minVersion: 'TLSv1.2',
+    // Node would let a TLS 1.2 client renegotiate: a cheap way to burn our CPU, with nothing in it for anybody.
+    secureOptions: constants.SSL_OP_NO_RENEGOTIATION,
+    ALPNProtocols: ['h2', 'http/1.1'],
+    handshakeTimeout: limits.handshakeMs,
+    noDelay: true,
+    allowHalfOpen: true,
+    SNICallback: (serverName, callback) => {
+      const name = parseAuthority(serverName || settings.domain)?.host
+      if (name === undefined) return callback(new Error('malformed server name'))
+      certificates.contextFor(name).then(
+        (secureContext) => {
+          if (secureContext) callback(null, secureContext)
+          else callback(new Error(`no certificate for ${name}`))
+        },
+        (error: unknown) => {
+          log.error({ err: error, name }, 'no certificate could be had')
+          callback(error instanceof Error ? error : new Error('no certificate'))
+        },
+      )
+    },
+  })
+  server.on('secureConnection', onSecure)
+  server.on('tlsClientError', (_error, socket) => {
+    metrics.handshakes.inc({ result: 'failed' })
+    socket.destroy()
+  })
+  return server
+}
+
+function controlServer({ controlHost, controlUpgrade, settings }: HttpsOptions): HttpServer {
+  const server = createHttpServer(
+    { requestTimeout: 0, keepAliveTimeout: 75_000, maxHeaderSize: 65_536 },
+    (request, response) => {
+      // This connection was handed over for a request to the control host; a later one may name another.
+      const host = parseAuthority(request.headers.host ?? String(request.headers[':authority'] ?? ''))?.host
+      if (host !== settings.domain.toLowerCase()) {
+        response.writeHead(421, { connection: 'close' }).end()
+        return
+      }
+      controlHost(request, response)
+    },
+  )
+  server.on('upgrade', (request, socket, head) => {
+    const host = parseAuthority(request.headers.host ?? '')?.host
+    if (controlUpgrade && host === settings.domain.toLowerCase()) controlUpgrade(request, socket, head)
+    else socket.end('HTTP/1.1 426 Upgrade Required\r\nConnection: close\r\nContent-Length: 0\r\n\r\n')
+  })
+  return server
+}
+
+function measured(seams: Seams, metrics: HttpsMetrics): Seams {
+  const { wake } = seams
+  if (!wake) return seams
+  return {
+    ...seams,
+    async wake(route, signal) {
+      const end = metrics.wakes.startTimer()
+      const awake = await wake(route, signal)
+      end()
+      return awake
+    },
+  }
+}
+
+function listening(server: TlsServer, { host, port }: Listen, reusePort: boolean): Promise<void> {
+  return new Promise((resolve, reject) => {
+    server.once('error', reject)
+    server.listen({ host, port, reusePort, backlog: 4096 }, () => {
+      server.off('error', reject)
+      server.on('error', () => {})
+      resolve()
+    })
+  })
+}
+
+/** IPv4-mapped IPv6 as IPv4; undefined when the socket is closed already. */
+function plainAddress(address: string | undefined): string | undefined {
+  return address?.startsWith('::ffff:') ? address.slice(7) : address
+}
