@@ -1,0 +1,83 @@
+/**
+ * `npm run bench [-- NAME..]`: every target of SPECIFICATION.md, measured, one table at the end and all figures as
+ * JSON on standard output. Exit status 1 when a target was missed.
+ */
+import { spawn } from 'node:child_process'
+import { join } from 'node:path'
+import { type Spread, show } from './ssh-lab.ts'
+
+type Target = { figure: string; limit: number; kind: 'at least' | 'at most' }
+type Bench = { name: string; file: string; parameters: string[]; targets: Target[] }
+
+const atLeast = (figure: string, limit: number): Target => ({ figure, limit, kind: 'at least' })
+const atMost = (figure: string, limit: number): Target => ({ figure, limit, kind: 'at most' })
+
+const BENCHES: Bench[] = [
+  {
+    name: 'ssh-bulk',
+    file: 'ssh-bulk.ts',
+    parameters: ['4', '5'],
+    targets: [
+      atLeast('down, gateway to direct', 0.92),
+      atLeast('up, gateway to direct', 1.0),
+      atLeast('down, gateway to ssh -J', 1.3),
+      atLeast('up, gateway to ssh -J', 1.3),
+      atMost('down, gateway core-seconds per GiB', 1.2),
+      atMost('up, gateway core-seconds per GiB', 1.2),
+    ],
+  },
+  {
+    name: 'machines',
+    file: 'machines.ts',
+    parameters: ['5'],
+    targets: [
+      atMost('new to by hand', 1.15),
+      atMost('ssh true, pooled to direct', 0.4),
+      atMost('ssh true, first to direct', 1.0),
+      atMost('gateway, idle, MiB', 150),
+      atMost('20 new at once, failed', 0),
+      atMost('20 new at once, s', 300),
+      atMost('20 ssh at once, failed', 0),
+      atMost('100 ssh in a row, failed', 0),
+    ],
+  },
+]
+
+const wanted = process.argv.slice(2)
+const unknown = wanted.find((name) => !BENCHES.some((bench) => bench.name === name))
+if (unknown) {
+  console.error(`no benchmark ${unknown}; there are ${BENCHES.map(({ name }) => name).join(', ')}`)
+  process.exit(2)
+}
+
+const results: { title: string; where: Record<string, string>; figures: Record<string, Spread> }[] = []
+const table: string[] = []
+let missed = 0
+for (const bench of BENCHES.filter(({ name }) => wanted.length === 0 || wanted.includes(name))) {
+  const result = await measure(bench)
+  results.push(result)
+  for (const { figure, limit, kind } of bench.targets) {
+    const measured = result.figures[figure]
+    const met = measured !== undefined && (kind === 'at least' ? measured.median >= limit : measured.median <= limit)
+    if (!met) missed++
+    table.push(
+      `| ${figure} | ${kind} ${limit} | ${measured ? show(measured) : 'not measured'} | ${met ? 'met' : 'missed'} |`,
+    )
+  }
+}
+console.error(['| measure | target | median (min to max) | |', '|---|---|---|---|', ...table].join('\n'))
+console.log(JSON.stringify(results, null, 2))
+process.exitCode = missed === 0 ? 0 : 1
+
+async function measure({ file, parameters }: Bench): Promise<(typeof results)[number]> {
+  const child = spawn(process.execPath, [join(import.meta.dirname, file), ...parameters], {
+    stdio: ['ignore', 'pipe', 'inherit'],
+  })
+  let printed = ''
+  child.stdout.on('data', (chunk: Buffer) => {
+    printed += chunk
+  })
+  const status = await new Promise<number | null>((resolve) => child.once('close', resolve))
+  if (status !== 0) throw new Error(`${file} ended with status ${status}`)
+  return JSON.parse(printed.trim().split('\n').at(-1) ?? '') as (typeof results)[number]
+}
