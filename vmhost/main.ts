@@ -1,0 +1,206 @@
+import { mkdirSync } from 'node:fs'
+import { readFile } from 'node:fs/promises'
+import { availableParallelism, totalmem } from 'node:os'
+import { join } from 'node:path'
+import pino, { type Logger } from 'pino'
+import { connect } from '../migrations/connect.ts'
+import { examine } from './doctor.ts'
+import { prepareCgroups } from './hypervisor/cgroup.ts'
+import { bootId, chooseAccelerator, nestedAvailable } from './hypervisor/probe.ts'
+import { openDevices, qemuDriver, qemuVersion } from './hypervisor/qemu.ts'
+import { createNetwork } from './network/network.ts'
+import { FactsWriter } from './reconcile/facts.ts'
+import { takeLease } from './reconcile/lease.ts'
+import { lockFile } from './reconcile/lock.ts'
+import { Outbox } from './reconcile/observed.ts'
+import { createReconciler } from './reconcile/reconcile.ts'
+import { Rows } from './reconcile/rows.ts'
+import { Slots } from './reconcile/slots.ts'
+import { parseSettings, type Settings, SettingsError } from './settings.ts'
+import { openStore } from './storage/store.ts'
+import { growVolume, prepareVolume } from './storage/volume.ts'
+
+/**
+ * The vmhost process: one server's machines. It may be restarted, upgraded or killed at any time; the machines run
+ * on and are adopted again.
+ */
+
+/** Told to the launcher when machines can be made. */
+export type ReadyMessage = {
+  readonly ready: true
+  readonly hypervisor: string
+  readonly accelerator: string
+  readonly reason: string
+  readonly proved: boolean
+  readonly store: string
+  readonly storeKind: 'native' | 'xfs'
+  readonly machines: number
+  readonly running: number
+  /** processes of this vmhost's machines that were there already */
+  readonly notices: readonly string[]
+}
+
+const factsEveryMs = 30_000
+const growEveryMs = 600_000
+const outboxLimitMs = 3_000
+
+async function main(): Promise<void> {
+  const settings = parseSettings(process.env)
+  const log = logger(settings)
+  if (process.getuid?.() !== 0)
+    throw new SettingsError('The vmhost must run as root: it makes network devices and mounts')
+  mkdirSync(settings.dataDirectory, { recursive: true, mode: 0o755 })
+  const lock = await lockFile(join(settings.dataDirectory, 'vmhost.lock'))
+  if (!lock) throw new SettingsError(`Another vmhost is at work in ${settings.dataDirectory}`)
+
+  const stop = stopSignal(log)
+  const sql = connect({ url: settings.databaseUrl, role: 'berth_vmhost', max: 8, applicationName: 'berth vmhost' })
+  const network = createNetwork(settings, { log })
+  openDevices()
+  // The steps that need not wait for each other; the start of the whole takes as long as the slowest.
+  const [lease, volume, version, cgroupProblem] = await Promise.all([
+    takeLease(sql, settings.dataDirectory, stop.signal),
+    prepareVolume({ dataDirectory: settings.dataDirectory, log }),
+    qemuVersion(),
+    prepareCgroups(),
+    network.prepareHost(),
+  ])
+  if (cgroupProblem) log.warn({ reason: cgroupProblem }, 'hypervisors have no limits of their own')
+  const store = await openStore(volume, join(settings.dataDirectory, 'artifacts'))
+  const bootSet = await store.currentBoot().catch((error: unknown) => {
+    log.error({ err: error }, 'no machine can be started')
+    return undefined
+  })
+  const accelerator = await chooseAccelerator({
+    wanted: settings.accelerator,
+    kernel: bootSet?.kernel,
+    qemuVersion: version,
+    cachePath: join(settings.dataDirectory, 'vmhost', 'kvm.json'),
+  })
+  const accelerated = accelerator.accelerator === 'kvm'
+  if (accelerated) log.info({ reason: accelerator.reason }, 'machines run under KVM')
+  else log.warn({ reason: accelerator.reason }, 'machines are emulated')
+
+  const rows = new Rows(sql, lease)
+  const outbox = new Outbox(rows, log, () => stop.abort('lease lost'))
+  const cpus = availableParallelism()
+  const reconciler = createReconciler({
+    world: {
+      driver: qemuDriver({ accelerator: accelerator.accelerator, version, cgroups: cgroupProblem === undefined }),
+      store,
+      network,
+      rows,
+      outbox,
+      slots: new Slots(startsAtOnce(accelerated, cpus)),
+      guest: settings,
+      memoryBytes: totalmem(),
+      log,
+    },
+    log,
+    onLeaseLost: () => stop.abort('lease lost'),
+  })
+  const facts = new FactsWriter(rows)
+  const productVersion = await readVersion()
+  const writeFacts = async () => {
+    const [images, space] = await Promise.all([store.images(), store.space()])
+    await facts.write({
+      boot_id: bootId(),
+      cpus,
+      memory_bytes: totalmem(),
+      store_bytes: space.totalBytes,
+      store_free_bytes: Math.max(0, space.freeBytes - space.reserveBytes),
+      hypervisor: `qemu ${version}`,
+      accelerator: accelerator.accelerator,
+      accelerator_reason: accelerator.reason,
+      nested: accelerated && nestedAvailable(),
+      images: images.map(({ init: _, ...image }) => image),
+      doctor: await examine({ store, accelerator, unknownDisks: reconciler.unknownDisks }),
+      version: productVersion,
+    })
+  }
+  await writeFacts()
+  await reconciler.start()
+  await network.startMetadata(async (address) => reconciler.nameAt(address))
+  const timers = [
+    setInterval(() => writeFacts().catch((error) => log.warn({ err: error }, 'facts wait')), factsEveryMs),
+    setInterval(() => growVolume(volume, { log }).catch((error) => log.warn({ err: error }, 'volume')), growEveryMs),
+  ]
+  // The first machine of an image need not wait for its copy.
+  const importing = importImages(store, log)
+
+  const ready: ReadyMessage = {
+    ready: true,
+    hypervisor: `qemu ${version}`,
+    ...accelerator,
+    store: volume.path,
+    storeKind: volume.kind,
+    ...reconciler.counts(),
+    notices: cgroupProblem ? [`hypervisors have no limits of their own: ${cgroupProblem}`] : [],
+  }
+  // Without a launcher, or after it was killed, there is nobody to tell.
+  process.send?.(ready, undefined, {}, () => {})
+  log.info(ready, 'ready')
+
+  const why = await stop.stopped
+  log.info({ why }, 'ending; machines run on')
+  for (const timer of timers) clearInterval(timer)
+  await reconciler.close()
+  await outbox.close(outboxLimitMs)
+  await network.close()
+  await importing
+  await sql.end({ timeout: 2 })
+  lock[Symbol.dispose]()
+  process.exitCode = why === 'lease lost' ? 1 : 0
+  if (process.connected) process.disconnect()
+}
+
+/**
+ * A boot under emulation keeps more than one core busy; more of them side by side only make each slower, until their
+ * limits run out.
+ */
+function startsAtOnce(accelerated: boolean, cpus: number): number {
+  return accelerated ? Math.max(4, cpus * 2) : Math.max(2, cpus)
+}
+
+async function importImages(store: Awaited<ReturnType<typeof openStore>>, log: Logger): Promise<void> {
+  for (const image of await store.images()) {
+    await store
+      .importImage(image)
+      .catch((error) => log.warn({ err: error, image: image.name }, 'image not imported yet'))
+  }
+}
+
+/** SIGTERM and SIGINT end this process in order; the end of the launcher does not. */
+function stopSignal(log: Logger) {
+  const controller = new AbortController()
+  const stopped = new Promise<string>((resolve) => {
+    controller.signal.addEventListener('abort', () => resolve(String(controller.signal.reason)), { once: true })
+  })
+  for (const name of ['SIGTERM', 'SIGINT'] as const) process.on(name, () => controller.abort(name))
+  process.on('disconnect', () => log.info('the launcher is gone; going on without it'))
+  return { signal: controller.signal, stopped, abort: (why: string) => controller.abort(why) }
+}
+
+function logger(settings: Settings): Logger {
+  const options = { level: settings.logLevel, base: { side: 'vmhost' } }
+  if (!process.stderr.isTTY) return pino(options, pino.destination({ dest: 2, sync: true }))
+  return pino({ ...options, transport: { target: 'pino-pretty', options: { destination: 2 } } })
+}
+
+async function readVersion(): Promise<string> {
+  const text = await readFile(new URL('../package.json', import.meta.url), 'utf8')
+  return String((JSON.parse(text) as { version?: unknown }).version ?? '')
+}
+
+main().catch((error: unknown) => {
+  if (error instanceof SettingsError) process.stderr.write(`${error.message}\n`)
+  else process.stderr.write(`The vmhost cannot start: ${chain(error)}\n`)
+  process.exit(1)
+})
+
+/** The message for a person, then what it came from, each link once. */
+function chain(error: unknown): string {
+  const links: string[] = []
+  for (let link = error; link instanceof Error && links.length < 8; link = link.cause) links.push(link.message)
+  return links.length > 0 ? links.join(': ') : String(error)
+}

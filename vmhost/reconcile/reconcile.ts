@@ -1,0 +1,257 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { Logger } from 'pino'
+import { spaceProblem } from '../storage/space.ts'
+import { parsePublicKeyLine } from './identity.ts'
+import { renewLease } from './lease.ts'
+import { Machine, type World } from './machine.ts'
+import type { MachineRow } from './rows.ts'
+
+/**
+ * Keeps this server's machines what the database wants them to be.
+ *
+ * News (LISTEN) wake single machines within milliseconds; a rescan of all rows finds what news were lost for, after
+ * every reconnection and every now and then. Machines go their ways side by side, each with one turn at a time.
+ * While Postgres is away nothing changes: machines run on, and what is seen of them waits in the outbox.
+ */
+export type Reconciler = {
+  /** Adopts what runs, removes what nobody wants, hears the news. Resolves when the first look at all rows is done. */
+  start(): Promise<void>
+  /** Lets every machine go; they run on. */
+  close(): Promise<void>
+  /** Name of the machine with this address, for the metadata service. */
+  nameAt(address: string): string | undefined
+  /** Machines this vmhost knows of, and how many of them have a hypervisor. */
+  counts(): { machines: number; running: number }
+  /** Disks in the store that no row of this server belongs to: kept, and reported by the doctor. */
+  readonly unknownDisks: readonly number[]
+}
+
+export type ReconcilerOptions = {
+  /** The world of the machines, without what the reconciler itself provides. */
+  readonly world: Omit<World, 'gatewayKey' | 'signal'>
+  readonly log: Logger
+  /** another vmhost has taken over this server */
+  readonly onLeaseLost: () => void
+}
+
+const rescanEveryMs = 30_000
+const heartbeatEveryMs = 10_000
+const networkEveryMs = 60_000
+const trashEveryMs = 60_000
+const trashDays = 7
+const retryMs = 1_000
+
+export function createReconciler(options: ReconcilerOptions): Reconciler {
+  return new HostReconciler(options)
+}
+
+class HostReconciler implements Reconciler {
+  readonly #world: World
+  readonly #log: Logger
+  readonly #onLeaseLost: () => void
+  readonly #machines = new Map<number, Machine>()
+  readonly #stop = new AbortController()
+  readonly #timers: NodeJS.Timeout[] = []
+  readonly #background = new Set<Promise<void>>()
+  #unlisten: (() => Promise<void>)[] = []
+  #gatewayKey: string | undefined
+  #scanning: Promise<void> | undefined
+  #scanAgain = false
+  #unknownDisks: number[] = []
+
+  constructor({ world, log, onLeaseLost }: ReconcilerOptions) {
+    this.#log = log
+    this.#onLeaseLost = onLeaseLost
+    this.#world = { ...world, gatewayKey: () => this.#gatewayKey, signal: this.#stop.signal }
+  }
+
+  get unknownDisks(): readonly number[] {
+    return this.#unknownDisks
+  }
+
+  async start(): Promise<void> {
+    await this.#readGatewayKey()
+    const rows = await this.#world.rows.all()
+    for (const row of rows) this.#machines.set(row.id, new Machine(row, this.#world))
+    await Promise.all([...this.#machines.values()].map((machine) => machine.adopt()))
+    await this.#removeStrays(rows)
+    await this.#networkRound()
+    const bootSets = [...this.#machines.values()].map((machine) => machine.bootSet)
+    await this.#world.store.sweep(new Set(bootSets.filter((hash) => hash !== undefined)))
+    await this.#listen()
+    for (const machine of this.#machines.values()) this.#run(machine.poke())
+    this.#every(rescanEveryMs, () => this.#rescan())
+    this.#every(networkEveryMs, () => this.#networkRound())
+    this.#every(trashEveryMs, () => this.#emptyTrash())
+    this.#every(heartbeatEveryMs, () => this.#heartbeat())
+  }
+
+  async close(): Promise<void> {
+    this.#stop.abort()
+    for (const timer of this.#timers) clearInterval(timer)
+    await Promise.all([...this.#machines.values()].map((machine) => machine.release()))
+    await Promise.allSettled([...this.#background, this.#scanning])
+    // The database may be away; its connections are closed by their owner all the same.
+    await Promise.race([
+      Promise.allSettled(this.#unlisten.map((end) => end())),
+      sleep(1_000, undefined, { ref: false }),
+    ])
+  }
+
+  nameAt(address: string): string | undefined {
+    for (const { row, network } of this.#machines.values()) if (network?.address === address) return row.name
+    return undefined
+  }
+
+  counts(): { machines: number; running: number } {
+    const all = [...this.#machines.values()]
+    return { machines: all.length, running: all.filter(({ pid }) => pid !== undefined).length }
+  }
+
+  async #listen(): Promise<void> {
+    const { sql } = this.#world.rows
+    const onMachine = (payload: string) => this.#onNews(payload, (id) => this.#lookAt(id))
+    const onKeys = (payload: string) => this.#onNews(payload, (accountId) => this.#keysOf(accountId))
+    // Called once now and after every reconnection: news of the time between are lost, so everything is looked at.
+    const onConnected = () => this.#run(this.#rescan())
+    this.#unlisten = await Promise.all(
+      [
+        sql.listen('machines', onMachine, onConnected),
+        sql.listen('keys', onKeys, () => this.#run(this.#allKeys())),
+        sql.listen(
+          'settings',
+          () => this.#run(this.#allKeys()),
+          () => {},
+        ),
+      ].map(async (listening) => (await listening).unlisten),
+    )
+  }
+
+  #onNews(payload: string, act: (id: number) => Promise<void>): void {
+    const id = Number(payload)
+    if (Number.isSafeInteger(id) && id > 0 && !this.#stop.signal.aborted) this.#run(act(id))
+  }
+
+  async #lookAt(machineId: number): Promise<void> {
+    const machine = this.#machines.get(machineId)
+    if (machine) await this.#turn(machine)
+    else {
+      const row = await this.#world.rows.one(machineId)
+      if (row && row.observedState !== 'gone') await this.#turn(this.#adopted(row))
+    }
+  }
+
+  #adopted(row: MachineRow): Machine {
+    const known = this.#machines.get(row.id)
+    if (known) return known
+    const machine = new Machine(row, this.#world)
+    this.#machines.set(row.id, machine)
+    return machine
+  }
+
+  async #turn(machine: Machine): Promise<void> {
+    await machine.poke()
+    if (machine.gone) this.#machines.delete(machine.id)
+  }
+
+  async #rescan(): Promise<void> {
+    this.#scanAgain = true
+    this.#scanning ??= (async () => {
+      while (this.#scanAgain && !this.#stop.signal.aborted) {
+        this.#scanAgain = false
+        const rows = await this.#world.rows.all()
+        const seen = new Set(rows.map(({ id }) => id))
+        for (const row of rows) this.#run(this.#turn(this.#adopted(row)))
+        // Rows that went away (gone, or given to another server) end their machines here.
+        for (const machine of this.#machines.values()) if (!seen.has(machine.id)) this.#run(this.#turn(machine))
+      }
+    })().finally(() => {
+      this.#scanning = undefined
+    })
+    await this.#scanning
+  }
+
+  async #keysOf(accountId: number): Promise<void> {
+    const theirs = [...this.#machines.values()].filter(({ row }) => row.accountId === accountId)
+    await Promise.all(theirs.map((machine) => machine.keysChanged()))
+  }
+
+  async #allKeys(): Promise<void> {
+    await this.#readGatewayKey()
+    await Promise.all([...this.#machines.values()].map((machine) => machine.keysChanged()))
+  }
+
+  async #readGatewayKey(): Promise<void> {
+    const line = await this.#world.rows.setting('gateway_public_key')
+    this.#gatewayKey = line === undefined ? undefined : parsePublicKeyLine(line)
+    if (line !== undefined && this.#gatewayKey === undefined) {
+      this.#log.error('settings.gateway_public_key is no public key: the gateway cannot reach machines')
+    }
+  }
+
+  /**
+   * What is in the store and belongs to nobody. A disk goes only when its row says that the machine is gone: rows
+   * that are missing altogether may be missing because an older database was restored.
+   */
+  async #removeStrays(rows: readonly MachineRow[]): Promise<void> {
+    const wanted = new Set(rows.map(({ id }) => id))
+    const others = (await this.#world.store.listMachines()).filter((id) => !wanted.has(id))
+    const known = await this.#world.rows.known(others)
+    for (const id of others) {
+      const ended = await this.#world.driver.destroy(id, this.#world.store.directoryOf(id))
+      if (ended > 0) this.#log.warn({ machine: id }, 'ended a hypervisor whose machine is not of this server')
+      if (known.get(id) === 'gone') await this.#world.store.removeMachine(id)
+      else this.#unknownDisks.push(id)
+    }
+    if (this.#unknownDisks.length > 0) this.#log.warn({ machines: this.#unknownDisks }, 'disks without a row are kept')
+  }
+
+  async #networkRound(): Promise<void> {
+    const wanted = [...this.#machines.values()].map(({ network }) => network).filter((one) => one !== undefined)
+    const { removed, failed } = await this.#world.network.reconcile(wanted)
+    if (removed.length > 0) this.#log.info({ removed }, 'removed taps that nobody wanted')
+    for (const { machineId, error } of failed) this.#log.error({ machine: machineId, err: error }, 'network')
+  }
+
+  async #emptyTrash(): Promise<void> {
+    const expired = await this.#world.rows.expireTrash(trashDays)
+    if (expired.length > 0) this.#log.info({ machines: expired }, 'emptied the trash')
+    if (spaceProblem(await this.#world.store.space()) === undefined) return
+    const machineId = await this.#world.rows.sacrificeTrash()
+    if (machineId !== undefined)
+      this.#log.warn({ machine: machineId }, 'gave up a trashed machine: its space is needed')
+  }
+
+  async #heartbeat(): Promise<void> {
+    if (await renewLease(this.#world.rows.sql, this.#world.rows.lease)) return
+    this.#log.error('another vmhost has taken over this server')
+    this.#onLeaseLost()
+  }
+
+  #every(everyMs: number, act: () => Promise<void>): void {
+    let busy = false
+    this.#timers.push(
+      setInterval(() => {
+        if (busy) return
+        busy = true
+        this.#run(
+          act().finally(() => {
+            busy = false
+          }),
+        )
+      }, everyMs),
+    )
+  }
+
+  /** Work that nobody waits for: its failure is said, and the next rescan makes up for it. */
+  #run(work: Promise<void>): void {
+    const tracked = work
+      .catch(async (error: unknown) => {
+        if (this.#stop.signal.aborted) return
+        this.#log.warn({ err: error }, 'put off')
+        await sleep(retryMs, undefined, { ref: false })
+      })
+      .finally(() => this.#background.delete(tracked))
+    this.#background.add(tracked)
+  }
+}

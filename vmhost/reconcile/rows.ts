@@ -1,0 +1,194 @@
+import type { Sql } from '../../migrations/connect.ts'
+import type { DesiredState, MachineReport, ObservedState, StartStage } from '../../migrations/schema.ts'
+import type { Lease } from './lease.ts'
+
+/** A machine as the database wants it and as it was last reported. */
+export type MachineRow = {
+  readonly id: number
+  readonly accountId: number
+  readonly name: string
+  readonly image: string
+  readonly cpus: number
+  readonly memoryBytes: number
+  readonly diskBytes: number
+  readonly env: Readonly<Record<string, string>>
+  readonly desiredState: DesiredState
+  readonly desiredBoot: number
+  readonly observedState: ObservedState
+  readonly observedBoot: number
+  readonly observedReason: string | null
+  /** whether it ever had a disk: there is no host key before */
+  readonly hadDisk: boolean
+  /** null: none left, or taken away */
+  readonly address: string | null
+}
+
+/** What a vmhost reports; fields left out stay as they are. */
+export type Observation = {
+  readonly observedState?: ObservedState
+  readonly observedBoot?: number
+  readonly observedReason?: string | null
+  readonly observedStage?: StartStage
+  readonly observedHostKey?: Buffer
+  readonly observedLoginUser?: string
+  readonly observedReadyAt?: Date | null
+  readonly observedStartedAt?: Date | null
+  readonly observedCpus?: number | null
+  readonly observedMemoryBytes?: number | null
+  /** the guest switched itself off during this boot: that is what is wanted now, unless something newer is */
+  readonly switchedOffBoot?: number
+}
+
+export type MachineEvent = {
+  readonly machineId: number
+  readonly machineName: string
+  readonly accountId: number
+  readonly kind: string
+  readonly detail?: Readonly<Record<string, unknown>>
+}
+
+/** The lease was taken over by a newer vmhost: nothing may be written any more. */
+export class LeaseLostError extends Error {
+  override readonly name = 'LeaseLostError'
+}
+
+/** The database as the reconciler sees it: rows of this server only, writes only under its lease. */
+export class Rows {
+  readonly sql: Sql
+  readonly lease: Lease
+
+  constructor(sql: Sql, lease: Lease) {
+    this.sql = sql
+    this.lease = lease
+  }
+
+  /** Index: machines_by_host. */
+  async all(): Promise<MachineRow[]> {
+    return this.#select(this.sql`m.host_id = ${this.lease.hostId} and m.observed_state <> 'gone'`)
+  }
+
+  async one(machineId: number): Promise<MachineRow | undefined> {
+    const found = await this.#select(this.sql`m.id = ${machineId} and m.host_id = ${this.lease.hostId}`)
+    return found[0]
+  }
+
+  #select(condition: ReturnType<Sql>) {
+    return this.sql<MachineRow[]>`
+      select m.id, account_id as "accountId", name, image, cpus, memory_bytes as "memoryBytes", disk_bytes as "diskBytes",
+        env, desired_state as "desiredState", desired_boot as "desiredBoot", observed_state as "observedState",
+        observed_boot as "observedBoot", observed_reason as "observedReason",
+        observed_host_key is not null as "hadDisk", host(a.address) as address
+      from machines m left join addresses a on a.machine_id = m.id
+      where ${condition} order by m.id`
+  }
+
+  /** Of these ids, which are machines of this server that are not gone, and which are gone for good. */
+  async known(ids: readonly number[]): Promise<Map<number, ObservedState>> {
+    if (ids.length === 0) return new Map()
+    const found = await this.sql<{ id: number; state: ObservedState }[]>`
+      select id, observed_state as state from machines where id in ${this.sql([...ids])} and host_id = ${this.lease.hostId}`
+    return new Map(found.map(({ id, state }) => [id, state]))
+  }
+
+  /** @throws LeaseLostError */
+  async report(machineId: number, seen: Observation): Promise<void> {
+    const { switchedOffBoot, ...observed } = seen
+    const columns: Record<string, unknown> = { observed_at: new Date() }
+    for (const [name, value] of Object.entries(observed))
+      columns[name.replace(/[A-Z]/g, (c) => `_${c.toLowerCase()}`)] = value
+    if (seen.observedStage !== undefined) columns.observed_stage_at = new Date()
+    const off = switchedOffBoot ?? -1
+    const written = await this.sql`
+      update machines set ${this.sql(columns)},
+        desired_state = case when desired_state = 'running' and desired_boot = ${off} then 'stopped' else desired_state end
+      where id = ${machineId} and host_id = ${this.lease.hostId} and ${this.#underLease()}`
+    if (written.count === 0) await this.#checkLease()
+  }
+
+  /** The last step of a machine: its address and name are free for others, so nothing of it may be left here. */
+  async finishGone(machineId: number): Promise<void> {
+    await this.sql.begin(async (sql) => {
+      const written = await sql`
+        update machines set observed_state = 'gone', observed_ready_at = null, observed_reason = null, observed_at = now()
+        where id = ${machineId} and host_id = ${this.lease.hostId} and ${this.#underLease()}`
+      if (written.count === 0) return
+      await sql`delete from addresses where machine_id = ${machineId}`
+      await sql`delete from machine_names where machine_id = ${machineId}`
+      await sql`delete from console_chunks where machine_id = ${machineId}`
+      await sql`delete from machine_reports where machine_id = ${machineId}`
+    })
+    await this.#checkLease()
+  }
+
+  /** Machines that have lain in the trash for too long. @returns their ids */
+  async expireTrash(days: number): Promise<number[]> {
+    const expired = await this.sql<{ id: number }[]>`
+      update machines set desired_state = 'gone' where host_id = ${this.lease.hostId} and desired_state = 'trashed'
+        and observed_state = 'trashed' and trashed_at < now() - make_interval(days => ${days}) and ${this.#underLease()}
+      returning id`
+    return expired.map(({ id }) => id)
+  }
+
+  /** Gives up the machine that has been in the trash longest, because its space is needed. */
+  async sacrificeTrash(): Promise<number | undefined> {
+    const [oldest] = await this.sql<{ id: number }[]>`
+      update machines set desired_state = 'gone' where id = (
+        select id from machines where host_id = ${this.lease.hostId} and desired_state = 'trashed'
+          and observed_state = 'trashed' order by trashed_at nulls first limit 1)
+        and desired_state = 'trashed' and ${this.#underLease()}
+      returning id`
+    return oldest?.id
+  }
+
+  async record(event: MachineEvent): Promise<void> {
+    await this.sql`
+      insert into events (account_id, machine_id, machine_name, actor, kind, detail)
+      values (${event.accountId}, ${event.machineId}, ${event.machineName}, ${`host:${this.lease.hostName}`},
+        ${event.kind}, ${this.sql.json((event.detail ?? {}) as never)})`
+  }
+
+  async replaceReport(machineId: number, report: MachineReport): Promise<void> {
+    await this.sql`
+      insert into machine_reports (machine_id, at, report) values (${machineId}, now(), ${this.sql.json(report)})
+      on conflict (machine_id) do update set at = excluded.at, report = excluded.report`
+  }
+
+  /** Public keys that may sign in to machines of an account, SSH wire form. Index: the foreign key's, few rows. */
+  async keysOf(accountId: number): Promise<Buffer[]> {
+    const found = await this.sql<{ publicKey: Buffer }[]>`
+      select public_key as "publicKey" from keys where account_id = ${accountId} order by id`
+    return found.map(({ publicKey }) => publicKey)
+  }
+
+  async setting(key: string): Promise<string | undefined> {
+    const [found] = await this.sql<{ value: string }[]>`select value from settings where key = ${key}`
+    return found?.value
+  }
+
+  async nextConsoleSeq(machineId: number): Promise<number> {
+    const [found] = await this.sql<{ seq: number }[]>`
+      select coalesce(max(seq), 0) + 1 as seq from console_chunks where machine_id = ${machineId}`
+    return found?.seq ?? 1
+  }
+
+  /** Appends to what the gateway shows of a console and takes the oldest away beyond `keptBytes`. */
+  async appendConsole(machineId: number, boot: number, seq: number, bytes: Buffer, keptBytes: number): Promise<void> {
+    await this.sql`
+      insert into console_chunks (machine_id, seq, boot, bytes) values (${machineId}, ${seq}, ${boot}, ${bytes})
+      on conflict do nothing`
+    await this.sql`
+      delete from console_chunks where machine_id = ${machineId} and seq < (
+        select coalesce(max(seq), 0) from (
+          select seq, sum(length(bytes)) over (order by seq desc) as newer from console_chunks
+          where machine_id = ${machineId}) as sums where newer > ${keptBytes})`
+  }
+
+  #underLease() {
+    return this.sql`exists (select from hosts where id = ${this.lease.hostId} and lease_epoch = ${this.lease.epoch})`
+  }
+
+  async #checkLease(): Promise<void> {
+    const [held] = await this.sql`select where ${this.#underLease()}`
+    if (!held) throw new LeaseLostError('Another vmhost has taken over this server')
+  }
+}

@@ -1,0 +1,44 @@
+/** How many machines may be between power-on and readiness at once; the others wait in the order they came. */
+export class Slots {
+  readonly #most: number
+  readonly #waiting: { resolve(): void }[] = []
+  #taken = 0
+
+  constructor(most: number) {
+    this.#most = most
+  }
+
+  /** @returns a slot; dispose of it when the start has come to its end. @throws the signal's reason */
+  async acquire(signal: AbortSignal): Promise<Disposable> {
+    signal.throwIfAborted()
+    if (this.#taken < this.#most) this.#taken++
+    else {
+      const { promise, resolve, reject } = Promise.withResolvers<void>()
+      const entry = { resolve }
+      const onAbort = () => {
+        const at = this.#waiting.indexOf(entry)
+        // Not waiting any more: the slot was handed over in this very moment and is taken with it.
+        if (at < 0) return
+        this.#waiting.splice(at, 1)
+        reject(signal.reason)
+      }
+      this.#waiting.push(entry)
+      signal.addEventListener('abort', onAbort, { once: true })
+      try {
+        await promise
+      } finally {
+        signal.removeEventListener('abort', onAbort)
+      }
+    }
+    let held = true
+    return {
+      [Symbol.dispose]: () => {
+        if (!held) return
+        held = false
+        const next = this.#waiting.shift()
+        if (next) next.resolve()
+        else this.#taken--
+      },
+    }
+  }
+}

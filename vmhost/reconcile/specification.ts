@@ -1,0 +1,63 @@
+import { contains, formatAddress, gatewayAddress, parseAddress, parseCidr } from '../network/address.ts'
+import type { MachineRow } from './rows.ts'
+
+/** A machine cannot be started as its row says; the message is a sentence for its owner. */
+export class MachineError extends Error {
+  override readonly name = 'MachineError'
+}
+
+export type GuestNetwork = { readonly network: string; readonly resolvers: readonly string[]; readonly ntp: string }
+
+export type CheckedMachine = MachineRow & { readonly address: string }
+
+const MiB = 2 ** 20
+const memoryLeastBytes = 128 * MiB
+
+/**
+ * Looks at every value that ends up in an argument, a path or a command line. The row was written by the gateway,
+ * which is not root; this process is.
+ * @throws MachineError
+ */
+export function checkMachine(row: MachineRow, limits: { network: string; memoryBytes: number }): CheckedMachine {
+  const { address } = row
+  if (!/^[a-z](?:[a-z0-9]|-(?=[a-z0-9])){0,39}$/.test(row.name))
+    throw new MachineError('Its name is not a machine name')
+  if (!/^[a-z][a-z0-9-]{0,39}$/.test(row.image))
+    throw new MachineError(`There is no image called ${printable(row.image)}`)
+  if (!Number.isInteger(row.cpus) || row.cpus < 1 || row.cpus > 256)
+    throw new MachineError('It must have 1 to 256 CPUs')
+  if (!Number.isSafeInteger(row.memoryBytes) || row.memoryBytes % MiB !== 0 || row.memoryBytes < memoryLeastBytes) {
+    throw new MachineError(`Its memory must be a multiple of 1 MiB and at least ${memoryLeastBytes / MiB} MiB`)
+  }
+  if (row.memoryBytes > limits.memoryBytes) {
+    const has = (limits.memoryBytes / 2 ** 30).toFixed(1)
+    throw new MachineError(`It wants more memory than its server has (${has} GiB)`)
+  }
+  if (!Number.isSafeInteger(row.diskBytes) || row.diskBytes % 512 !== 0) {
+    throw new MachineError('Its disk must be a multiple of 512 bytes')
+  }
+  if (address === null) throw new MachineError('It has no address')
+  if (!contains(parseCidr(limits.network), parseAddress(address))) {
+    throw new MachineError(`Its address ${address} does not belong to ${limits.network}`)
+  }
+  return { ...row, address }
+}
+
+/** The kernel's command line: the guest contract of design.md. */
+export function commandLine(machine: CheckedMachine, guest: GuestNetwork, emulated: boolean): string {
+  const line = `console=hvc0 root=/dev/vda init=/exe/bin/exe-init rw ip=${ipSettings(machine, guest)}`
+  return emulated ? `${line} mitigations=off` : line
+}
+
+/** @see https://docs.kernel.org/admin-guide/nfs/nfsroot.html, `ip=` */
+function ipSettings(machine: CheckedMachine, guest: GuestNetwork): string {
+  const network = parseCidr(guest.network)
+  const gateway = gatewayAddress(network)
+  const mask = formatAddress(2 ** 32 - 2 ** (32 - network.prefix))
+  const [dns0 = '', dns1 = ''] = guest.resolvers
+  return `${machine.address}:${gateway}:${gateway}:${mask}:${machine.name}:eth0:none:${dns0}:${dns1}:${guest.ntp}`
+}
+
+function printable(text: string): string {
+  return text.replace(/[^\x20-\x7e]/g, '?').slice(0, 60)
+}
