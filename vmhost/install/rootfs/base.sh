@@ -33,3 +33,4 @@ update-alternatives --set editor /usr/bin/vim.basic
 rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives/*.deb /var/cache/debconf/*-old /var/cache/man/*
 find /var/log -type f -exec truncate --size 0 {} +
 rm -rf /tmp/* /var/tmp/*
+touch /usr /etc/.updated /var/.updated

@@ -55,7 +55,7 @@ mask getty.target console-getty.service getty@.service serial-getty@.service aut
 mask systemd-networkd.service systemd-networkd.socket systemd-networkd-wait-online.service
 mask systemd-network-generator.service systemd-pcrphase.service systemd-pcrmachine.service systemd-tpm2-setup.service
 mask systemd-tpm2-setup-early.service systemd-pstore.service systemd-firstboot.service systemd-hibernate-resume.service
-mask systemd-fsck-root.service systemd-vconsole-setup.service systemd-update-done.service systemd-hwdb-update.service
+mask systemd-fsck-root.service systemd-vconsole-setup.service systemd-hwdb-update.service
 mask systemd-boot-random-seed.service systemd-ask-password-console.path systemd-ask-password-wall.path
 mask e2scrub_all.timer e2scrub_reap.service
 # /tmp on the disk: a tmpfs would take memory from the machine and be written out whenever it sleeps.
@@ -90,6 +90,8 @@ EOF
 cat > /etc/systemd/system.conf.d/berth.conf <<'EOF'
 [Manager]
 DefaultTimeoutStopSec=20s
+# The console is a log that people read later: lines without colours and without a running animation.
+ManagerEnvironment=TERM=dumb SYSTEMD_COLORS=0
 EOF
 # Processes that people leave running over SSH stay; the machine's power button is the platform's.
 cat > /etc/systemd/logind.conf.d/berth.conf <<'EOF'
@@ -110,3 +112,5 @@ rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives/*.deb /
 rm -f /etc/dpkg/dpkg.cfg.d/99mmdebstrap /etc/apt/apt.conf.d/99mmdebstrap
 find /var/log -type f -exec truncate --size 0 {} +
 rm -rf /tmp/* /var/tmp/*
+# Or every boot would make system users, the linker's cache and the message catalogue again.
+touch /usr /etc/.updated /var/.updated
