@@ -213,3 +213,13 @@ export const events = pgTable('events', {
   kind: text('kind').notNull(),
   detail: jsonb('detail').$type<Record<string, unknown>>().notNull().default({}),
 })
+
+export const certificates = pgTable('certificates', {
+  name: text('name').primaryKey(),
+  issuer: text('issuer').notNull(),
+  chain: text('chain').notNull(),
+  sealedKey: bytea('sealed_key').notNull(),
+  notBefore: time('not_before').notNull(),
+  notAfter: time('not_after').notNull(),
+  renewAt: time('renew_at').notNull(),
+})
