@@ -25,9 +25,6 @@ export const extendedDataHeaderBytes = 13
 export const stderrDataType = 1
 
 const maxWindowBytes = 0xffffffff
-// Smaller packets are copied: one that is encrypted where it lies keeps its whole read buffer (64 KiB) alive until it is
-// written, and many small ones for a peer that does not read would keep far more than their own size.
-const inPlaceFromBytes = 24 * 1024
 
 /**
  * One end of one channel: what this side of one link knows of it. A relayed channel has two, on two links.
@@ -88,7 +85,7 @@ export class ChannelEnd {
       return
     }
     writeUint32(payload, this.remoteId, 1)
-    this.link.forward(payload, lengthBytes >= inPlaceFromBytes && source.payloadHasRoom)
+    this.link.forward(payload, source)
   }
 
   forwardExtendedData(payload: Buffer, lengthBytes: number): void {
@@ -99,7 +96,7 @@ export class ChannelEnd {
       return
     }
     writeUint32(payload, this.remoteId, 1)
-    this.link.forward(payload, false)
+    this.link.forward(payload)
   }
 
   /** Sends data of our own. The caller keeps within `sendWindowBytes`. */
@@ -113,7 +110,7 @@ export class ChannelEnd {
   forwardMessage(payload: Buffer): void {
     if (!this.sendable) return
     writeUint32(payload, this.remoteId, 1)
-    this.link.forward(payload, false)
+    this.link.forward(payload)
   }
 
   /** Lets the peer send more. */

@@ -1,6 +1,7 @@
 import type { Client, Connection } from 'ssh2'
 import { ChannelEnd, type ChannelSink, dataHeaderBytes, extendedDataHeaderBytes } from './channel-end.ts'
 import { type Protocol, transportOf } from './protocol.ts'
+import { Reading } from './reading.ts'
 import { disconnectReason, encode, message, openFailure, readUint32, WireError, WireReader } from './wire.ts'
 
 /** A channel that the peer wants to open. */
@@ -29,6 +30,10 @@ export type LinkOwner = {
  * memory that no choice of windows, packet sizes or messages gets around. Windows (flow.ts) keep honest peers below.
  */
 const maxBacklogBytes = 4.5 * 1024 * 1024
+// Smaller messages are copied, and all are once a peer lags: one that is written from where it lies keeps its whole read
+// buffer, and many small ones for a peer that does not read would keep far more than their own size.
+const inPlaceFromBytes = 24 * 1024
+const inPlaceBacklogBytes = 512 * 1024
 // What a small packet costs in memory besides its bytes while it waits in a socket's queue
 const smallPacketBytes = 2048
 const smallPacketCostBytes = 512
@@ -55,6 +60,9 @@ export class Link {
   #corked = false
   #waitingSmallPackets = 0
   #paused = false
+  readonly #reading: Reading | undefined
+  /** For the packet that is being written. */
+  #onWritten: (() => void) | undefined
   /** Links paused until this one's backlog has drained. */
   readonly #pausedSources = new Set<Link>()
   /** Channels with something to do once the backlog has drained. */
@@ -74,6 +82,7 @@ export class Link {
     const write = (bytes: Buffer) => this.#write(bytes)
     protocol._onWrite = write
     protocol._cipher._onWrite = write
+    this.#reading = Reading.takeOver(socket)
     socket.on('drain', () => this.#drained())
     connection.on('handshake', () => this.#drained())
     // After sign-in every error is the end; ssh2 only half-closes
@@ -91,8 +100,10 @@ export class Link {
     return this.#openChannels
   }
 
-  get payloadHasRoom(): boolean {
-    return this.#protocol.payloadHasRoom
+  /** Whether the message being handled lies in memory with room, and may be kept: then until the result is called. */
+  keepForReuse(payload: Buffer): (() => void) | undefined {
+    if (!this.#protocol.payloadHasRoom) return undefined
+    return this.#reading === undefined ? () => {} : this.#reading.keep(payload)
   }
 
   /** Memory held by what the peer has not taken yet. */
@@ -143,10 +154,14 @@ export class Link {
     this.#checkBacklog()
   }
 
-  /** Sends a received message on; `inPlace` when it lies in memory with room, which is used up by that. */
-  forward(payload: Buffer, inPlace: boolean): void {
+  /**
+   * Sends a received message on. A large one is encrypted and written from where it lies, if it may be kept there.
+   * @param source where it came from; undefined: it is copied
+   */
+  forward(payload: Buffer, source?: Link): void {
     if (!this.alive) return
-    if (!inPlace || !this.#protocol.sendPayloadInPlace(payload)) this.#protocol.sendPayload(payload)
+    const keep = source !== undefined && payload.length >= inPlaceFromBytes && this.backlogBytes < inPlaceBacklogBytes
+    if (!keep || !this.#forwardInPlace(payload, source)) this.#protocol.sendPayload(payload)
     this.#checkBacklog()
   }
 
@@ -166,6 +181,17 @@ export class Link {
   destroy(): void {
     this.#socket.destroy()
     this.#lose()
+  }
+
+  #forwardInPlace(payload: Buffer, source: Link): boolean {
+    const release = source.keepForReuse(payload)
+    if (release === undefined) return false
+    this.#onWritten = release
+    const done = this.#protocol.sendPayloadInPlace(payload)
+    // Not written after all
+    if (this.#onWritten !== undefined) release()
+    this.#onWritten = undefined
+    return done
   }
 
   /** Lets go of the socket once it has sent what it holds, but soon in any case. */
@@ -327,7 +353,11 @@ export class Link {
     if (bytes.length < smallPacketBytes) {
       this.#waitingSmallPackets++
       this.#socket.write(bytes, this.#smallPacketWritten)
-    } else this.#socket.write(bytes)
+    } else {
+      const onWritten = this.#onWritten
+      this.#onWritten = undefined
+      this.#socket.write(bytes, onWritten)
+    }
   }
 
   readonly #smallPacketWritten = (): void => {
