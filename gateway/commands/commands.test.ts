@@ -1,0 +1,419 @@
+import { existsSync } from 'node:fs'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { runLine } from './run.ts'
+import { addressesInUse, type MachineRow, machineRow } from './testing/rows.ts'
+import { recordingIo, startWorld, type World } from './testing/world.ts'
+
+const GIBIBYTE = 2 ** 30
+
+describe('with machines that start', () => {
+  let world: World
+  beforeAll(async () => {
+    world = await startWorld({ sshd: true })
+  })
+  afterAll(() => world?.[Symbol.asyncDispose]())
+  const row = (name: string): Promise<MachineRow | undefined> => machineRow(world, name)
+
+  it('new returns when SSH works and ends with what to type', async () => {
+    const ran = await world.run('new demo --memory 1G --cpu 1 --disk 5G --tag web --tag ci --comment "for Tuesday"')
+    expect(ran, ran.stderr).toMatchObject({ status: 0, stderr: '' })
+    expect(ran.stdout).toMatch(/^demo is ready after [\d.]+ s: ssh -p \d+ demo@localhost\n$/)
+    expect(await row('demo')).toMatchObject({
+      cpus: 1,
+      memory_bytes: GIBIBYTE,
+      disk_bytes: 5 * GIBIBYTE,
+      tags: ['ci', 'web'],
+      comment: 'for Tuesday',
+      observed_state: 'running',
+      sleep_after_seconds: null,
+    })
+  })
+
+  it('new takes every flag of the contract, the name as a flag too', async () => {
+    const { status, document } = await world.json(
+      "new --name=full --image=minimal --cpu=1 --memory=512M --disk=2G --env=A=1 '--env=B=x y=z' --tag=t --comment=c --command=none --sleep-after=30m --no-email",
+    )
+    expect(status).toBe(0)
+    expect(document).toEqual({
+      vm_name: 'full',
+      status: 'running',
+      ssh_dest: 'full@localhost',
+      ssh_host: 'localhost',
+      ssh_port: expect.any(Number),
+      ssh_user: 'full',
+      https_url: 'https://full.localhost:8443',
+      image: 'minimal',
+      region: 'server1',
+      tags: ['t'],
+      comment: 'c',
+      allocated_cpus: 1,
+      memory_capacity_bytes: 512 * 2 ** 20,
+      disk_capacity_bytes: 2 * GIBIBYTE,
+      created_at: expect.stringMatching(/^\d{4}-.*Z$/),
+      awake_because: null,
+      ip: expect.stringMatching(/^127\.64\./),
+      host: 'server1',
+    })
+    expect(await row('full')).toMatchObject({
+      env: { A: '1', B: 'x y=z' },
+      command: 'none',
+      sleep_after_seconds: 1800,
+    })
+    expect((await world.run('rm full --now')).stdout).toBe('full is gone\n')
+  })
+
+  it('ls shows it, by pattern, grouped, long, and as the document that the SDK reads', async () => {
+    const { document } = await world.json('ls')
+    expect(document).toMatchObject({ vms: [{ vm_name: 'demo', status: 'running', awake_because: 'never' }] })
+    expect((await world.run('ls')).stdout).toMatch(
+      /^name +status +awake +image +cpu +memory +disk +address\ndemo +running +always +base +1 +1 GiB +5 GiB +127/,
+    )
+    expect((await world.json("ls 'x*'")).document).toEqual({ vms: [] })
+    expect((await world.json("ls 'de*'")).document).toMatchObject({ vms: [{ vm_name: 'demo' }] })
+    expect((await world.run('ls --group tag')).stdout).toMatch(/^ci\n[\s\S]*demo[\s\S]*web\n/)
+    expect((await world.run('ls -l')).stdout).toMatch(
+      /demo {2}running\n {2}ssh -p[\s\S]*tags: ci web\n {2}for Tuesday\n/,
+    )
+    expect(await world.run('ls tpyo')).toMatchObject({ status: 3, stdout: '' })
+  })
+
+  it('stop, start and restart return when it is so', async () => {
+    expect((await world.run('stop demo')).stdout).toMatch(/^demo is stopped after/)
+    expect((await row('demo'))?.observed_state).toBe('stopped')
+    expect((await world.json('start demo')).document).toEqual({ vm_name: 'demo', status: 'running' })
+    const before = (await row('demo'))?.desired_boot ?? 0
+    expect((await world.run('restart demo')).stdout).toMatch(/^demo is running again after/)
+    expect(await row('demo')).toMatchObject({ desired_boot: before + 1, observed_boot: before + 1 })
+    // Nothing is restarted by asking for what is.
+    await world.run('start demo')
+    expect(await row('demo')).toMatchObject({ desired_boot: before + 1 })
+  })
+
+  it('of several machines those that can be are done, and the others told', async () => {
+    const ran = await world.run('stop demo tpyo')
+    expect(ran.status).toBe(3)
+    expect(ran.stdout).toMatch(/^demo is stopped/)
+    expect(ran.stderr).toMatch(/no machine called tpyo\nmachines you can reach: demo\n/)
+    await world.run('start demo')
+  })
+
+  it('a machine that fails says why, and with which command to go on', async () => {
+    world.vmhost.failures.set('demo', 'the kernel panicked')
+    const ran = await world.run('restart demo')
+    expect(ran.status).toBe(1)
+    expect(ran.stderr).toMatch(/demo failed: the kernel panicked[\s\S]*restart demo/)
+    expect((await world.json('ls demo')).document).toMatchObject({
+      vms: [{ status: 'failed', reason: 'the kernel panicked' }],
+    })
+    world.vmhost.failures.clear()
+    expect((await world.run('restart demo')).status).toBe(0)
+  })
+
+  it('rm puts into the trash, frees the name at once, and untrash brings the same machine back', async () => {
+    const before = await row('demo')
+    expect((await world.run('rm demo')).stdout).toBe('demo is in the trash for 7 days; to have it back: untrash demo\n')
+    expect((await world.json('ls')).document).toEqual({ vms: [] })
+    expect((await world.json('trash')).document).toMatchObject({ vms: [{ vm_name: 'demo' }] })
+    expect((await world.run('new demo --memory 512M --no-wait')).status).toBe(0)
+    expect(await world.run('untrash demo')).toMatchObject({ status: 1, stderr: expect.stringMatching(/demo is taken/) })
+    const back = await world.json('untrash demo --as second')
+    expect(back).toMatchObject({ status: 0, document: { vm_name: 'second', status: 'running' } })
+    expect(await row('second')).toMatchObject({ id: before?.id, address: before?.address })
+    expect((await world.run('rm demo --now')).status).toBe(0)
+    expect((await world.run('rename second demo')).stdout).toMatch(/^second is called demo now: ssh/)
+  })
+
+  it('a stopped machine comes back from the trash stopped', async () => {
+    await world.run('stop demo')
+    await world.run('rm demo')
+    expect((await world.run('untrash demo')).stdout).toBe(
+      'demo is back and stopped, as it was; to start it: start demo\n',
+    )
+    expect((await row('demo'))?.desired_state).toBe('stopped')
+    await world.run('start demo')
+  })
+
+  it('rm --now deletes for good, also from the trash, and frees the address', async () => {
+    await world.run('new gone --memory 512M')
+    await world.run('rm gone')
+    const { document } = await world.json('rm --now gone tpyo')
+    expect(document).toMatchObject({ deleted: ['gone'], failed: ['tpyo'], not_found: ['tpyo'] })
+    expect(await addressesInUse(world)).toBe(1)
+    expect((await world.json('trash')).document).toEqual({ vms: [] })
+  })
+
+  it('rename, tag and comment change what they say', async () => {
+    expect((await world.json('rename demo api')).document).toEqual({
+      old_name: 'demo',
+      new_name: 'api',
+      ssh_dest: 'api@localhost',
+      https_url: 'https://api.localhost:8443',
+    })
+    await world.run('rename api demo')
+    expect((await world.json('tag demo a b')).document).toEqual({ vm_name: 'demo', tags: ['a', 'b', 'ci', 'web'] })
+    expect((await world.json('tag -d demo a ci')).document).toEqual({ vm_name: 'demo', tags: ['b', 'web'] })
+    expect((await world.json('comment demo new words')).document).toEqual({ vm_name: 'demo', comment: 'new words' })
+    expect((await world.run("comment demo ''")).stdout).toBe('demo has no comment any more\n')
+    expect(await world.run('tag demo Bad')).toMatchObject({ status: 2 })
+  })
+
+  it('ssh runs a command there: streams apart, stdin, exit status', async () => {
+    const ran = await world.run("ssh demo 'cat; echo err >&2; exit 7'", { stdin: 'from here' })
+    expect(ran).toEqual({ status: 7, stdout: 'from here', stderr: 'err\n' })
+    expect(await world.run('ssh demo echo --json -l')).toMatchObject({ status: 0, stdout: '--json -l\n' })
+    expect(JSON.parse((await world.run("ssh --json demo 'echo a; exit 3'")).stdout)).toEqual({
+      stdout: 'a\n',
+      stderr: '',
+      exit_code: 3,
+    })
+    expect((await world.run("ssh demo 'kill -TERM $$'")).status).toBe(143)
+    expect(await world.run('ssh tpyo true')).toMatchObject({ status: 3 })
+  })
+
+  it('ssh ends the command when the client is gone', async () => {
+    const gone = new AbortController()
+    const io = recordingIo({ signal: gone.signal })
+    const running = runLine(world.app, world.owner, "ssh demo 'echo $$; exec sleep 600'", io)
+    await expect.poll(() => io.stdoutText()).toMatch(/\n/)
+    const pid = Number(io.stdoutText())
+    expect(existsSync(`/proc/${pid}`)).toBe(true)
+    gone.abort()
+    expect(await running).toBeGreaterThan(0)
+    await expect.poll(() => existsSync(`/proc/${pid}`)).toBe(false)
+  })
+
+  it('20 new at once are all admitted, with addresses and names of their own', async () => {
+    const made = await Promise.all(Array.from({ length: 20 }, () => world.json('new --memory 512M --cpu 1')))
+    expect(made.map((one) => one.status)).toEqual(Array(20).fill(0))
+    const names = new Set(made.map((one) => one.document.vm_name))
+    const ips = new Set(made.map((one) => one.document.ip))
+    expect([names.size, ips.size]).toEqual([20, 20])
+    expect((await world.run(`rm --now ${[...names].join(' ')}`)).status).toBe(0)
+    expect(await addressesInUse(world)).toBe(1)
+  })
+
+  it('logs are harmless, whatever the machine printed', async () => {
+    const machine = await row('demo')
+    const pieces = ['one\r\n\x1b[31mred\x1b[0m\n\x1b]0;tit', 'le\x07two\x1b', '[2Jthree \xff\x07\n'].map((text) =>
+      Buffer.from(text, 'latin1'),
+    )
+    for (const [seq, bytes] of pieces.entries()) {
+      await world.gateway
+        .sql`insert into console_chunks (machine_id, seq, boot, bytes) values (${machine?.id ?? 0}, ${seq}, ${seq + 1}, ${bytes})`
+    }
+    expect((await world.run('logs demo')).stdout).toBe('one\nred\ntwothree \ufffd\n')
+    expect((await world.run('logs demo --boot')).stdout).toBe('[2Jthree \ufffd\n')
+    expect((await world.json('logs demo')).document).toEqual({ vm_name: 'demo', log: 'one\nred\ntwothree \ufffd\n' })
+  })
+
+  it('logs -f goes on until the person leaves', async () => {
+    const leave = new AbortController()
+    const machine = await row('demo')
+    const io = recordingIo({ signal: leave.signal })
+    const following = runLine(world.app, world.owner, 'logs demo -f', io)
+    await expect.poll(() => io.stdoutText()).toMatch(/three/)
+    await world.gateway
+      .sql`insert into console_chunks (machine_id, seq, boot, bytes) values (${machine?.id ?? 0}, 10, 3, ${Buffer.from('later\n')})`
+    await expect.poll(() => io.stdoutText()).toMatch(/later\n$/)
+    leave.abort()
+    expect([await following, io.stderrText()]).toEqual([130, ''])
+  })
+
+  it('everything that changes something is in audit', async () => {
+    const { document } = await world.json('audit -n 1000')
+    const kinds = new Set((document.events as { kind: string }[]).map((event) => event.kind))
+    for (const kind of [
+      'created',
+      'stopped',
+      'started',
+      'restarted',
+      'trashed',
+      'untrashed',
+      'deleted',
+      'renamed',
+      'tagged',
+      'commented',
+    ]) {
+      expect(kinds).toContain(`machine.${kind}`)
+    }
+    expect((await world.run('audit demo -n 3')).stdout).toMatch(/when +what/)
+  })
+
+  it('an account sees and reaches only its own machines', async () => {
+    const stranger = await world.account()
+    for (const line of [
+      'ssh demo true',
+      'stop demo',
+      'rm demo',
+      'logs demo',
+      'rename demo x',
+      'tag demo x',
+      'comment demo x',
+      'audit demo',
+      'rm --now demo',
+    ]) {
+      expect(await world.run(line, { caller: stranger }), line).toMatchObject({ status: 3, stdout: '' })
+    }
+    expect((await world.json('ls', { caller: stranger })).document).toEqual({ vms: [] })
+    expect(await world.run('new demo', { caller: stranger })).toMatchObject({
+      status: 1,
+      stderr: expect.stringMatching(/taken/),
+    })
+    expect((await row('demo'))?.desired_state).toBe('running')
+  })
+})
+
+describe('bad input', () => {
+  let world: World
+  beforeAll(async () => {
+    world = await startWorld()
+  })
+  afterAll(() => world?.[Symbol.asyncDispose]())
+
+  it.each([
+    ['new Demo', 2, /a-z/],
+    ['new root', 2, /root/],
+    ['new demo --name other', 2, /two names/],
+    ['new demo --cpu many', 2, /cpu/],
+    ['new demo --cpu 0', 2, /cpu/],
+    ['new demo --cpu 64', 5, /64 CPUs; the largest has 8/],
+    ['new demo --memory 12', 2, /memory/],
+    ['new demo --memory 4T', 5, /4 TiB of memory left; the most is 64 GiB/],
+    ['new demo --disk 900T', 5, /disk/],
+    ['new demo --disk 100M', 2, /at least 1 GiB/],
+    ['new demo --image nothing:here', 3, /images: base and minimal/],
+    ['new demo --colour blue', 2, /--colour/],
+    ['new demo --env 1A=2', 2, /variable/],
+    ['new demo --env A', 2, /=/],
+    ['new demo --tag "no blanks"', 2, /tag/],
+    ['new demo --sleep-after soon', 2, /30m/],
+    ['new demo --setup-script -', 2, /empty/],
+    ['stop tpyo', 3, /no machine called tpyo/],
+    ['lss', 2, /did you mean ls/],
+    ['ssh-key ad', 2, /ssh-key add/],
+    ['doc nothing', 3, /start/],
+    ['invite rm 7', 3, /invite ls/],
+    ['defaults write colour blue', 2, /image/],
+    ['defaults write memory much', 2, /4G/],
+    ['host drain nowhere', 3, /server1/],
+    ['host overcommit 1000', 2, /0\.1/],
+    ['mail 4', 3, /mail/],
+    ['new demo "', 2, /quote/],
+    ['ls | wc', 2, /one command a line/],
+  ])('%s', async (line, status, sentence) => {
+    const ran = await world.run(line)
+    expect(ran, ran.stderr + ran.stdout).toMatchObject({ status, stdout: '' })
+    expect(ran.stderr).toMatch(sentence)
+    expect(await world.gateway.sql`select from machines`).toHaveLength(0)
+    expect(await world.gateway.sql`select from addresses`).toHaveLength(0)
+  })
+
+  it('as one JSON document with --json', async () => {
+    expect(await world.json('stop tpyo')).toEqual({
+      status: 3,
+      document: { error: 'no machine called tpyo', code: 'machine.not_found' },
+    })
+    expect(await world.json('lss')).toMatchObject({ status: 2, document: { code: 'command.unknown' } })
+    const open = await world.run('new --json "')
+    expect([open.status, JSON.parse(open.stdout)]).toEqual([
+      2,
+      { error: 'a double quote is not closed', code: 'usage' },
+    ])
+  })
+
+  it("the operator's commands are the operator's", async () => {
+    const caller = await world.account()
+    for (const line of ['doctor', 'mail', 'host ls', 'host drain server1', 'host overcommit 2']) {
+      expect(await world.run(line, { caller }), line).toMatchObject({ status: 4, stdout: '' })
+    }
+    expect((await world.run('help', { caller })).stdout).not.toMatch(/doctor/)
+  })
+})
+
+describe('admission', () => {
+  it('never promises more memory than there is, however many ask at once', async () => {
+    await using world = await startWorld({ host: { memoryBytes: 4 * GIBIBYTE } })
+    const asked = await Promise.all(Array.from({ length: 12 }, () => world.json('new --memory 1G --no-wait')))
+    expect(asked.filter((one) => one.status === 0)).toHaveLength(4)
+    const refused = asked.filter((one) => one.status === 5)
+    expect(refused).toHaveLength(8)
+    expect(refused[0]?.document.code).toBe('capacity.memory')
+    const [sum] = await world.gateway.sql<{ bytes: number }[]>`select sum(memory_bytes)::bigint as bytes from machines`
+    expect(sum?.bytes).toBe(4 * GIBIBYTE)
+    // Overcommit is the operator's to say; what is stopped is promised to nobody.
+    expect((await world.run('host overcommit 1.25')).status).toBe(0)
+    expect((await world.run('new fifth --memory 1G --no-wait')).status).toBe(0)
+    expect((await world.run('new sixth --memory 1G --no-wait')).status).toBe(5)
+    expect((await world.run('stop fifth')).status).toBe(0)
+    expect((await world.run('new sixth --memory 1G --no-wait')).status).toBe(0)
+    const start = await world.run('start fifth')
+    expect(start).toMatchObject({ status: 5, stdout: '' })
+    expect(start.stderr).toMatch(/fifth needs 1 GiB of memory and server server1 has 0 B left/)
+  })
+
+  it('says which server is missing, draining, or full', async () => {
+    await using world = await startWorld({ host: { storeFreeBytes: GIBIBYTE } })
+    expect((await world.run('new demo --no-wait')).stderr).toMatch(/room for a disk/)
+    await world.run('host drain server1')
+    expect((await world.run('new demo --no-wait')).stderr).toMatch(/emptied/)
+    await world.gateway.sql`update hosts set lease_expires_at = now() - interval '1 minute'`
+    expect(await world.run('new demo --no-wait')).toMatchObject({
+      status: 5,
+      stderr: expect.stringMatching(/no server is up/),
+    })
+    expect((await world.run('doctor')).stdout).toMatch(/fix +server1: has not reported/)
+  })
+
+  it('gives the lowest free address, and none when all are in use', async () => {
+    await using world = await startWorld({ env: { BERTH_NETWORK: '127.64.0.0/28' } })
+    const ips = []
+    for (let n = 0; n < 13; n++) ips.push((await world.json(`new m${n} --memory 512M --no-wait`)).document.ip)
+    expect(ips).toEqual(Array.from({ length: 13 }, (_, n) => `127.64.0.${n + 2}`))
+    const full = await world.run('new late --memory 512M --no-wait')
+    expect(full).toMatchObject({
+      status: 5,
+      stderr: expect.stringMatching(/every address of 127.64.0.0\/28 is in use/),
+    })
+    expect(await machineRow(world, 'late')).toBeUndefined()
+    await world.run('rm --now m4')
+    expect((await world.json('new late --memory 512M --no-wait')).document.ip).toBe('127.64.0.6')
+  })
+
+  it('keeps to the limit of an account', async () => {
+    await using world = await startWorld()
+    const caller = await world.account()
+    await world.gateway.sql`update accounts set max_machines = 1 where id = ${caller.accountId}`
+    expect((await world.run('new a --memory 512M --no-wait', { caller })).status).toBe(0)
+    expect(await world.run('new b --memory 512M --no-wait', { caller })).toMatchObject({
+      status: 4,
+      stderr: expect.stringMatching(/1 of the 1/),
+    })
+    await world.gateway.sql`update accounts set suspended_at = now() where id = ${caller.accountId}`
+    expect(await world.run('restart a', { caller })).toMatchObject({ status: 4 })
+  })
+
+  it('refuses a name that somebody types as their own, but gives up one that was a slip', async () => {
+    await using world = await startWorld()
+    const other = await world.account()
+    await world.gateway
+      .sql`insert into lobby_names (name, account_id) values ('alice', ${other.accountId}), ('api', ${world.owner.accountId})`
+    expect(await world.run('new alice --no-wait --memory 512M')).toMatchObject({
+      status: 1,
+      stderr: expect.stringMatching(/leads to the lobby/),
+    })
+    expect((await world.run('new api --no-wait --memory 512M')).status).toBe(0)
+  })
+
+  it('leaves a machine that is waited for when the person leaves, and says so', async () => {
+    await using world = await startWorld()
+    world.vmhost.paused = true
+    const leave = new AbortController()
+    const making = world.run('new slow --memory 512M', { signal: leave.signal })
+    await expect.poll(() => machineRow(world, 'slow')).toBeDefined()
+    leave.abort()
+    const ran = await making
+    expect(ran.status).toBe(130)
+    expect(ran.stderr).toMatch(/no longer waiting; slow goes on being made/)
+    expect(await machineRow(world, 'slow')).toMatchObject({ desired_state: 'running' })
+  })
+})

@@ -1,0 +1,116 @@
+import type { Sql } from '../../../migrations/connect.ts'
+
+const GIBIBYTE = 2 ** 30
+
+export type StandInHost = {
+  name?: string
+  cpus?: number
+  memoryBytes?: number
+  storeBytes?: number
+  storeFreeBytes?: number
+}
+
+/**
+ * A stand-in for vmhost: no machine is behind its rows. It takes a lease and plays the observed states that a real one
+ * would report, under the same database role, in the same order.
+ */
+export class StandInVmhost {
+  readonly #sql: Sql
+  readonly #hostKey: Buffer
+  readonly #loginUser: string
+  #hostId = 0
+  #unlisten: () => Promise<void> = async () => {}
+  #work: Promise<void> = Promise.resolve()
+  /** machines that shall not start: name -> reason */
+  readonly failures = new Map<string, string>()
+  /** while set, nothing is reported */
+  paused = false
+
+  constructor(sql: Sql, options: { hostKey?: Buffer; loginUser?: string } = {}) {
+    this.#sql = sql
+    this.#hostKey = options.hostKey ?? Buffer.from('stand-in host key')
+    this.#loginUser = options.loginUser ?? 'dev'
+  }
+
+  get hostId(): number {
+    return this.#hostId
+  }
+
+  async start(host: StandInHost = {}): Promise<void> {
+    const sql = this.#sql
+    const [row] = await sql<{ id: number }[]>`insert into hosts (name) values (${host.name ?? 'server1'}) returning id`
+    this.#hostId = row?.id ?? 0
+    const images = ['base', 'minimal'].map((name) => ({
+      name,
+      hash: 'h',
+      sizeBytes: GIBIBYTE,
+      loginUser: this.#loginUser,
+      description: '',
+    }))
+    await sql`update hosts set lease_expires_at = now() + interval '1 hour', lease_epoch = 1, cpus = ${host.cpus ?? 8},
+      memory_bytes = ${host.memoryBytes ?? 64 * GIBIBYTE}, store_bytes = ${host.storeBytes ?? 500 * GIBIBYTE},
+      store_free_bytes = ${host.storeFreeBytes ?? 400 * GIBIBYTE}, images = ${sql.json(images)} where id = ${this.#hostId}`
+    const { unlisten } = await sql.listen('machines', () => this.look())
+    this.#unlisten = unlisten
+    this.look()
+  }
+
+  /** Looks at every row once, after what is being done already. */
+  look(): void {
+    this.#work = this.#work.then(() => this.#reconcile()).catch(() => {})
+  }
+
+  async stop(): Promise<void> {
+    this.paused = true
+    await this.#unlisten()
+    await this.#work
+  }
+
+  async #reconcile(): Promise<void> {
+    if (this.paused) return
+    const sql = this.#sql
+    const rows = await sql<
+      {
+        id: number
+        name: string
+        desired_state: string
+        observed_state: string
+        desired_boot: number
+        observed_boot: number
+      }[]
+    >`select id, name, desired_state, observed_state, desired_boot, observed_boot from machines
+      where host_id = ${this.#hostId} and observed_state <> 'gone' order by id`
+    for (const row of rows) {
+      const { id, desired_state: desired, observed_state: observed } = row
+      const behind = row.observed_boot < row.desired_boot
+      if (desired === 'running' && (behind || !['running', 'failed'].includes(observed))) await this.#boot(row)
+      if (desired === 'stopped' && observed !== 'stopped') await this.#report(id, 'stopped')
+      if (desired === 'trashed' && observed !== 'trashed') await this.#report(id, 'trashed')
+      if (desired === 'gone') {
+        await sql`delete from machine_names where machine_id = ${id}`
+        await sql`delete from addresses where machine_id = ${id}`
+        await this.#report(id, 'gone')
+      }
+    }
+  }
+
+  async #boot({ id, name, desired_boot }: { id: number; name: string; desired_boot: number }): Promise<void> {
+    const sql = this.#sql
+    const reason = this.failures.get(name)
+    if (reason) {
+      await sql`update machines set observed_state = 'failed', observed_reason = ${reason}, observed_ready_at = null,
+        observed_boot = ${desired_boot} where id = ${id}`
+      return
+    }
+    for (const stage of ['disk', 'network', 'boot', 'ssh']) {
+      await sql`update machines set observed_stage = ${stage}, observed_stage_at = now() where id = ${id}`
+    }
+    await sql`update machines set observed_state = 'running', observed_stage = 'ready', observed_boot = ${desired_boot},
+      observed_reason = null, observed_ready_at = now(), observed_started_at = now(), observed_host_key = ${this.#hostKey},
+      observed_login_user = ${this.#loginUser} where id = ${id}`
+  }
+
+  async #report(id: number, state: string): Promise<void> {
+    await this.#sql`update machines set observed_state = ${state}, observed_ready_at = null where id = ${id}`
+  }
+}

@@ -1,0 +1,165 @@
+/**
+ * What a command runs in, for tests: a real gateway over a real Postgres, a stand-in for vmhost, and OpenSSH's own
+ * sshd on the loopback network in place of every machine's.
+ */
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { chmodSync, mkdirSync, writeFileSync } from 'node:fs'
+import { type AddressInfo, createServer } from 'node:net'
+import { join } from 'node:path'
+import { PassThrough } from 'node:stream'
+import { startTestGateway, type TestGateway } from '../../../test/gateway.ts'
+import type { App, Caller, CommandIo, Terminal } from '../../app.ts'
+import { runLobby } from '../../lobby/lobby.ts'
+import { runLine } from '../run.ts'
+import { type StandInHost, StandInVmhost } from './stand-in-vmhost.ts'
+
+export type World = {
+  gateway: TestGateway
+  app: App
+  vmhost: StandInVmhost
+  owner: Caller
+  /** private key of the owner */
+  key: string
+  /** Runs a line without a terminal, as `ssh host <line>` does. */
+  run(line: string, options?: RunOptions): Promise<Ran>
+  /** the same, and its JSON document */
+  json(line: string, options?: RunOptions): Promise<{ status: number; document: Record<string, unknown> }>
+  account(options?: { name?: string }): Promise<Caller>
+  [Symbol.asyncDispose](): Promise<void>
+}
+
+export type RunOptions = { caller?: Caller; stdin?: string; signal?: AbortSignal; env?: Record<string, string> }
+export type Ran = { status: number; stdout: string; stderr: string }
+
+export type WorldOptions = {
+  host?: StandInHost
+  env?: Record<string, string>
+  /** starts an sshd for the machines; without it `new` is tried with --no-wait only */
+  sshd?: boolean
+  /** put before every command the sshd runs, to stand in for what only a machine has */
+  forceCommand?: string
+}
+
+/** `await using world = await startWorld()` */
+export async function startWorld(options: WorldOptions = {}): Promise<World> {
+  const machineSshPort = await freePort()
+  const gateway = await startTestGateway({
+    lobby: { runLine, runLobby },
+    machineSshPort,
+    env: { BERTH_NETWORK: '127.64.0.0/16', ...options.env },
+  })
+  const key = gateway.makeKey('owner')
+  const accountId = await gateway.addAccount({ keys: [key], owner: true })
+  const hostKeyPath = gateway.makeKey('machine-host-key')
+  const hostKey = Buffer.from(gateway.publicKey(hostKeyPath).split(' ')[1] ?? '', 'base64')
+  const sshd = options.sshd ? await startSshd(gateway, machineSshPort, hostKeyPath, options.forceCommand) : undefined
+  const vmhost = new StandInVmhost(gateway.database.as('berth_vmhost'), { hostKey, loginUser: 'root' })
+  await vmhost.start(options.host)
+  const { app } = gateway
+  const callerOf = (id: number, isOwner: boolean): Caller => ({
+    accountId: id,
+    isOwner,
+    keyId: null,
+    fingerprint: 'SHA256:test',
+    address: '192.0.2.7',
+    via: 'ssh',
+    sshName: 'lobby',
+  })
+  const owner = callerOf(accountId, true)
+  const world: World = {
+    gateway,
+    app,
+    vmhost,
+    owner,
+    key,
+    async run(line, { caller = owner, stdin = '', signal = new AbortController().signal, env = {} } = {}) {
+      const io = recordingIo({ stdin, signal, env })
+      const status = await runLine(app, caller, line, io)
+      return { status, stdout: io.stdoutText(), stderr: io.stderrText() }
+    },
+    async json(line, runOptions) {
+      const { status, stdout } = await world.run(`${line} --json`, runOptions)
+      return { status, document: JSON.parse(stdout) as Record<string, unknown> }
+    },
+    account: async () => callerOf(await gateway.addAccount(), false),
+    async [Symbol.asyncDispose]() {
+      await vmhost.stop()
+      await gateway[Symbol.asyncDispose]()
+      await sshd?.stop()
+    },
+  }
+  return world
+}
+
+export type RecordingIo = CommandIo & { stdoutText(): string; stderrText(): string }
+
+/** Streams that keep what was written. */
+export function recordingIo(options: {
+  stdin?: string
+  signal?: AbortSignal
+  env?: Record<string, string>
+  terminal?: Terminal
+}): RecordingIo {
+  const stdin = new PassThrough()
+  if (options.stdin !== undefined) stdin.end(options.stdin)
+  const kept = { out: '', err: '' }
+  const stdout = new PassThrough().on('data', (chunk: Buffer) => {
+    kept.out += chunk
+  })
+  const stderr = new PassThrough().on('data', (chunk: Buffer) => {
+    kept.err += chunk
+  })
+  return {
+    stdin,
+    stdout,
+    stderr,
+    signal: options.signal ?? new AbortController().signal,
+    env: options.env ?? {},
+    ...(options.terminal ? { terminal: options.terminal } : {}),
+    stdoutText: () => kept.out,
+    stderrText: () => kept.err,
+  }
+}
+
+async function startSshd(gateway: TestGateway, port: number, hostKeyPath: string, forceCommand: string | undefined) {
+  const [setting] = await gateway.sql<{ value: string }[]>`select value from settings where key = 'gateway_public_key'`
+  const authorized = join(gateway.directory, 'authorized_keys')
+  writeFileSync(authorized, `${setting?.value ?? ''}\n`)
+  chmodSync(authorized, 0o600)
+  mkdirSync('/run/sshd', { recursive: true })
+  const config = join(gateway.directory, 'sshd_config')
+  const lines = [
+    `ListenAddress 0.0.0.0:${port}`,
+    `HostKey ${hostKeyPath}`,
+    `AuthorizedKeysFile ${authorized}`,
+    ...['PidFile none', 'StrictModes no', 'PermitRootLogin yes', 'UsePAM no', 'AcceptEnv *', 'MaxStartups 600'],
+    ...(forceCommand ? [`ForceCommand ${forceCommand}`] : []),
+  ]
+  writeFileSync(config, `${lines.join('\n')}\n`)
+  const child = spawn('/usr/sbin/sshd', ['-D', '-e', '-f', config], { stdio: ['ignore', 'ignore', 'pipe'] })
+  let log = ''
+  await new Promise<void>((resolve, reject) => {
+    child.stderr.on('data', (chunk: Buffer) => {
+      log += chunk
+      if (log.includes('Server listening')) resolve()
+    })
+    child.once('exit', () => reject(new Error(`sshd did not start: ${log}`)))
+  })
+  return {
+    async stop() {
+      const gone = child.exitCode === null ? once(child, 'exit') : undefined
+      child.kill()
+      await gone
+    },
+  }
+}
+
+async function freePort(): Promise<number> {
+  const server = createServer().listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  server.close()
+  await once(server, 'close')
+  return port
+}
