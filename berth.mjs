@@ -133,7 +133,8 @@ async function prepareModules() {
   note({ lock: wanted.lock })
   if (stamp.patches !== wanted.patches) {
     await step('patches', applyPatches)
-    note({ patches: wanted.patches })
+    // A patch may change the source of a native part
+    note({ patches: wanted.patches, native: undefined })
   }
   if (stamp.native !== nativeState(wanted.node)) {
     if (!nativeLoads()) {
@@ -221,7 +222,12 @@ async function rebuildNative() {
 
 function nativeLoads() {
   return (
-    spawnSync(PINNED, ['-e', `require(${JSON.stringify(SSHCRYPTO)}); require('node-pty')`], { cwd: ROOT }).status === 0
+    // One that was built before our patch loads too, and aborts the process when its ciphers are collected
+    spawnSync(
+      PINNED,
+      ['-e', `require('node-pty'); process.exit(require(${JSON.stringify(SSHCRYPTO)}).berth === 1 ? 0 : 1)`],
+      { cwd: ROOT },
+    ).status === 0
   )
 }
 

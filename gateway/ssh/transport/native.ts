@@ -8,7 +8,10 @@ const require = createRequire(import.meta.url)
  * @throws Error naming the remedy
  */
 export function checkSsh2(): void {
-  const { bindingAvailable } = require('ssh2/lib/protocol/crypto.js') as { bindingAvailable: boolean }
+  const { bindingAvailable, bindingPatched } = require('ssh2/lib/protocol/crypto.js') as {
+    bindingAvailable: boolean
+    bindingPatched?: boolean
+  }
   if (!bindingAvailable) {
     throw new Error(
       `The native part of ssh2 is missing or was built for another Node (this is ${process.version}). ` +
@@ -16,9 +19,10 @@ export function checkSsh2(): void {
     )
   }
   const prototype: unknown = require('ssh2/lib/protocol/Protocol.js').prototype
-  if (typeof (prototype as { sendPayloadInPlace?: unknown }).sendPayloadInPlace !== 'function') {
+  const applied = typeof (prototype as { sendPayloadInPlace?: unknown }).sendPayloadInPlace === 'function'
+  if (!applied || bindingPatched !== true) {
     throw new Error(
-      "Berth's patch of ssh2 is not applied. Remedy: npm run setup, or npx patch-package --patch-dir gateway/ssh/patches.",
+      "Berth's patch of ssh2 is not applied, or its native part was built before it was. Remedy: npm run setup.",
     )
   }
 }
