@@ -1,4 +1,4 @@
-import { chmod, copyFile, cp, mkdir, readdir, readFile, rename, writeFile } from 'node:fs/promises'
+import { chmod, copyFile, cp, mkdir, readdir, readFile, rename, stat, writeFile } from 'node:fs/promises'
 import { dirname, join } from 'node:path'
 import { GUEST_SUITE, type GuestApt } from './apt.ts'
 import { run } from './command.ts'
@@ -262,7 +262,8 @@ export async function makeDisk(file: string, root: string): Promise<number> {
   await mkdir(dirname(file), { recursive: true })
   await run('mke2fs', ['-q', '-F', '-t', 'ext4', '-L', 'root', '-d', root, ...FILESYSTEM, file, `${mebibytes}M`])
   await chmod(file, 0o644)
-  return mebibytes * 1024 * 1024
+  // mke2fs leaves a last block group out that is too small to be worth its tables.
+  return (await stat(file)).size
 }
 
 /** Runs a script of rootfs/ in the root, with the API filesystems there for its time. */
