@@ -56,9 +56,35 @@ export function connect({ url, role, max = 8, applicationName = 'berth' }: Conne
   return socket ? postgres(options) : postgres(url, options)
 }
 
-/** Drizzle over the same pool, for plain rows; leases, ranges and aggregates are tagged SQL. */
+/**
+ * Drizzle over the same pool, for plain rows; leases, ranges and aggregates are tagged SQL.
+ *
+ * Drizzle makes the pool it is given hand out dates as text and take JSON as text, for everybody. Both are put right
+ * again: its own columns read a Date as well as text, and JSON that it has written already is passed on as it is.
+ */
 export function orm(sql: Sql) {
-  return drizzle(sql, { schema })
+  const { parsers, serializers } = sql.options
+  const before = { parsers: { ...parsers }, serializers: { ...serializers } }
+  const database = drizzle(sql, { schema })
+  for (const type of DATE_TYPES) {
+    restore(parsers, before.parsers, type)
+    restore(serializers, before.serializers, type)
+  }
+  for (const type of JSON_TYPES) {
+    serializers[type] = (value: unknown) => (typeof value === 'string' ? value : JSON.stringify(value))
+  }
+  return database
+}
+
+/** Object identifiers of date, time and numeric[] types in pg_type.dat, as drizzle-orm/postgres-js changes them. */
+const DATE_TYPES = [1184, 1082, 1083, 1114, 1182, 1185, 1115, 1231]
+/** json and jsonb */
+const JSON_TYPES = [114, 3802]
+
+function restore<T>(table: Record<number, T>, before: Record<number, T>, type: number): void {
+  const value = before[type]
+  if (value === undefined) delete table[type]
+  else table[type] = value
 }
 
 function embeddedSocket(url: string) {

@@ -167,7 +167,7 @@ export async function startTestGateway(options: TestGatewayOptions = {}): Promis
       ...(key ? ['-i', key, '-o', 'IdentitiesOnly=yes'] : []),
     ],
     ssh: ({ key, user = 'lobby', args = [], command = [], input }) =>
-      run('ssh', [...harness.sshOptions(key), '-o', 'BatchMode=yes', ...args, `${user}@127.0.0.1`, ...command], input),
+      run('ssh', [...harness.sshOptions(key), '-T', '-o', 'BatchMode=yes', ...args, `${user}@127.0.0.1`, ...command], input),
     async [Symbol.asyncDispose]() {
       await gateway.close(0)
       if (!options.database) await database[Symbol.asyncDispose]()
