@@ -64,6 +64,11 @@ export function gatewayAddress(network: Cidr): string {
   return formatAddress(network.first + 1)
 }
 
+/** May a machine have this address? Not the network's first two (itself, the gateway) nor its last (broadcast). */
+export function isMachineAddress(network: Cidr, address: number): boolean {
+  return contains(network, address) && address > network.first + 1 && address < network.last
+}
+
 /**
  * MAC of the network card that has this address: `02:be:` (locally administered) and the four address bytes.
  * @throws RangeError when `address` is no IPv4 address

@@ -1,7 +1,15 @@
 /** What the host brings along: its own networks, its default routes, its forwarding, other firewalls. */
 
 import { z } from 'zod'
-import { type Cidr, contains, formatCidr, overlaps, parseAddress, parseCidr, suggestNetwork } from './address.ts'
+import {
+  type Cidr,
+  formatCidr,
+  isMachineAddress,
+  overlaps,
+  parseAddress,
+  parseCidr,
+  suggestNetwork,
+} from './address.ts'
 import { runCommand } from './command.ts'
 import { isOurTap, type Kernel, ROUTE_PROTOCOL, type Route } from './kernel.ts'
 import { NetworkError } from './types.ts'
@@ -152,8 +160,7 @@ export function describeForeignDrops(chains: readonly Chain[]): string[] {
 
 /** May a machine have this address in `network`? @throws NetworkError if not */
 export function checkMachineAddress(network: Cidr, address: string): void {
-  const value = parseAddress(address)
-  if (!contains(network, value) || value <= network.first + 1 || value === network.last) {
+  if (!isMachineAddress(network, parseAddress(address))) {
     throw new NetworkError(`${address} is no machine's address in ${formatCidr(network)}`)
   }
 }

@@ -1,7 +1,9 @@
-import { afterAll, beforeAll, describe, expect, test } from 'vitest'
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
 import { macFor } from './address.ts'
 import { createLab, type Lab, type Namespace, NetworkProcess, Probe, plugIn } from './testing/lab.ts'
 import type { MachineNetwork } from './types.ts'
+
+vi.setConfig({ testTimeout: 90_000 })
 
 const one: MachineNetwork = { machineId: 1, address: '10.42.0.5', uid: 2_000_001 }
 const two: MachineNetwork = { machineId: 2, address: '10.42.0.6', uid: 2_000_002 }

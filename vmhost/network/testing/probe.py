@@ -45,8 +45,11 @@ def listen(protocol, port, address="0.0.0.0"):
     def serve_connection(c, peer):
         mss = c.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
         c.sendall(json.dumps({"peer": peer, "mss": mss}).encode() + b"\n")
-        while text := c.recv(65536):
-            c.sendall(text)
+        try:
+            while text := c.recv(65536):
+                c.sendall(text)
+        except OSError:
+            pass  # The peer went away without a word.
         c.close()
 
     def serve():
