@@ -167,7 +167,11 @@ export async function startTestGateway(options: TestGatewayOptions = {}): Promis
       ...(key ? ['-i', key, '-o', 'IdentitiesOnly=yes'] : []),
     ],
     ssh: ({ key, user = 'lobby', args = [], command = [], input }) =>
-      run('ssh', [...harness.sshOptions(key), '-T', '-o', 'BatchMode=yes', ...args, `${user}@127.0.0.1`, ...command], input),
+      run(
+        'ssh',
+        [...args, ...harness.sshOptions(key), '-T', '-o', 'BatchMode=yes', `${user}@127.0.0.1`, ...command],
+        input,
+      ),
     async [Symbol.asyncDispose]() {
       await gateway.close(0)
       if (!options.database) await database[Symbol.asyncDispose]()

@@ -1,0 +1,239 @@
+/**
+ * FIDO keys without hardware: a software authenticator, which makes sk- keys and signs as PROTOCOL.u2f says, so the
+ * formats come from the document and not from the code under test. The last test proves the document's form with
+ * OpenSSH's own verifier.
+ */
+import { execFileSync } from 'node:child_process'
+import { createHash, generateKeyPairSync, type KeyObject, sign } from 'node:crypto'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { createServer } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { describe, expect, it } from 'vitest'
+import { startTestGateway } from '../../test/gateway.ts'
+import { addKey } from '../accounts/keys.ts'
+import { parseKeyLine, parsePublicKey, WireReader } from '../accounts/public-key.ts'
+import { isSignedBy } from './verify.ts'
+
+const ED25519 = 'sk-ssh-ed25519@openssh.com'
+const ECDSA = 'sk-ecdsa-sha2-nistp256@openssh.com'
+
+function string(bytes: Buffer | string): Buffer {
+  const content = Buffer.from(bytes as string)
+  const length = Buffer.alloc(4)
+  length.writeUInt32BE(content.length)
+  return Buffer.concat([length, content])
+}
+
+function mpint(bytes: Buffer): Buffer {
+  let start = 0
+  while (start < bytes.length - 1 && bytes[start] === 0) start++
+  const trimmed = bytes.subarray(start)
+  return string((trimmed[0] ?? 0) & 0x80 ? Buffer.concat([Buffer.alloc(1), trimmed]) : trimmed)
+}
+
+type Options = { flags?: number; counter?: number; application?: string }
+
+class SoftwareAuthenticator {
+  readonly type: string
+  readonly blob: Buffer
+  readonly #key: KeyObject
+  readonly #application: string
+
+  constructor(type: typeof ED25519 | typeof ECDSA, application = 'ssh:') {
+    this.type = type
+    this.#application = application
+    if (type === ED25519) {
+      const { publicKey, privateKey } = generateKeyPairSync('ed25519')
+      const point = Buffer.from(String(publicKey.export({ format: 'jwk' }).x), 'base64url')
+      this.#key = privateKey
+      this.blob = Buffer.concat([string(type), string(point), string(application)])
+    } else {
+      const { publicKey, privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' })
+      const { x, y } = publicKey.export({ format: 'jwk' })
+      const point = Buffer.concat([
+        Buffer.of(4),
+        Buffer.from(String(x), 'base64url'),
+        Buffer.from(String(y), 'base64url'),
+      ])
+      this.#key = privateKey
+      this.blob = Buffer.concat([string(type), string('nistp256'), string(point), string(application)])
+    }
+  }
+
+  /** `string type, string signature, byte flags, uint32 counter` */
+  sign(message: Buffer, { flags = 1, counter = 7, application = this.#application }: Options = {}): Buffer {
+    const trailer = Buffer.alloc(5)
+    trailer[0] = flags
+    trailer.writeUInt32BE(counter, 1)
+    const sha256 = (bytes: Buffer | string) => createHash('sha256').update(bytes).digest()
+    const signed = Buffer.concat([sha256(application), trailer, sha256(message)])
+    let inner: Buffer
+    if (this.type === ED25519) inner = sign(null, signed, this.#key)
+    else {
+      const pair = sign('sha256', signed, { key: this.#key, dsaEncoding: 'ieee-p1363' })
+      inner = Buffer.concat([mpint(pair.subarray(0, 32)), mpint(pair.subarray(32))])
+    }
+    return Buffer.concat([string(this.type), string(inner), trailer])
+  }
+
+  /** As ssh2 hands it over: without type and length. */
+  handedOver(signature: Buffer): Buffer {
+    return signature.subarray(4 + this.type.length + 4)
+  }
+}
+
+describe.each([ED25519, ECDSA] as const)('a %s signature', (type) => {
+  const device = new SoftwareAuthenticator(type)
+  const key = parsePublicKey(device.blob)
+  const message = Buffer.from('session identifier and request')
+  const check = (signature: Buffer, signed = message) =>
+    isSignedBy(key, { algorithm: type, hash: undefined, signed, signature: device.handedOver(signature) })
+
+  it('is taken, fifty times over', () => {
+    for (let n = 0; n < 50; n++) expect(check(device.sign(message, { counter: n }))).toBe(true)
+    expect(check(device.sign(message, { flags: 5 }))).toBe(true)
+  })
+
+  it('is refused without a touch, for another message, another application and another key', () => {
+    expect(check(device.sign(message, { flags: 0 }))).toBe(false)
+    expect(check(device.sign(message, { flags: 4 }))).toBe(false)
+    expect(check(device.sign(message), Buffer.from('another'))).toBe(false)
+    expect(check(device.sign(message, { application: 'ssh:other' }))).toBe(false)
+    expect(check(new SoftwareAuthenticator(type).sign(message))).toBe(false)
+  })
+
+  it('is refused when flags or counter were changed afterwards', () => {
+    const signature = device.sign(message)
+    for (let back = 1; back <= 5; back++) {
+      const changed = Buffer.from(signature)
+      changed.writeUInt8(changed.readUInt8(changed.length - back) ^ 0x02, changed.length - back)
+      expect(check(changed)).toBe(false)
+    }
+  })
+
+  it('is refused at every length that is not its own, and never throws', () => {
+    const signature = device.handedOver(device.sign(message))
+    for (let length = 0; length < signature.length; length++) {
+      const cut = signature.subarray(0, length)
+      expect(isSignedBy(key, { algorithm: type, hash: undefined, signed: message, signature: cut })).toBe(false)
+    }
+    const longer = Buffer.concat([signature, Buffer.alloc(1)])
+    expect(isSignedBy(key, { algorithm: type, hash: undefined, signed: message, signature: longer })).toBe(false)
+  })
+
+  it('signs OpenSSH’s client in, and not without a touch', async () => {
+    await using gateway = await startTestGateway()
+    const account = await gateway.addAccount()
+    await addKey(gateway.sql, account, parseKeyLine(`${type} ${device.blob.toString('base64')} token@laptop`))
+    const signIn = async (options: Options) => {
+      const path = join(gateway.directory, `agent${options.flags}`)
+      await using _agent = await serveAgent(path, device, options)
+      return await gateway.ssh({ args: ['-o', `IdentityAgent=${path}`, '-i', '/dev/null'], command: ['ls'] })
+    }
+    expect(await signIn({ flags: 1 })).toMatchObject({ status: 0, stdout: `lobby of ${account}: ls\n`, stderr: '' })
+    expect(await signIn({ flags: 0 })).toMatchObject({
+      status: 255,
+      stderr: expect.stringContaining('Permission denied'),
+    })
+  })
+
+  it('is what OpenSSH verifies too', () => {
+    const directory = mkdtempSync(join(tmpdir(), 'berth-sk-'))
+    try {
+      // SSHSIG (PROTOCOL.sshsig) is the one form in which ssh-keygen verifies a given sk signature.
+      const hash = createHash('sha512').update(message).digest()
+      const parts = [string('test'), string(''), string('sha512')]
+      const wrapped = Buffer.concat([Buffer.from('SSHSIG'), ...parts, string(hash)])
+      const version = Buffer.of(0, 0, 0, 1)
+      const blob = Buffer.concat([
+        Buffer.from('SSHSIG'),
+        version,
+        string(device.blob),
+        ...parts,
+        string(device.sign(wrapped)),
+      ])
+      const armored = blob.toString('base64').replace(/.{1,70}/g, '$&\n')
+      writeFileSync(join(directory, 'sig'), `-----BEGIN SSH SIGNATURE-----\n${armored}-----END SSH SIGNATURE-----\n`)
+      writeFileSync(join(directory, 'signers'), `me ${type} ${device.blob.toString('base64')}\n`)
+      const args = [
+        '-Y',
+        'verify',
+        '-n',
+        'test',
+        '-I',
+        'me',
+        '-f',
+        join(directory, 'signers'),
+        '-s',
+        join(directory, 'sig'),
+      ]
+      expect(execFileSync('ssh-keygen', args, { input: message, encoding: 'utf8' })).toContain(
+        'Good "test" signature for me',
+      )
+    } finally {
+      rmSync(directory, { recursive: true, force: true })
+    }
+  })
+})
+
+describe('an RSA signature', () => {
+  it('is refused with SHA-1, even when it is right', async () => {
+    const { privateKey, publicKey } = generateKeyPairSync('rsa', { modulusLength: 2048 })
+    const { n, e } = publicKey.export({ format: 'jwk' })
+    const blob = Buffer.concat([
+      string('ssh-rsa'),
+      mpint(Buffer.from(String(e), 'base64url')),
+      mpint(Buffer.from(String(n), 'base64url')),
+    ])
+    const key = parsePublicKey(blob)
+    const signed = Buffer.from('request')
+    const check = (hash: string | undefined) =>
+      isSignedBy(key, { algorithm: 'ssh-rsa', hash, signed, signature: sign(hash ?? 'sha1', signed, privateKey) })
+    expect(check('sha512')).toBe(true)
+    expect(check('sha256')).toBe(true)
+    expect(check('sha1')).toBe(false)
+    expect(check(undefined)).toBe(false)
+  })
+})
+
+describe('an algorithm', () => {
+  it('has to be that of the key', () => {
+    const device = new SoftwareAuthenticator(ED25519)
+    const message = Buffer.from('request')
+    const signature = device.handedOver(device.sign(message))
+    const key = parsePublicKey(device.blob)
+    expect(isSignedBy(key, { algorithm: 'ssh-ed25519', hash: undefined, signed: message, signature })).toBe(false)
+  })
+})
+
+/**
+ * An ssh-agent that holds one software authenticator (draft-ietf-sshm-ssh-agent): OpenSSH's client leaves signing with
+ * an sk- key to the agent, so the rest of the sign-in is the real client's.
+ */
+async function serveAgent(path: string, device: SoftwareAuthenticator, options: Options = {}) {
+  const server = createServer((socket) => {
+    let received = Buffer.alloc(0)
+    socket.on('error', () => {})
+    socket.on('data', (chunk) => {
+      received = Buffer.concat([received, chunk])
+      while (received.length >= 4 && received.length >= 4 + received.readUInt32BE(0)) {
+        const message = received.subarray(4, 4 + received.readUInt32BE(0))
+        received = received.subarray(4 + message.length)
+        socket.write(string(answer(message)))
+      }
+    })
+  })
+  const answer = (message: Buffer): Buffer => {
+    const [FAILURE, IDENTITIES, SIGN] = [5, 11, 13]
+    if (message[0] === IDENTITIES) {
+      return Buffer.concat([Buffer.of(12, 0, 0, 0, 1), string(device.blob), string('token@laptop')])
+    }
+    if (message[0] !== SIGN) return Buffer.of(FAILURE)
+    const reader = new WireReader(message.subarray(1))
+    reader.string()
+    return Buffer.concat([Buffer.of(14), string(device.sign(Buffer.from(reader.string()), options))])
+  }
+  await new Promise<void>((resolve) => server.listen(path, resolve))
+  return { [Symbol.asyncDispose]: () => new Promise<void>((resolve) => server.close(() => resolve())) }
+}
