@@ -30,12 +30,16 @@ export function serveMachine(client: Connection, app: App, caller: Caller, route
   return relayConnection(client, {
     pool: app.pool,
     log: app.log,
-    resolve: async (signal) => {
+    resolve: async (signal, say) => {
+      let told = false
       const machine = await app.machines.whenReady(route.machineId, caller, {
         signal,
         timeoutMs: READY_TIMEOUT_MS,
-        onStage: ({ name, observedStage }) =>
-          app.log.debug({ machine: name, stage: stageInWords(observedStage) }, 'a session waits for a start'),
+        onStage: ({ name, observedStage }) => {
+          if (!told)
+            say(`${name} is starting (${stageInWords(observedStage)}); the session begins as soon as it answers`)
+          told = true
+        },
       })
       return app.machines.target(machine, caller, route.guestUser)
     },

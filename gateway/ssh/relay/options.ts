@@ -8,8 +8,9 @@ export type RelayOptions = {
    * Says which machine the connection goes to. Called at most once, when the first channel or forward asks for the
    * machine, so it may take as long as waking a machine takes: the client waits meanwhile. A rejection's message is
    * shown to the person (stderr of the session) and ends it with status 255. Aborted when the client goes away.
+   * `say` shows a sentence meanwhile, on the stderr of the sessions that wait.
    */
-  resolve: (signal: AbortSignal) => Promise<MachineTarget>
+  resolve: (signal: AbortSignal, say: (sentence: string) => void) => Promise<MachineTarget>
   pool: MachinePool
   log: Log
   /** Called at most once a second while channels carry something (keepalives do not count). */

@@ -187,7 +187,9 @@ class ClientRelay implements Relay, LinkOwner, SessionHost {
   }
 
   async #resolve(): Promise<MachineTarget> {
-    this.#target ??= this.#options.resolve(this.#gone.signal)
+    this.#target ??= this.#options.resolve(this.#gone.signal, (sentence) => {
+      for (const session of this.#sessions) session.say(sentence)
+    })
     try {
       const target = await this.#target
       this.#name = target.name

@@ -73,6 +73,13 @@ export class Session implements ChannelSink {
     this.#finish(sentence)
   }
 
+  /** Shows a sentence on its stderr while the machine is being reached. */
+  say(sentence: string): void {
+    if (this.#far?.opened || this.#failure !== undefined || this.#exited) return
+    const text = Buffer.from(`${sentence}${this.#pty ? '\r\n' : '\n'}`)
+    if (text.length <= this.#near.sendWindowBytes) this.#near.sendData(text, stderrDataType)
+  }
+
   onRequest(name: string, wantReply: boolean, payload: Buffer): void {
     if (name === 'keepalive@openssh.com') {
       if (wantReply) this.#replies.answer(false)

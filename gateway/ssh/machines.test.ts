@@ -1,0 +1,170 @@
+import { readFileSync, writeFileSync } from 'node:fs'
+import { createServer } from 'node:net'
+import { join } from 'node:path'
+import { describe, expect, it } from 'vitest'
+import { run, startTestGateway, type TestGatewayOptions } from '../../test/gateway.ts'
+import { parseKeyLine } from '../accounts/public-key.ts'
+import { machineOfTarget } from './jump.ts'
+import { makeKeys, startMachine } from './relay/fixtures.ts'
+
+/** A gateway, an sshd of the host as the machine `demo` of an account, and the account's key. */
+async function startWithMachine(options: TestGatewayOptions = {}) {
+  const stack = new AsyncDisposableStack()
+  const keys = stack.use(makeKeys())
+  const sshd = stack.use(await startMachine(keys))
+  const gateway = stack.use(await startTestGateway({ machineSshPort: sshd.target.port, ...options }))
+  const settings = await gateway.sql`select value from settings where key = 'gateway_public_key'`
+  const key = gateway.makeKey('id')
+  writeFileSync(join(keys.directory, 'authorized_keys'), `${settings[0]?.value}\n${gateway.publicKey(key)}\n`)
+  const account = await gateway.addAccount({ keys: [key], owner: true })
+  const hostKey = parseKeyLine(readFileSync(`${keys.hostKey}.pub`, 'utf8')).key.blob
+  const running = { address: '127.0.0.1', loginUser: 'root', hostKey }
+  return { gateway, key, account, running, sshd, [Symbol.asyncDispose]: () => stack.disposeAsync() }
+}
+
+describe('ssh to a machine', () => {
+  it('goes there by name, as its login user, with exit status', async () => {
+    await using world = await startWithMachine()
+    const { gateway, key } = world
+    await gateway.addMachine(world.account, 'demo', world.running)
+    const result = await gateway.ssh({ key, user: 'demo', command: ['id -un; exit 7'] })
+    expect(result).toMatchObject({ status: 7, stdout: 'root\n', stderr: '' })
+    expect(await gateway.ssh({ key, user: 'root+demo', command: ['echo', 'hello'] })).toMatchObject({
+      status: 0,
+      stdout: 'hello\n',
+    })
+  })
+
+  it('waits for one that is starting, and says so', async () => {
+    await using world = await startWithMachine()
+    const { gateway, key, sql } = { ...world, sql: world.gateway.sql }
+    const id = await gateway.addMachine(world.account, 'demo', { ...world.running, state: 'creating' })
+    const session = gateway.ssh({ key, user: 'demo', command: ['echo', 'here'] })
+    await expect.poll(() => gateway.server.signedInCount).toBe(1)
+    await sql`
+      update machines set observed_state = 'running', observed_boot = 1, observed_stage = 'ready',
+        observed_ready_at = now() where id = ${id}`
+    expect(await session).toMatchObject({
+      status: 0,
+      stdout: 'here\n',
+      stderr: 'demo is starting (booting); the session begins as soon as it answers\n',
+    })
+  })
+
+  it('ends a wait when the start fails, with the reason', async () => {
+    await using world = await startWithMachine()
+    const { gateway, key, sql } = { ...world, sql: world.gateway.sql }
+    const id = await gateway.addMachine(world.account, 'demo', { ...world.running, state: 'creating' })
+    const session = gateway.ssh({ key, user: 'demo', command: ['true'] })
+    await expect.poll(() => gateway.server.signedInCount).toBe(1)
+    await sql`
+      update machines set observed_state = 'failed', observed_boot = 1, observed_reason = 'the disk is full'
+      where id = ${id}`
+    const result = await session
+    expect(result.status).toBe(255)
+    expect(result.stderr).toContain('demo failed: the disk is full; to try again: restart demo')
+  })
+
+  it('does not hand a session of before a restart to the machine of after it', async () => {
+    await using world = await startWithMachine()
+    const { gateway, key, sql } = { ...world, sql: world.gateway.sql }
+    const id = await gateway.addMachine(world.account, 'demo', world.running)
+    const pid = async () => (await gateway.ssh({ key, user: 'demo', command: ['echo $PPID'] })).stdout
+    const before = await pid()
+    // The pool shares one connection, whose sshd process is the parent of both shells.
+    expect(await pid()).toBe(before)
+    await sql`update machines set observed_ready_at = now() + interval '1 s' where id = ${id}`
+    await expect.poll(pid, { timeout: 10_000 }).not.toBe(before)
+  })
+
+  it('loses the connection when the key is removed, also in the middle of a session', async () => {
+    await using world = await startWithMachine()
+    const { gateway, key } = world
+    await gateway.addMachine(world.account, 'demo', world.running)
+    const session = gateway.ssh({ key, user: 'demo', command: ['echo started; sleep 60'] })
+    await expect.poll(() => gateway.server.signedInCount).toBe(1)
+    await gateway.sql`delete from keys`
+    expect(await session).toMatchObject({
+      status: 255,
+      stderr: expect.stringContaining('the key that this connection signed in with was removed from the account'),
+    })
+  })
+})
+
+describe('ssh -J through the lobby', () => {
+  it('reaches a machine end to end by both its names', async () => {
+    await using world = await startWithMachine({ env: { BERTH_MACHINE_DOMAIN: 'vm.example.com' } })
+    const { gateway, key } = world
+    await gateway.addMachine(world.account, 'demo', world.running)
+    for (const target of ['demo', 'demo.vm.example.com', 'DEMO.vm.example.com.']) {
+      const proxy = ['ssh', ...gateway.sshOptions(key), '-o', 'BatchMode=yes', '-W', `${target}:22`, 'lobby@127.0.0.1']
+      const result = await run('ssh', [
+        ...[
+          '-F',
+          '/dev/null',
+          '-i',
+          key,
+          '-o',
+          'IdentitiesOnly=yes',
+          '-o',
+          'IdentityAgent=none',
+          '-o',
+          'BatchMode=yes',
+        ],
+        ...['-o', 'StrictHostKeyChecking=no', '-o', 'UserKnownHostsFile=/dev/null', '-o', 'LogLevel=ERROR'],
+        ...['-o', `ProxyCommand=${proxy.join(' ')}`, `root@demo`, 'echo $SSH_CONNECTION'],
+      ])
+      expect(result, target).toMatchObject({ status: 0, stderr: '' })
+    }
+  })
+
+  it('carries 20 MB and each side’s end to a port of the machine', async () => {
+    await using world = await startWithMachine()
+    const { gateway, key } = world
+    await gateway.addMachine(world.account, 'demo', world.running)
+    // Answers only after the other side's end: half-close has to be passed on.
+    const server = createServer({ allowHalfOpen: true }, (socket) => {
+      let length = 0
+      socket.on('data', (chunk) => {
+        length += chunk.length
+      })
+      socket.on('end', () => socket.end(`${length} bytes\n`))
+    })
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
+    const { port } = server.address() as { port: number }
+    try {
+      const result = await gateway.ssh({ key, args: ['-W', `demo:${port}`], input: Buffer.alloc(20_000_000, 'x') })
+      expect(result).toMatchObject({ status: 0, stdout: '20000000 bytes\n' })
+    } finally {
+      server.close()
+    }
+  })
+
+  it('goes nowhere else, and says why', async () => {
+    await using world = await startWithMachine()
+    const { gateway, key } = world
+    await gateway.addMachine(world.account, 'demo', world.running)
+    await gateway.addMachine(world.account, 'off', { state: 'stopped' })
+    const jump = async (target: string) => (await gateway.ssh({ key, args: ['-W', target] })).stderr
+    const only = 'only your machines can be reached through the lobby'
+    expect(await jump('127.0.0.1:22')).toContain(`no machine called 127.0.0.1; ${only}`)
+    expect(await jump('169.254.169.254:80')).toContain(only)
+    expect(await jump('localhost:5432')).toContain(only)
+    expect(await jump('nowhere:22')).toContain(`no machine called nowhere; ${only}`)
+    expect(await jump('off:22')).toContain('off is off; to start it: start off')
+    expect(await jump('demo:1')).toContain('nothing listens on port 1 of demo')
+    const listen = await gateway.ssh({ key, args: ['-o', 'ExitOnForwardFailure=yes', '-N', '-R', '0:127.0.0.1:1'] })
+    expect(listen).toMatchObject({ status: 255, stderr: expect.stringContaining('remote port forwarding failed') })
+  })
+})
+
+describe('a jump target', () => {
+  it('is a machine’s name, bare or under the machine domain', () => {
+    const machine = (target: string) => machineOfTarget(target, 'vm.example.com')
+    expect(machine('demo')).toBe('demo')
+    expect(machine('Demo.VM.example.com.')).toBe('demo')
+    for (const other of ['demo.example.com', 'a.demo.vm.example.com', 'vm.example.com', '10.42.0.5', '::1', '', '.']) {
+      expect(machine(other), other).toBeUndefined()
+    }
+  })
+})
