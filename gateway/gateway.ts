@@ -25,6 +25,8 @@ export type GatewayOptions = {
   sshListeners: Server[]
   limits?: Partial<Limits>
   machineSshPort?: number
+  /** how long a mail waits after each failed attempt */
+  mailRetrySeconds?: readonly number[]
 }
 
 /** A gateway that serves. */
@@ -52,7 +54,14 @@ export async function startGateway(options: GatewayOptions): Promise<Gateway> {
   })
   const lastUsed = new LastUsed(sql, log)
   const outbox = settings.smtp
-    ? new Outbox({ sql, news: app.news, log, smtp: settings.smtp, from: `Berth <berth@${settings.domain}>` })
+    ? new Outbox({
+        sql,
+        news: app.news,
+        log,
+        smtp: settings.smtp,
+        from: `Berth <berth@${settings.domain}>`,
+        ...(options.mailRetrySeconds ? { retrySeconds: options.mailRetrySeconds } : {}),
+      })
     : undefined
   const ssh = new SshServer({
     app,

@@ -32,6 +32,7 @@ export type TestGatewayOptions = {
   /** another gateway's database, for two of them over one */
   database?: TestDatabase
   secretKey?: Buffer
+  mailRetrySeconds?: readonly number[]
   /** pino level; silent unless a test looks into a failure */
   logLevel?: string
 }
@@ -117,6 +118,7 @@ export async function startTestGateway(options: TestGatewayOptions = {}): Promis
     lobby: options.lobby ?? standInLobby,
     sshListeners: listeners,
     ...(options.limits ? { limits: options.limits } : {}),
+    ...(options.mailRetrySeconds ? { mailRetrySeconds: options.mailRetrySeconds } : {}),
     ...(options.machineSshPort === undefined ? {} : { machineSshPort: options.machineSshPort }),
   })
   const bound = listeners[0]?.address()

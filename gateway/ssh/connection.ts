@@ -79,7 +79,8 @@ export function serveSignUp(
     } finally {
       asking = false
     }
-    return kind === 'shell' ? await lobby.runLobby(app, caller, { ...io, terminal }) : EXIT.done
+    if (kind === 'shell') return await lobby.runLobby(app, caller, { ...io, terminal })
+    return await runInLobby(app, lobby, caller, { to: 'lobby' }, request)
   })
 }
 
