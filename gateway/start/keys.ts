@@ -19,11 +19,18 @@ export async function loadSshKeys(sql: Sql, secretKey: Buffer): Promise<{ host: 
 }
 
 async function load(sql: Sql, secretKey: Buffer, name: string): Promise<StoredKey> {
-  const make = () => Buffer.from(ssh2.utils.generateKeyPairSync('ed25519', { comment: 'berth' }).private)
-  const privateKey = (await loadOrCreateSecret(sql, secretKey, name, make)).toString()
+  const privateKey = (await loadOrCreateSecret(sql, secretKey, name, makeKey)).toString()
   const parsed = ssh2.utils.parseKey(privateKey)
   if (parsed instanceof Error) throw new Error(`The secret ${name} holds no SSH key`, { cause: parsed })
   return { privateKey, publicKey: `${parsed.type} ${parsed.getPublicSSH().toString('base64')}` }
+}
+
+/** About one in 300 keys that ssh2 1.17 generates is one it cannot read itself (a leading zero is lost): those are made again. */
+function makeKey(): Buffer {
+  for (;;) {
+    const { private: made } = ssh2.utils.generateKeyPairSync('ed25519', { comment: 'berth' })
+    if (!(ssh2.utils.parseKey(made) instanceof Error)) return Buffer.from(made)
+  }
 }
 
 /** Written only when it differs: each write is news to every process. */
