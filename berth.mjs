@@ -292,6 +292,7 @@ async function start(sides) {
   const wanted = both ? ['gateway', 'vmhost'] : sides
   for (const side of wanted) lock(join(directory, `launcher-${side}.lock`), directory)
   await prepareModules()
+  await checkSettings(wanted, environment)
   await install(wanted.includes('vmhost') ? [] : ['--only', 'packages'], environment)
   if (wanted.includes('gateway')) prepareGateway(directory)
   if (wanted.includes('vmhost')) waitForOrphan(join(directory, 'vmhost.lock'))
@@ -330,6 +331,22 @@ async function start(sides) {
     throw error
   }
   exit(await supervisor.ended)
+}
+
+/** Before anything is made or started: a bad setting is told once, by the side that reads it. */
+async function checkSettings(sides, environment) {
+  const program = `for (const side of process.argv.slice(1)) {
+    const { parseSettings } = await import('./' + side + '/settings.ts')
+    try {
+      parseSettings({ DATABASE_URL: 'postgres:///berth?socket=/tmp', ...process.env })
+    } catch (error) {
+      if (error.name !== 'SettingsError') throw error
+      process.stderr.write(error.message + '\\n')
+      process.exit(2)
+    }
+  }`
+  const code = await inherit(PINNED, ['--input-type=module', '-e', program, '--', ...sides], environment)
+  if (code !== 0) throw new Stop('', code)
 }
 
 /** `berth.env` first, the environment over it; every process gets the result. */

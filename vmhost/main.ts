@@ -195,7 +195,8 @@ async function readVersion(): Promise<string> {
 main().catch((error: unknown) => {
   if (error instanceof SettingsError) process.stderr.write(`${error.message}\n`)
   else process.stderr.write(`The vmhost cannot start: ${chain(error)}\n`)
-  process.exit(1)
+  // 2 tells the launcher that another start would not help.
+  process.exit(error instanceof SettingsError ? 2 : 1)
 })
 
 /** The message for a person, then what it came from, each link once. */
