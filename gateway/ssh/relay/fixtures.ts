@@ -7,7 +7,7 @@ import { type AddressInfo, createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
-import ssh2, { type Connection, type Server } from 'ssh2'
+import ssh2, { type Connection, type Server, type Session } from 'ssh2'
 import { MachinePool, type MachinePoolOptions } from '../pool/pool.ts'
 import type { MachineTarget } from '../pool/target.ts'
 import { serverAlgorithms } from '../transport/algorithms.ts'
@@ -75,21 +75,38 @@ export async function startMachine(keys: Keys, config: readonly string[] = []): 
   })
   await listening
   return {
-    target: {
-      machineId: 1,
-      name: 'demo',
-      address: '127.0.0.1',
-      port,
-      hostKey: publicKey(keys.hostKey),
-      user: 'root',
-      accountId: 1,
-    },
+    target: targetAt(keys, port),
     process: child,
     log,
     [Symbol.asyncDispose]: async () => {
       const gone = child.exitCode === null && child.signalCode === null ? once(child, 'exit') : undefined
       child.kill()
       await gone
+    },
+  }
+}
+
+/** A machine made of ssh2, for what no sshd does. */
+export async function startFakeMachine(
+  keys: Keys,
+  onSession: (session: Session, client: Connection) => void,
+): Promise<{ target: MachineTarget; clients: Connection[] } & AsyncDisposable> {
+  const clients: Connection[] = []
+  const server = new ssh2.Server({ hostKeys: [readFileSync(keys.hostKey)], algorithms: serverAlgorithms }, (client) => {
+    clients.push(client)
+    client.on('error', () => {})
+    client.on('authentication', (context) => context.accept())
+    client.on('session', (accept) => onSession(accept(), client))
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  return {
+    target: targetAt(keys, port),
+    clients,
+    [Symbol.asyncDispose]: async () => {
+      for (const client of clients) client.end()
+      await new Promise<void>((resolve) => server.close(() => resolve()))
     },
   }
 }
@@ -143,17 +160,17 @@ export async function startGateway(
   }
 }
 
-/** Arguments of the OpenSSH client that reach 127.0.0.1 without reading or writing anybody's files. */
+/** Arguments of the OpenSSH client, `options` first and so stronger, that reach 127.0.0.1 without reading or writing anybody's files. */
 export function sshArguments(keys: Keys, port: number, options: readonly string[] = []): string[] {
   const set = (option: string) => ['-o', option]
   return [
+    ...options,
     ...['-F', 'none', '-p', String(port), '-i', keys.clientKey],
     ...set('StrictHostKeyChecking=no'),
     ...set('UserKnownHostsFile=/dev/null'),
     ...set('IdentitiesOnly=yes'),
     ...set('BatchMode=yes'),
     ...set('LogLevel=ERROR'),
-    ...options,
   ]
 }
 
@@ -194,6 +211,11 @@ export async function freePort(): Promise<number> {
   const { port } = server.address() as AddressInfo
   server.close()
   return port
+}
+
+function targetAt(keys: Keys, port: number): MachineTarget {
+  const hostKey = publicKey(keys.hostKey)
+  return { machineId: 1, name: 'demo', address: '127.0.0.1', port, hostKey, user: 'root', accountId: 1 }
 }
 
 function publicKey(path: string): Buffer {
