@@ -83,7 +83,10 @@ export type HypervisorDriver = {
   readonly name: 'qemu' | 'cloud-hypervisor'
   readonly version: string
   readonly accelerator: Accelerator
-  /** @throws HypervisorError with a sentence when it does not come up; nothing is left running then */
+  /**
+   * @throws HypervisorError with a sentence when it does not come up; nothing is left running then. `hypervisor.gone`:
+   * somebody killed it meanwhile, and another try may do
+   */
   start(spec: MachineSpec): Promise<Hypervisor>
   /** Takes over the process that runs in this machine's directory; undefined when there is none. */
   adopt(machineId: number, directory: string): Promise<Hypervisor | undefined>

@@ -37,6 +37,8 @@ const startLimitMs = 60_000
 const adoptLimitMs = 30_000
 const quitLimitMs = 10_000
 const killLimitMs = 10_000
+/** A control socket that closes and the end of its process are seen in either order. */
+const exitEventLimitMs = 200
 /** How often a process that this vmhost did not start is looked at; its QMP socket closing tells sooner. */
 const watchEveryMs = 1_000
 /** Guests go before Postgres and the gateway when the kernel must kill somebody. */
@@ -111,7 +113,10 @@ async function start(spec: MachineSpec, options: QemuDriverOptions): Promise<Hyp
       await running.attach(options.startLimitMs ?? startLimitMs, failed.signal)
       return running
     } catch (error) {
+      // Ended by somebody else's signal, not by itself: nothing is wrong with the machine.
+      const killed = identity && (await awaitExit(identity, exitEventLimitMs)) && (await exited).startsWith('ended by')
       if (identity) await end(identity)
+      if (killed) throw new HypervisorError('hypervisor.gone', 'QEMU was killed while it started', { cause: error })
       const said = await lastWords(spec.directory)
       throw new HypervisorError('hypervisor.start', `QEMU did not start${said ? `: ${said}` : ''}`, { cause: error })
     }

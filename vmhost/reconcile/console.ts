@@ -43,6 +43,7 @@ export class ConsoleReader {
   #allowanceAt = performance.now()
   #resume: NodeJS.Timeout | undefined
   #closed = false
+  #onPanic: (() => void) | undefined
 
   constructor(options: {
     machineId: number
@@ -51,12 +52,15 @@ export class ConsoleReader {
     boot: number
     rows: Rows
     log: Pick<Logger, 'debug' | 'warn'>
+    /** the guest's kernel says that it has panicked; once, and only what a guest says of itself */
+    onPanic: () => void
   }) {
     this.#machineId = options.machineId
     this.#path = join(options.directory, 'console.log')
     this.#boot = options.boot
     this.#rows = options.rows
     this.#log = options.log
+    this.#onPanic = options.onPanic
     this.#logDescriptor = openLog(this.#path)
     this.#logBytes = fstatSync(this.#logDescriptor).size
     // Opened for writing too: without any writer a FIFO is at its end, and the hypervisor comes later than this.
@@ -103,6 +107,10 @@ export class ConsoleReader {
     if (this.#closed) return
     this.#write(chunk)
     this.#tail = Buffer.concat([this.#tail, chunk]).subarray(-tailBytes)
+    if (this.#onPanic && this.#tail.includes('Kernel panic - not syncing')) {
+      this.#onPanic()
+      this.#onPanic = undefined
+    }
     this.#hold([...this.#unsent, chunk])
     this.#timer ??= setTimeout(() => this.#send(), sendEveryMs).unref()
     this.#bound(chunk.length)

@@ -5,7 +5,13 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { type AgentChannel, ChannelError, connectAgent } from '../guest/channel.ts'
 import { type AgentEvent, type BootStage, bootStages, type MachineIdentity } from '../guest/messages.ts'
-import { type Hypervisor, type HypervisorDriver, type HypervisorEvent, hypervisorUid } from '../hypervisor/driver.ts'
+import {
+  type Hypervisor,
+  type HypervisorDriver,
+  HypervisorError,
+  type HypervisorEvent,
+  hypervisorUid,
+} from '../hypervisor/driver.ts'
 import { type MachineNetwork, type Network, NetworkError } from '../network/types.ts'
 import { StorageError } from '../storage/errors.ts'
 import type { MachineFiles, Store } from '../storage/store.ts'
@@ -54,6 +60,8 @@ export type World = {
 const bootLimitMs = { kvm: 60_000, tcg: 240_000 }
 const powerOffLimitMs = 20_000
 const stopLimitMs = powerOffLimitMs + 8_000
+/** How long an agent may be silent after its kernel said that it panicked. */
+const panicSilenceMs = 8_000
 const reportEveryMs = 15_000
 const reportLimitMs = 10_000
 /** A hypervisor that is ended by somebody else is started again this often within the time, then it is a failure. */
@@ -171,6 +179,12 @@ export class Machine {
     }
     this.#network = { machineId: this.id, address, uid: hypervisorUid(this.id) }
     this.#attend(hypervisor, files, observedBoot, undefined)
+    const running = this.#running as Running | undefined
+    if (running && this.#row.observedState === 'running' && this.#row.isReady) {
+      running.wasReady = true
+      clearTimeout(running.limit)
+      this.#reportSoon(running, 2_000)
+    }
     await readFile(join(directory, 'boot'), 'utf8').then(
       (hash) => {
         this.#bootSet = hash.trim()
@@ -278,7 +292,7 @@ export class Machine {
   }
 
   async #start(row: MachineRow): Promise<void> {
-    const { world } = { world: this.#world }
+    const world = this.#world
     const boot = row.desiredBoot
     const slot = await world.slots.acquire(AbortSignal.any([this.#interrupt.signal, world.signal]))
     try {
@@ -330,6 +344,10 @@ export class Machine {
       if (world.signal.aborted) throw error
       this.#log.warn({ err: error }, 'did not start')
       await this.#disconnect().catch((again) => this.#log.warn({ err: again }, 'network'))
+      if (error instanceof HypervisorError && error.code === 'hypervisor.gone' && this.#crashed() === undefined) {
+        this.#again = true
+        return
+      }
       this.#fail(reasonOf(error), boot)
     }
   }
@@ -357,6 +375,7 @@ export class Machine {
       boot,
       rows: this.#world.rows,
       log: this.#log,
+      onPanic: () => this.#onPanicText(),
     })
     const { socketPath, vsockPort } = hypervisor.agent
     const channel = connectAgent(socketPath, { log: this.#log, ...(vsockPort === undefined ? {} : { vsockPort }) })
@@ -386,6 +405,18 @@ export class Machine {
     this.#expectProgress(running)
   }
 
+  /**
+   * A kernel without the pvpanic driver, or one that has not loaded it yet, only prints that it is at its end, and
+   * then spins for good. Anybody in the guest can print that, so it counts only when the agent is silent too.
+   */
+  #onPanicText(): void {
+    const running = this.#running
+    if (!running) return
+    running.channel.ping({ timeoutMs: panicSilenceMs }).catch(() => {
+      if (this.#running === running) this.#ended({ kind: 'panicked' })
+    })
+  }
+
   #onHypervisor(running: Running, event: HypervisorEvent): void {
     this.#log.debug({ event }, 'hypervisor')
     switch (event.type) {
@@ -400,10 +431,7 @@ export class Machine {
         if (!event.byGuest) return
         this.#record('rebooted')
         running.stage = undefined
-        running.identity = undefined
-        running.wasReady = false
-        this.#observe({ observedReadyAt: null, observedStage: 'boot' })
-        this.#expectProgress(running)
+        this.#bootsAgain(running)
         return
       case 'ioError':
         this.#onFull(event.noSpace)
@@ -415,11 +443,21 @@ export class Machine {
     }
   }
 
+  #bootsAgain(running: Running): void {
+    running.identity = undefined
+    running.wasReady = false
+    clearTimeout(running.reports)
+    this.#observe({ observedReadyAt: null, observedStage: 'boot' })
+    this.#expectProgress(running)
+  }
+
   #onAgent(running: Running, event: AgentEvent): void {
     this.#log.debug({ event }, 'agent')
     switch (event.type) {
       case 'hello':
         running.stage = event.hello.stage
+        // It was ready when this vmhost took it over, and has rebooted since: its memory knows nothing any more.
+        if (running.wasReady && !event.hello.identified) this.#bootsAgain(running)
         this.#expectProgress(running)
         this.#introduce(running, event.hello.identified).catch((error: unknown) =>
           this.#onIdentifyError(running, error),
@@ -622,18 +660,23 @@ export class Machine {
         return
       }
       case 'gone': {
-        const now = Date.now()
-        this.#crashes = [...this.#crashes.filter((at) => now - at < crashWindowMs), now]
-        this.#record('hypervisor-lost', { times: this.#crashes.length })
-        if (this.#crashes.length > crashesMost) {
-          const reason = `Its hypervisor was ended ${this.#crashes.length} times within ${crashWindowMs / 60_000} minutes`
-          this.#crashes = []
-          return this.#failOff(reason, running.boot)
-        }
+        const tooOften = this.#crashed()
+        if (tooOften !== undefined) return this.#failOff(tooOften, running.boot)
         this.#log.warn({ times: this.#crashes.length }, 'the hypervisor is gone; the machine is started again')
         return
       }
     }
+  }
+
+  /** Counts a hypervisor that somebody else ended. @returns a reason to give up, when it happens too often */
+  #crashed(): string | undefined {
+    const now = Date.now()
+    this.#crashes = [...this.#crashes.filter((at) => now - at < crashWindowMs), now]
+    const times = this.#crashes.length
+    this.#record('hypervisor-lost', { times })
+    if (times <= crashesMost) return undefined
+    this.#crashes = []
+    return `Its hypervisor was ended ${times} times within ${crashWindowMs / 60_000} minutes`
   }
 
   async #failOff(reason: string, boot: number): Promise<void> {

@@ -17,6 +17,8 @@ export type MachineRow = {
   readonly observedState: ObservedState
   readonly observedBoot: number
   readonly observedReason: string | null
+  /** sshd of `observedBoot` listened */
+  readonly isReady: boolean
   /** whether it ever had a disk: there is no host key before */
   readonly hadDisk: boolean
   /** null: none left, or taken away */
@@ -77,7 +79,7 @@ export class Rows {
       select m.id, account_id as "accountId", name, image, cpus, memory_bytes as "memoryBytes", disk_bytes as "diskBytes",
         env, desired_state as "desiredState", desired_boot as "desiredBoot", observed_state as "observedState",
         observed_boot as "observedBoot", observed_reason as "observedReason",
-        observed_host_key is not null as "hadDisk", host(a.address) as address
+        observed_ready_at is not null as "isReady", observed_host_key is not null as "hadDisk", host(a.address) as address
       from machines m left join addresses a on a.machine_id = m.id
       where ${condition} order by m.id`
   }

@@ -1,0 +1,259 @@
+import { mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
+import { makeTinyGuest, type TinyGuest } from './hypervisor/tiny-guest.ts'
+import { artifactsFolder, TestServer } from './testing/server.ts'
+
+vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 })
+
+/** The whole vmhost on guests of a few bytes: everything but what a guest itself does. */
+
+const MiB = 2 ** 20
+let artifacts: string
+let server: TestServer
+
+beforeAll(async () => {
+  artifacts = artifactsFolder()
+  const guests: TinyGuest[] = ['idle', 'powersOff', 'panics']
+  for (const [index, guest] of guests.entries()) {
+    const boot = join(artifacts, 'boot', `0000000${index}`)
+    mkdirSync(boot)
+    for (const name of ['initrd', 'tools.erofs', 'boot.json']) writeFileSync(join(boot, name), Buffer.alloc(4096))
+    await makeTinyGuest(join(boot, 'vmlinuz'), guest)
+  }
+  const image = {
+    name: 'minimal',
+    hash: '0123456789abcdef',
+    sizeBytes: 4 * MiB,
+    loginUser: 'dev',
+    init: true,
+    description: '',
+  }
+  const folder = join(artifacts, 'images', `${image.name}-${image.hash}`)
+  mkdirSync(folder)
+  writeFileSync(join(folder, 'root.raw'), Buffer.alloc(image.sizeBytes, 1))
+  writeFileSync(join(folder, 'image.json'), JSON.stringify(image))
+  symlinkSync(`${image.name}-${image.hash}`, join(artifacts, 'images', image.name))
+  boots('idle')
+  server = await TestServer.make(artifacts)
+  await server.start()
+})
+afterAll(async () => {
+  await server[Symbol.asyncDispose]()
+  rmSync(artifacts, { recursive: true })
+})
+
+/** What machines boot from now on. */
+function boots(guest: TinyGuest): void {
+  const index = ['idle', 'powersOff', 'panics'].indexOf(guest)
+  rmSync(join(artifacts, 'boot', 'current'), { force: true })
+  symlinkSync(`0000000${index}`, join(artifacts, 'boot', 'current'))
+}
+
+const small = { memory_bytes: 128 * MiB, disk_bytes: 64 * MiB }
+
+async function bootingMachine(values = {}) {
+  const id = await server.insert({ ...small, ...values })
+  await server.until(id, (row) => row.observed_stage === 'boot')
+  await expect.poll(() => server.hypervisors(id), { timeout: 20_000 }).toHaveLength(1)
+  return id
+}
+
+async function nothingLeftOf(id: number) {
+  await server.until(id, (row) => row.observed_state === 'gone')
+  expect(await server.hypervisors(id)).toEqual([])
+  expect(server.taps()).not.toContain(`vm${id}`)
+  expect(server.disks()).not.toContain(String(id))
+  const left = await server.sql`select address::text from addresses where machine_id = ${id}
+    union all select name from machine_names where machine_id = ${id}`
+  expect(left).toEqual([])
+}
+
+describe('a vmhost', () => {
+  test('says what it found: hypervisor, accelerator and why, store, images, findings', async () => {
+    expect(server.ready).toMatchObject({
+      accelerator: 'tcg',
+      reason: 'BERTH_ACCEL=tcg asks for emulation',
+      proved: false,
+    })
+    const [host] = await server.sql`select * from hosts`
+    expect(host).toMatchObject({ accelerator: 'tcg', accelerator_reason: 'BERTH_ACCEL=tcg asks for emulation' })
+    expect(host?.images).toEqual([
+      { name: 'minimal', hash: '0123456789abcdef', sizeBytes: 4 * MiB, loginUser: 'dev', description: '' },
+    ])
+    expect(host?.doctor.map((finding: { check: string }) => finding.check)).toContain('kvm')
+    expect(host?.store_free_bytes).toBeGreaterThan(0)
+  })
+
+  test('a second one for the same data directory does not start', async () => {
+    const other = await TestServer.make(artifacts)
+    try {
+      await expect(other.start({ BERTH_DATA: server.dataDirectory })).rejects.toThrow('the vmhost ended')
+      expect(other.log()).toContain(`Another vmhost is at work in ${server.dataDirectory}`)
+    } finally {
+      await other[Symbol.asyncDispose]()
+    }
+  })
+
+  test('starts a new row, with stages and host key, and removes everything when it shall be gone', async () => {
+    const id = await bootingMachine()
+    const row = await server.machine(id)
+    expect(row).toMatchObject({ observed_state: 'creating', observed_boot: 1, observed_reason: null })
+    expect(row.observed_host_key?.toString('latin1', 4, 15)).toBe('ssh-ed25519')
+    expect(server.taps()).toContain(`vm${id}`)
+    await server.update(id, { desired_state: 'gone' })
+    await nothingLeftOf(id)
+  })
+
+  test.each([
+    ['an unknown image', { image: 'plan9' }, 'There is no image called plan9 on this server'],
+    ['an image that is a path', { image: '../x' }, 'There is no image called ../x'],
+    ['more memory than the server has', { memory_bytes: 2 ** 50 }, /^It wants more memory than its server has/],
+    ['a disk smaller than its image', { disk_bytes: MiB }, 'The image minimal needs a disk of at least 4 MiB'],
+    ['memory that is no whole number of MiB', { memory_bytes: 128 * MiB + 1 }, /^Its memory must be a multiple/],
+  ])('%s is a failure in words, with nothing half made', async (_, values, reason) => {
+    const id = await server.insert({ ...small, ...values })
+    const row = await server.until(id, (seen) => seen.observed_state === 'failed')
+    expect(row.observed_reason).toMatch(reason)
+    expect(server.disks()).not.toContain(String(id))
+    expect(server.taps()).not.toContain(`vm${id}`)
+    await server.update(id, { desired_state: 'gone' })
+    await nothingLeftOf(id)
+  })
+
+  test('a guest that switches itself off while it boots is a failure, and restart the way out', async () => {
+    boots('powersOff')
+    const id = await server.insert(small)
+    const failed = await server.until(id, (row) => row.observed_state === 'failed')
+    expect(failed.observed_reason).toMatch(/^It switched itself off while it booted/)
+    expect(failed).toMatchObject({ desired_state: 'running', observed_boot: 1 })
+    expect(await server.hypervisors(id)).toEqual([])
+    boots('idle')
+    await server.update(id, { desired_boot: 2 })
+    await server.until(id, (row) => row.observed_stage === 'boot' && row.observed_boot === 2)
+    await server.update(id, { desired_state: 'gone' })
+    await nothingLeftOf(id)
+  })
+
+  test('a guest that panics is a failure that says so, and its hypervisor is ended', async () => {
+    boots('panics')
+    const id = await server.insert(small)
+    const failed = await server.until(id, (row) => row.observed_state === 'failed')
+    expect(failed.observed_reason).toMatch(/^Its kernel panicked/)
+    expect(await server.hypervisors(id)).toEqual([])
+    boots('idle')
+    await server.update(id, { desired_state: 'stopped' })
+    await server.until(id, (row) => row.observed_state === 'stopped')
+    await server.update(id, { desired_state: 'gone' })
+    await nothingLeftOf(id)
+  })
+
+  test('a hypervisor that somebody kills is started again, and given up after some times', async () => {
+    const id = await bootingMachine()
+    for (let killed = 0; killed < 4; killed++) {
+      await expect.poll(() => server.hypervisors(id), { timeout: 20_000 }).toHaveLength(1)
+      const [pid = 0] = await server.hypervisors(id)
+      process.kill(pid, 'SIGKILL')
+      await expect.poll(async () => (await server.hypervisors(id)).includes(pid), { timeout: 20_000 }).toBe(false)
+    }
+    const failed = await server.until(id, (row) => row.observed_state === 'failed')
+    expect(failed.observed_reason).toBe('Its hypervisor was ended 4 times within 10 minutes')
+    await server.update(id, { desired_state: 'gone' })
+    await nothingLeftOf(id)
+  })
+
+  test('trash keeps the disk and the address; what is in it for a week is gone', async () => {
+    const id = await bootingMachine()
+    await server.update(id, { desired_state: 'trashed', trashed_at: new Date() })
+    await server.until(id, (row) => row.observed_state === 'trashed')
+    expect(await server.hypervisors(id)).toEqual([])
+    expect(server.taps()).not.toContain(`vm${id}`)
+    expect(server.disks()).toContain(String(id))
+    await server.update(id, { desired_state: 'running' })
+    await server.until(id, (row) => row.observed_stage === 'boot')
+    await server.update(id, { desired_state: 'gone' })
+    await nothingLeftOf(id)
+  })
+
+  test('a desired state that it cannot reach yet leaves the machine as it is, with a reason', async () => {
+    const id = await bootingMachine()
+    await server.update(id, { desired_state: 'asleep' })
+    const row = await server.until(id, (seen) => seen.observed_reason !== null)
+    expect(row.observed_reason).toBe('This server cannot put machines to sleep yet')
+    expect(await server.hypervisors(id)).toHaveLength(1)
+    await server.update(id, { desired_state: 'gone' })
+    await nothingLeftOf(id)
+  })
+
+  test('machines outlive it, by SIGTERM as by SIGKILL, and it adopts them with a new epoch', async () => {
+    const id = await bootingMachine()
+    const [pid] = await server.hypervisors(id)
+    for (const signal of ['SIGKILL', 'SIGTERM'] as const) {
+      const [{ epoch: before } = { epoch: 0 }] = await server.sql<
+        { epoch: number }[]
+      >`select lease_epoch as epoch from hosts`
+      expect(await server.end(signal)).toBe(signal === 'SIGTERM' ? 0 : null)
+      expect(await server.hypervisors(id)).toEqual([pid])
+      expect(await server.start()).toMatchObject({ running: 1 })
+      expect(await server.hypervisors(id)).toEqual([pid])
+      const [{ epoch: after } = { epoch: 0 }] = await server.sql<
+        { epoch: number }[]
+      >`select lease_epoch as epoch from hosts`
+      expect(after).toBe(before + 1)
+    }
+    await server.update(id, { desired_state: 'gone' })
+    await nothingLeftOf(id)
+  })
+
+  test('what changed while it was away is put right: gone, killed, half made, not ours', async () => {
+    const kept = await bootingMachine()
+    await server.end('SIGKILL')
+    // Only so many boot at a time, and these guests never come to an end of it; an adopted one does not count.
+    await server.start()
+    const [gone, killed] = [await bootingMachine(), await bootingMachine()]
+    await server.end('SIGKILL')
+    await server.update(gone, { desired_state: 'gone' })
+    const [pid = 0] = await server.hypervisors(killed)
+    process.kill(pid, 'SIGKILL')
+    mkdirSync(join(server.dataDirectory, 'store/machines/.new-77'))
+    mkdirSync(join(server.dataDirectory, 'store/machines/999'))
+    server.exec('ip', ['tuntap', 'add', 'vm998', 'mode', 'tap', 'user', '2000998', 'vnet_hdr'])
+    await server.start()
+    await nothingLeftOf(gone)
+    await expect.poll(() => server.hypervisors(killed), { timeout: 20_000 }).toHaveLength(1)
+    expect(await server.hypervisors(killed)).not.toContain(pid)
+    expect(await server.hypervisors(kept)).toHaveLength(1)
+    // A folder without a row is kept: the database may be the one that is wrong.
+    expect(server.disks()).toEqual([kept, killed, 999].map(String).sort())
+    await expect
+      .poll(async () => JSON.stringify((await server.sql`select doctor from hosts`)[0]?.doctor))
+      .toContain('999')
+    for (const id of [killed, kept]) {
+      await server.update(id, { desired_state: 'gone' })
+      await nothingLeftOf(id)
+    }
+    rmSync(join(server.dataDirectory, 'store/machines/999'), { recursive: true })
+  })
+
+  test('a lost disk is never replaced by a fresh one', async () => {
+    const id = await bootingMachine()
+    await server.update(id, { desired_state: 'stopped' })
+    await server.until(id, (row) => row.observed_state === 'stopped')
+    rmSync(join(server.dataDirectory, 'store/machines', String(id)), { recursive: true })
+    await server.update(id, { desired_state: 'running' })
+    const failed = await server.until(id, (row) => row.observed_state === 'failed')
+    expect(failed.observed_reason).toBe('Its disk is not on this server any more')
+    await server.update(id, { desired_state: 'gone' })
+    await nothingLeftOf(id)
+  })
+
+  test('the end of its launcher does not end it', async () => {
+    await server.end()
+    await server.start()
+    server.disconnect()
+    const id = await bootingMachine()
+    await server.update(id, { desired_state: 'gone' })
+    await nothingLeftOf(id)
+    expect(readFileSync(`/proc/${server.pid}/comm`, 'utf8')).not.toBe('')
+  })
+})
