@@ -69,12 +69,25 @@ static int listen_at(int family, const void *address, socklen_t length) {
   return -1;
 }
 
+/* virtio 1.3, 5: device type 19 is a socket device. A kernel that has vsock without one would listen for nobody. */
+static bool has_vsock(void) {
+  DIR *directory = opendir("/sys/bus/virtio/devices");
+  bool found = false;
+  for (struct dirent *entry; directory && !found && (entry = readdir(directory));) {
+    char path[PATH_MOST];
+    char type[16];
+    snprintf(path, sizeof path, "/sys/bus/virtio/devices/%s/device", entry->d_name);
+    found = read_file(path, type, sizeof type) > 0 && strcmp(type, "0x0013\n") == 0;
+  }
+  if (directory) closedir(directory);
+  return found;
+}
+
 int channel_open(struct channel *channel) {
   init(channel);
   channel->fd = open_port();
   if (channel->fd >= 0) return 0;
-  /* A kernel that has vsock but no device for it would listen for nobody. */
-  if (access("/dev/vsock", F_OK) != 0) return -1;
+  if (!has_vsock()) return -1;
   struct vsock_address any = {.family = AF_VSOCK, .port = AGENT_VSOCK_PORT, .cid = VSOCK_ANY_CID};
   channel->listener = listen_at(AF_VSOCK, &any, sizeof any);
   return channel->listener >= 0 ? 0 : -1;

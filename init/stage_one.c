@@ -28,6 +28,8 @@
 enum {
   DISK_LIMIT_MS = 30000,
   IDENTITY_LIMIT_MS = 120000,
+  CHANNEL_LIMIT_MS = 10000,
+  CHANNEL_POLL_MS = 20,
   FATAL_LIMIT_MS = 3000,
   /* Whatever the limits above add up to; the alarm is for what nobody thought of. */
   BOOT_LIMIT_SECONDS = 300,
@@ -35,6 +37,8 @@ enum {
 
 static struct agent agent;
 static char command_line[4096];
+
+static bool has_channel(void) { return agent.channel.fd >= 0 || agent.channel.listener >= 0; }
 
 _Noreturn static void fatal(const char *format, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn static void fatal(const char *format, ...) {
@@ -44,8 +48,8 @@ _Noreturn static void fatal(const char *format, ...) {
   vsnprintf(reason, sizeof reason, format, arguments);
   va_end(arguments);
   log_line("fatal: %s", reason);
-  if (agent.channel.fd < 0 && agent.channel.listener < 0) channel_open(&agent.channel);
-  if (agent.channel.fd >= 0 || agent.channel.listener >= 0) agent_fatal(&agent, reason, FATAL_LIMIT_MS);
+  if (!has_channel()) channel_open(&agent.channel);
+  if (has_channel()) agent_fatal(&agent, reason, FATAL_LIMIT_MS);
   log_line("switching off");
   power_now(POWER_OFF);
 }
@@ -59,7 +63,7 @@ static void out_of_time(int number) {
 /* Passes a stage; a host that is there already gets its hello answered and sees the stages come. */
 static void stage(const char *name) {
   agent_stage(&agent, name);
-  if (agent.channel.fd >= 0 || agent.channel.listener >= 0) agent_serve(&agent, 0);
+  if (has_channel()) agent_serve(&agent, 0);
 }
 
 static void open_channel(void) {
@@ -112,8 +116,12 @@ static void mount_tools_disk(void) {
 
 static void wait_for_identity(void) {
   uint64_t until = uptime_ms() + IDENTITY_LIMIT_MS;
-  if (agent.channel.fd < 0 && agent.channel.listener < 0) open_channel();
-  if (agent.channel.fd < 0 && agent.channel.listener < 0) fatal("there is no control channel");
+  /* The host names a port in a message of its own, which may come after its device. */
+  while (!has_channel()) {
+    if (uptime_ms() + IDENTITY_LIMIT_MS >= until + CHANNEL_LIMIT_MS) fatal("there is no control channel");
+    sleep_ms(CHANNEL_POLL_MS);
+    open_channel();
+  }
   while (!agent.identified) {
     if (uptime_ms() >= until) fatal("the host did not say who this machine is within %d s", IDENTITY_LIMIT_MS / 1000);
     agent_serve(&agent, 1000);
