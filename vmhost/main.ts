@@ -120,6 +120,8 @@ async function main(): Promise<void> {
   }
   await writeFacts()
   await reconciler.start()
+  // Once more: what lies in the store without an owner is known only now.
+  await writeFacts()
   await network.startMetadata(async (address) => reconciler.nameAt(address))
   const timers = [
     setInterval(() => writeFacts().catch((error) => log.warn({ err: error }, 'facts wait')), factsEveryMs),
