@@ -110,6 +110,17 @@ export class Probe {
     return (await this.ask({ do: 'tcp', address, port })).result ?? 'nothing'
   }
 
+  /**
+   * Sends itself something of the same kind and waits for it: what had reached its kernel before has been seen then.
+   * @returns whom everything else at this port came from since the last time
+   */
+  async settled(port: number, loopback = '127.0.0.1', how: 'udp' | 'reset' = 'udp'): Promise<readonly string[]> {
+    await this.ask({ do: how, address: loopback, port })
+    const { arrived } = await this.ask({ do: 'wait', port, source: loopback })
+    if (arrived !== true) throw new Error(`port ${port} hears nothing`)
+    return (await this.seen(port)).filter((source) => source !== loopback)
+  }
+
   /** @returns whom datagrams and connections at this port came from since the last time */
   async seen(port: number): Promise<readonly string[]> {
     return (await this.ask({ do: 'seen', port })).seen ?? []

@@ -40,6 +40,7 @@ def listen(protocol, port, address="0.0.0.0"):
     s = socket.socket(family(address), kind)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+    s.setsockopt(socket.SOL_SOCKET, 33, 2**22)  # SO_RCVBUFFORCE: nothing may get lost here
     s.bind((address, port))
 
     def serve_connection(c, peer):
@@ -117,7 +118,7 @@ def udp(address, port, source=None, count=1):
         if source:
             s.bind((source, 0))
         try:
-            s.sendto(b"x", (address, port, 0, socket.if_nametoindex("eth0")) if ":" in address else (address, port))
+            s.sendto(b"x", (address, port, 0, socket.if_nametoindex("eth0")) if address.startswith("fe80") else (address, port))
         except OSError:
             pass
         s.close()
