@@ -25,6 +25,8 @@ export class Keyboard {
     stdin.on('end', this.#onEnd)
     stdin.on('close', this.#onEnd)
     stdin.on('error', this.#onEnd)
+    // Another keyboard may have read this stream before, and paused it when it was done.
+    stdin.resume()
     if (stdin.readableEnded || stdin.destroyed) this.#onEnd()
   }
 

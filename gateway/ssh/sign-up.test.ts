@@ -4,6 +4,8 @@ import { describe, expect, it } from 'vitest'
 import { openTerminal, type Terminal } from '../../test/e2e/terminal.ts'
 import { startTestGateway, type TestGateway } from '../../test/gateway.ts'
 import { createInvitation } from '../accounts/invitations.ts'
+import { runLine } from '../commands/run.ts'
+import { runLobby } from '../lobby/lobby.ts'
 
 /** `ssh user@gateway` on a real terminal. */
 function visit(gateway: TestGateway, key: string, user = 'alice', command: string[] = []): Terminal {
@@ -165,6 +167,35 @@ describe('signing up on a terminal', () => {
     await ssh.expect('E-mail address')
     ssh.type('\r')
     await ssh.expect('lobby of 1: ls')
+    expect(await ssh.ended).toBe(0)
+  })
+})
+
+describe('the real lobby', () => {
+  it('hears what is typed after a sign-up on the same terminal', async () => {
+    await using gateway = await startTestGateway({ lobby: { runLine, runLobby } })
+    const ssh = visit(gateway, gateway.makeKey('id'))
+    await ssh.expect('Join code: ')
+    ssh.type(`${gateway.joinCode}\r`)
+    await ssh.expect('E-mail address')
+    ssh.type('\r')
+    await ssh.expect(/berth\S*> /)
+    ssh.type('whoami\r')
+    await ssh.expect('SHA256:')
+    await ssh.expect(/berth\S*> /)
+    ssh.type('exit\r')
+    expect(await ssh.ended).toBe(0)
+  })
+
+  it('runs the command that asked for the sign-up', async () => {
+    await using gateway = await startTestGateway({ lobby: { runLine, runLobby } })
+    const ssh = visit(gateway, gateway.makeKey('id'), 'alice', ['whoami'])
+    await ssh.expect('Join code: ')
+    ssh.type(`${gateway.joinCode}\r`)
+    await ssh.expect('E-mail address')
+    ssh.type('\r')
+    await ssh.expect('Welcome')
+    await ssh.expect('SHA256:')
     expect(await ssh.ended).toBe(0)
   })
 })
