@@ -1,3 +1,4 @@
+import { once } from 'node:events'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { get, OK, type RawOrigin, rawOrigin, type World, world } from '../testing/world.ts'
 
@@ -99,7 +100,7 @@ describe('a request is refused, and nothing behind it is read, for', () => {
     const answer = await wire.send(bytes + HIDDEN).toEnd()
     expect(answer).toMatch(new RegExp(`^HTTP/1\\.1 ${status} `))
     expect(answer).toMatch(/\r\nConnection: close\r\n/)
-    expect(answer.match(/HTTP\/1\.1/g)).toHaveLength(1)
+    expect(answer.match(/HTTP\/1\.1 \d/g)).toHaveLength(1)
     expect(origin.connections.length).toBe(before)
     expect(origin.connections.map(({ text }) => text).join('')).toBe(beforeText)
   })
@@ -132,10 +133,12 @@ describe('a chunked body ends the exchange on both sides when it has', () => {
     await using silent = await rawOrigin()
     await using own = await world({ originPort: silent.port })
     const wire = await own.dial()
-    wire.send(post('Transfer-Encoding: chunked') + body + HIDDEN)
+    wire.send(post('Transfer-Encoding: chunked'))
     const machine = await silent.accept()
+    await machine.until('\r\n\r\n')
+    wire.send(body + HIDDEN)
     expect(await wire.toEnd()).toMatch(/^HTTP\/1\.1 4(00|31) /)
-    await machine.toClose()
+    await machine.toEnd()
     // Never a whole request: the machine sees no last chunk behind which anything else could begin.
     expect(machine.text).not.toMatch(/\r\n0\r\n(.*\r\n)?\r\n/)
     expect(machine.text).not.toContain('/hidden')
@@ -175,7 +178,7 @@ describe('what is allowed is not refused', () => {
     const wire = await proxy.dial()
     const paths = Array.from({ length: 50 }, (_, n) => `/ahead/${n}`)
     wire.send(paths.map((path) => get(path)).join(''))
-    await wire.until(/(HTTP\/1\.1 200 OK[\s\S]*){50}/)
+    while (wire.text.split('HTTP/1.1 200 OK').length <= 50) await once(wire.socket, 'data')
     const seen = origin.connections.flatMap(({ text }) => [...text.matchAll(/GET (\/ahead\/\d+)/g)].map((m) => m[1]))
     expect(seen).toEqual(paths)
   })
