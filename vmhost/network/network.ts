@@ -27,19 +27,10 @@ import {
   planHost,
   readChains,
 } from './host.ts'
-import {
-  isHalfMadeTap,
-  isOurTap,
-  type Kernel,
-  machineOnTap,
-  planTap,
-  readKernel,
-  readSysctl,
-  setSysctl,
-  setTapSysctls,
-} from './kernel.ts'
+import { isHalfMadeTap, isOurTap, type Kernel, machineOnTap, readKernel, readSysctl, setSysctl } from './kernel.ts'
 import { type MetadataService, serveMetadata } from './metadata.ts'
 import { FLOWS_PER_MACHINE, METADATA_PORT, renderRuleset, staleChains } from './ruleset.ts'
+import { asError, connectTaps, removeTaps, runIpBatch } from './taps.ts'
 import {
   type MachineNetwork,
   type Network,
@@ -206,7 +197,7 @@ class HostNetwork implements Network {
     const chains = await readChains()
     for (const sentence of describeForeignDrops(chains)) this.#sayOnce(sentence)
     await this.#applyRules(staleChains(chains.filter(({ family, table }) => family === 'inet' && table === 'berth')))
-    await runBatch(planHost(this.#network, this.#gateway, kernel))
+    await runIpBatch(planHost(this.#network, this.#gateway, kernel))
     // After the rules: from here on packets pass.
     for (const device of outwards) await setSysctl(`ipv4/conf/${device}/forwarding`, '1')
     if (!this.#closed && this.#watch?.ended !== false) this.#watch = watchTables(() => this.#repair(), this.#context)
@@ -237,33 +228,15 @@ class HostNetwork implements Network {
   async #round(changes: Changes): Promise<{ ensured: string[]; removed: string[]; failures: Failures }> {
     const failures: Failures = new Map()
     const before = new Map(this.#machines)
-    const removed = await this.#removeTaps(changes, failures)
+    const unwanted = [...changes].filter(([, machine]) => machine === undefined).map(([machineId]) => machineId)
+    const removed = await removeTaps(unwanted, (machineId, error) => failures.set(machineId, error))
+    for (const machineId of unwanted) if (!failures.has(machineId)) this.#machines.delete(machineId)
     const connect = this.#claimAddresses(changes, failures)
     await this.#applyRules([])
     await this.#reserveFlows()
-    const ensured = await this.#connect(connect, failures)
+    const ensured = await connectTaps(connect, this.#gateway, (machineId, error) => failures.set(machineId, error))
     for (const machineId of failures.keys()) if (!before.has(machineId)) this.#machines.delete(machineId)
     return { ensured, removed, failures }
-  }
-
-  async #removeTaps(changes: Changes, failures: Failures): Promise<string[]> {
-    const unwanted = [...changes].filter(([, machine]) => machine === undefined).map(([machineId]) => machineId)
-    if (unwanted.length === 0) return []
-    const { links } = await readKernel()
-    const taps = unwanted.map(tapName).filter((tap) => {
-      const link = links.get(tap)
-      return link !== undefined && (isOurTap(link) || isHalfMadeTap(link))
-    })
-    // The kernel takes address, route and neighbour away with the interface, and the set forgets the machine below.
-    await eachOrAll(
-      taps,
-      async (some) => {
-        await runBatch(some.map((tap) => `link delete dev ${tap}`))
-      },
-      (tap, error) => failures.set(Number(tap.slice(2)), error),
-    )
-    for (const machineId of unwanted) if (!failures.has(machineId)) this.#machines.delete(machineId)
-    return taps.filter((tap) => !failures.has(Number(tap.slice(2))))
   }
 
   /** Two machines with one address would be let through as one another: the second is refused. */
@@ -284,26 +257,6 @@ class HostNetwork implements Network {
     })
   }
 
-  async #connect(machines: readonly MachineNetwork[], failures: Failures): Promise<string[]> {
-    const touched = new Set<string>()
-    const connectAll = async (some: readonly MachineNetwork[]): Promise<void> => {
-      const kernel = await readKernel()
-      const plans = some.map((machine) => ({
-        tap: tapName(machine.machineId),
-        ...planTap(machine, this.#gateway, kernel),
-      }))
-      for (const { tap, create, configure } of plans) if (create.length + configure.length > 0) touched.add(tap)
-      await runBatch(plans.flatMap(({ create }) => create))
-      for (const { tap } of plans) if (await setTapSysctls(tap)) touched.add(tap)
-      await runBatch(plans.flatMap(({ configure }) => configure))
-    }
-    await eachOrAll(machines, connectAll, (machine, error) => failures.set(machine.machineId, error))
-    return machines
-      .filter(({ machineId }) => !failures.has(machineId))
-      .map(({ machineId }) => tapName(machineId))
-      .filter((tap) => touched.has(tap))
-  }
-
   /** Makes the table of connections large enough that machines at their limits leave the host its own. It is never made smaller. */
   async #reserveFlows(): Promise<void> {
     const path = 'netfilter/nf_conntrack_max'
@@ -319,28 +272,4 @@ class HostNetwork implements Network {
     this.#said.add(sentence)
     this.#context.log.warn(sentence)
   }
-}
-
-/** Does `work` for all at once; when that fails, for each alone, and reports those that fail alone. */
-async function eachOrAll<T>(
-  items: readonly T[],
-  work: (some: readonly T[]) => Promise<void>,
-  onFailure: (item: T, error: Error) => void,
-): Promise<void> {
-  if (items.length === 0) return
-  try {
-    await work(items)
-  } catch (error) {
-    const [only, ...others] = items
-    if (only !== undefined && others.length === 0) onFailure(only, asError(error))
-    else for (const item of items) await eachOrAll([item], work, onFailure)
-  }
-}
-
-async function runBatch(lines: readonly string[]): Promise<void> {
-  if (lines.length > 0) await runCommand('ip', ['-batch', '-'], lines.join('\n'))
-}
-
-function asError(error: unknown): Error {
-  return error instanceof Error ? error : new NetworkError(String(error))
 }
