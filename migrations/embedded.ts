@@ -82,6 +82,7 @@ export async function startEmbedded(dataDirectory: string): Promise<string> {
   const paths = embeddedPaths(dataDirectory)
   const user = systemUser(POSTGRES_USER)
   layOut(paths, user)
+  assertReachable(paths, user)
   await createCluster(paths, user)
   writeAuthentication(paths)
   for (let attempt = 0; !(await answers(dataDirectory)); attempt++) {
@@ -158,6 +159,19 @@ function layOut(paths: EmbeddedPaths, user: SystemUser) {
   cpSync(join(packageHome(), 'native'), partial, { recursive: true, verbatimSymlinks: true })
   spawnSync('chmod', ['-R', 'a+rX', partial])
   renameSync(partial, home)
+}
+
+/** The server's user must be able to walk down to its cluster: a data directory under /root is closed to it. */
+function assertReachable(paths: EmbeddedPaths, user: SystemUser) {
+  const walked = spawnSync('/usr/bin/test', ['-x', paths.root], { uid: user.uid, gid: user.gid, cwd: '/' })
+  if (walked.status === 0) return
+  const closed = paths.root
+    .split('/')
+    .map((_, index, parts) => parts.slice(0, index + 1).join('/') || '/')
+    .find((path) => spawnSync('/usr/bin/test', ['-x', path], { uid: user.uid, gid: user.gid, cwd: '/' }).status !== 0)
+  throw new EmbeddedPostgresError(
+    `the user ${POSTGRES_USER} cannot enter ${closed}, so Postgres cannot keep its files below it: chmod o+x ${closed}, or set BERTH_DATA to a folder such as /var/lib/berth`,
+  )
 }
 
 /** initdb cannot be repeated over a half-made cluster, so it works beside and is moved into place. */

@@ -8,6 +8,7 @@
 import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import {
+  chmodSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -90,6 +91,7 @@ export async function startProduct({ env = {} }: ProductOptions = {}): Promise<P
   const outsideNamespace = `berth-o-${id}`
   const home = mkdtempSync('/var/tmp/berth-e2e-')
   const dataDirectory = join(home, 'data')
+  chmodSync(home, 0o711)
   mkdirSync(dataDirectory)
   symlinkSync(await testArtifacts(), join(dataDirectory, 'artifacts'))
   await makeNamespaces(serverNamespace, outsideNamespace)
@@ -272,13 +274,23 @@ const allPids = () =>
     .filter((entry) => /^\d+$/.test(entry))
     .map(Number)
 
-/** Processes that belong to a data directory: it stands in their command line or environment. */
+/** Processes that belong to a data directory: it stands in their command line or environment, or they work in it. */
 function pidsNaming(dataDirectory: string) {
   return allPids().filter(
     (pid) =>
       pid !== process.pid &&
-      (commandLine(pid).some((word) => word.includes(dataDirectory)) || variable(pid, 'BERTH_DATA') === dataDirectory),
+      (commandLine(pid).some((word) => word.includes(dataDirectory)) ||
+        variable(pid, 'BERTH_DATA') === dataDirectory ||
+        workingDirectory(pid).startsWith(`${dataDirectory}/`)),
   )
+}
+
+function workingDirectory(pid: number) {
+  try {
+    return readlinkSync(`/proc/${pid}/cwd`)
+  } catch {
+    return ''
+  }
 }
 
 function launcherPid(dataDirectory: string) {
