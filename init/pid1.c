@@ -91,8 +91,8 @@ _Noreturn void pid1_run(pid_t supervisor) {
   for (;;) {
     struct timespec second = {.tv_sec = 1};
     int number = sigtimedwait(&all, NULL, supervisor > 0 ? &(struct timespec){.tv_sec = 3600} : &second);
-    if (number == SIGTERM || number == SIGPWR || number == SIGUSR2 || number == SIGRTMIN + 4) shut_down(POWER_OFF);
-    if (number == SIGINT || number == SIGRTMIN + 5) shut_down(POWER_REBOOT);
+    if (number == SIGTERM || number == SIGPWR || number == SIGUSR2 || number == SIGNAL_POWEROFF) shut_down(POWER_OFF);
+    if (number == SIGINT || number == SIGNAL_REBOOT) shut_down(POWER_REBOOT);
     for (pid_t pid; (pid = waitpid(-1, NULL, WNOHANG)) > 0;)
       if (pid == supervisor) supervisor = -1;
     if (supervisor < 0 && number != SIGCHLD) supervisor = start_supervisor();

@@ -43,9 +43,8 @@ static int takes_signals(void) {
 }
 
 void power_ask(enum power how) {
-  /* systemd(1), "Signals": SIGRTMIN+4 starts poweroff.target, SIGRTMIN+5 reboot.target. */
   if (takes_signals()) {
-    kill(1, SIGRTMIN + (how == POWER_REBOOT ? 5 : 4));
+    kill(1, how == POWER_REBOOT ? SIGNAL_REBOOT : SIGNAL_POWEROFF);
     return;
   }
   if (fork() == 0) {

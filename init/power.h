@@ -1,6 +1,12 @@
 #ifndef BERTH_POWER_H
 #define BERTH_POWER_H
 
+/*
+ * systemd(1), "Signals": SIGRTMIN+4 starts poweroff.target, SIGRTMIN+5 reboot.target. It counts from its own C
+ * library's SIGRTMIN, 34; musl's is 35, so the numbers are written out.
+ */
+enum { SIGNAL_POWEROFF = 38, SIGNAL_REBOOT = 39 };
+
 enum power { POWER_NONE, POWER_OFF, POWER_REBOOT };
 
 /* Writes the disks back, at most five seconds, and switches the machine off or resets it. Does not return. */
