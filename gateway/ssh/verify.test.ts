@@ -1,87 +1,26 @@
 /**
- * FIDO keys without hardware: a software authenticator, which makes sk- keys and signs as PROTOCOL.u2f says, so the
- * formats come from the document and not from the code under test. The last test proves the document's form with
- * OpenSSH's own verifier.
+ * FIDO keys without hardware: a software authenticator signs. One test proves the authenticator with OpenSSH's own
+ * verifier, one our check with OpenSSH's own client.
  */
 import { execFileSync } from 'node:child_process'
-import { createHash, generateKeyPairSync, type KeyObject, sign } from 'node:crypto'
+import { createHash, generateKeyPairSync, sign } from 'node:crypto'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { startTestGateway } from '../../test/gateway.ts'
 import { addKey } from '../accounts/keys.ts'
-import { parseKeyLine, parsePublicKey, WireReader } from '../accounts/public-key.ts'
+import { parseKeyLine, parsePublicKey } from '../accounts/public-key.ts'
+import {
+  ECDSA,
+  ED25519,
+  mpint,
+  type SignOptions,
+  SoftwareAuthenticator,
+  serveAgent,
+  string,
+} from './software-authenticator.ts'
 import { isSignedBy } from './verify.ts'
-
-const ED25519 = 'sk-ssh-ed25519@openssh.com'
-const ECDSA = 'sk-ecdsa-sha2-nistp256@openssh.com'
-
-function string(bytes: Buffer | string): Buffer {
-  const content = Buffer.from(bytes as string)
-  const length = Buffer.alloc(4)
-  length.writeUInt32BE(content.length)
-  return Buffer.concat([length, content])
-}
-
-function mpint(bytes: Buffer): Buffer {
-  let start = 0
-  while (start < bytes.length - 1 && bytes[start] === 0) start++
-  const trimmed = bytes.subarray(start)
-  return string((trimmed[0] ?? 0) & 0x80 ? Buffer.concat([Buffer.alloc(1), trimmed]) : trimmed)
-}
-
-type Options = { flags?: number; counter?: number; application?: string }
-
-class SoftwareAuthenticator {
-  readonly type: string
-  readonly blob: Buffer
-  readonly #key: KeyObject
-  readonly #application: string
-
-  constructor(type: typeof ED25519 | typeof ECDSA, application = 'ssh:') {
-    this.type = type
-    this.#application = application
-    if (type === ED25519) {
-      const { publicKey, privateKey } = generateKeyPairSync('ed25519')
-      const point = Buffer.from(String(publicKey.export({ format: 'jwk' }).x), 'base64url')
-      this.#key = privateKey
-      this.blob = Buffer.concat([string(type), string(point), string(application)])
-    } else {
-      const { publicKey, privateKey } = generateKeyPairSync('ec', { namedCurve: 'P-256' })
-      const { x, y } = publicKey.export({ format: 'jwk' })
-      const point = Buffer.concat([
-        Buffer.of(4),
-        Buffer.from(String(x), 'base64url'),
-        Buffer.from(String(y), 'base64url'),
-      ])
-      this.#key = privateKey
-      this.blob = Buffer.concat([string(type), string('nistp256'), string(point), string(application)])
-    }
-  }
-
-  /** `string type, string signature, byte flags, uint32 counter` */
-  sign(message: Buffer, { flags = 1, counter = 7, application = this.#application }: Options = {}): Buffer {
-    const trailer = Buffer.alloc(5)
-    trailer[0] = flags
-    trailer.writeUInt32BE(counter, 1)
-    const sha256 = (bytes: Buffer | string) => createHash('sha256').update(bytes).digest()
-    const signed = Buffer.concat([sha256(application), trailer, sha256(message)])
-    let inner: Buffer
-    if (this.type === ED25519) inner = sign(null, signed, this.#key)
-    else {
-      const pair = sign('sha256', signed, { key: this.#key, dsaEncoding: 'ieee-p1363' })
-      inner = Buffer.concat([mpint(pair.subarray(0, 32)), mpint(pair.subarray(32))])
-    }
-    return Buffer.concat([string(this.type), string(inner), trailer])
-  }
-
-  /** As ssh2 hands it over: without type and length. */
-  handedOver(signature: Buffer): Buffer {
-    return signature.subarray(4 + this.type.length + 4)
-  }
-}
 
 describe.each([ED25519, ECDSA] as const)('a %s signature', (type) => {
   const device = new SoftwareAuthenticator(type)
@@ -126,7 +65,7 @@ describe.each([ED25519, ECDSA] as const)('a %s signature', (type) => {
     await using gateway = await startTestGateway()
     const account = await gateway.addAccount()
     await addKey(gateway.sql, account, parseKeyLine(`${type} ${device.blob.toString('base64')} token@laptop`))
-    const signIn = async (options: Options) => {
+    const signIn = async (options: SignOptions) => {
       const path = join(gateway.directory, `agent${options.flags}`)
       await using _agent = await serveAgent(path, device, options)
       return await gateway.ssh({ args: ['-o', `IdentityAgent=${path}`, '-i', '/dev/null'], command: ['ls'] })
@@ -206,34 +145,3 @@ describe('an algorithm', () => {
     expect(isSignedBy(key, { algorithm: 'ssh-ed25519', hash: undefined, signed: message, signature })).toBe(false)
   })
 })
-
-/**
- * An ssh-agent that holds one software authenticator (draft-ietf-sshm-ssh-agent): OpenSSH's client leaves signing with
- * an sk- key to the agent, so the rest of the sign-in is the real client's.
- */
-async function serveAgent(path: string, device: SoftwareAuthenticator, options: Options = {}) {
-  const server = createServer((socket) => {
-    let received = Buffer.alloc(0)
-    socket.on('error', () => {})
-    socket.on('data', (chunk) => {
-      received = Buffer.concat([received, chunk])
-      while (received.length >= 4 && received.length >= 4 + received.readUInt32BE(0)) {
-        const message = received.subarray(4, 4 + received.readUInt32BE(0))
-        received = received.subarray(4 + message.length)
-        socket.write(string(answer(message)))
-      }
-    })
-  })
-  const answer = (message: Buffer): Buffer => {
-    const [FAILURE, IDENTITIES, SIGN] = [5, 11, 13]
-    if (message[0] === IDENTITIES) {
-      return Buffer.concat([Buffer.of(12, 0, 0, 0, 1), string(device.blob), string('token@laptop')])
-    }
-    if (message[0] !== SIGN) return Buffer.of(FAILURE)
-    const reader = new WireReader(message.subarray(1))
-    reader.string()
-    return Buffer.concat([Buffer.of(14), string(device.sign(Buffer.from(reader.string()), options))])
-  }
-  await new Promise<void>((resolve) => server.listen(path, resolve))
-  return { [Symbol.asyncDispose]: () => new Promise<void>((resolve) => server.close(() => resolve())) }
-}
