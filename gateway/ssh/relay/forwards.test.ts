@@ -51,6 +51,20 @@ test('-L carries connections with their half-closes', async () => {
   expect(await ask(port, 'x'.repeat(300_000))).toBe(`heard ${'x'.repeat(300_000)}`)
 })
 
+test('300 connections at once go through one forward, and a pooled connection takes no more than its share', async () => {
+  const port = await freePort()
+  const before = gateway.pool.connections
+  await using _client = await forwarding(['-L', `${port}:127.0.0.1:${echoPort}`])
+  const sockets = await Promise.all(Array.from({ length: 300 }, () => opened(port)))
+  await expect.poll(() => gateway.relays.at(-1)?.channelCount).toBe(300)
+  expect(gateway.pool.connections - before).toBe(before === 0 ? 3 : 2)
+  const answers = sockets.map((socket, index) => {
+    socket.end(String(index))
+    return collect(socket)
+  })
+  expect(await Promise.all(answers)).toEqual(sockets.map((_, index) => `heard ${index}`))
+})
+
 test('-D serves SOCKS', async () => {
   const port = await freePort()
   await using _client = await forwarding(['-D', String(port)])

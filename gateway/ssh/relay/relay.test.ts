@@ -184,7 +184,7 @@ describe('many at once', () => {
     expect(gateway.pool.connections).toBe(Math.max(before, 1))
   })
 
-  test('ControlMaster carries a hundred sessions over one connection', async () => {
+  test('ControlMaster carries twenty sessions at once over one connection', async () => {
     const path = join(keys.directory, 'control')
     const master = spawn('ssh', [...sshArguments(keys, gateway.port), '-M', '-N', '-S', path, 'demo@127.0.0.1'])
     try {
@@ -192,15 +192,13 @@ describe('many at once', () => {
         .poll(async () => (await ssh(keys, gateway.port, ['-O', 'check'], { ssh: ['-S', path] })).status)
         .toBe(0)
       const before = gateway.clients.length
-      for (let round = 0; round < 5; round++) {
-        const outcomes = await Promise.all(
-          Array.from({ length: 20 }, (_, index) =>
-            ssh(keys, gateway.port, [`echo ${index}; exit 3`], { ssh: ['-S', path] }),
-          ),
-        )
-        expect(outcomes.every(({ status }) => status === 3)).toBe(true)
-        expect(outcomes.map(({ stdout }) => Number(stdout))).toEqual([...Array(20).keys()])
-      }
+      const outcomes = await Promise.all(
+        Array.from({ length: 20 }, (_, index) =>
+          ssh(keys, gateway.port, [`echo ${index}; exit 3`], { ssh: ['-S', path] }),
+        ),
+      )
+      expect(outcomes.every(({ status }) => status === 3)).toBe(true)
+      expect(outcomes.map(({ stdout }) => Number(stdout))).toEqual([...Array(20).keys()])
       expect(gateway.clients.length).toBe(before)
     } finally {
       master.kill()
