@@ -52,9 +52,10 @@ const GROUPS = [
 
 /** The commands one may use, by group. Two-word commands of one family share a line. */
 export function overview(commands: readonly Command[], view: View): string {
+  const widest = commands.reduce((width, command) => Math.max(width, (command.name.split(' ')[0] ?? '').length), 0)
   const sections = GROUPS.flatMap(([group, title]) => {
     const pairs = families(commands.filter((command) => command.group === group))
-    return pairs.length ? [`${view.style.dim(title)}\n${definitions(pairs, view)}`] : []
+    return pairs.length ? [`${view.style.dim(title)}\n${definitions(pairs, view, 2, widest)}`] : []
   })
   const tail = wrap('NAME --help tells more of a command; every command takes --json.', view.columns).join('\n')
   return `${sections.join('\n')}\n${view.style.dim(tail)}\n`

@@ -11,7 +11,7 @@ import { findCommand } from './lookup.ts'
 import { parseCommand } from './parse.ts'
 import { createProgress } from './progress.ts'
 import { TABLE } from './table.ts'
-import { viewOf } from './text.ts'
+import { type View, viewOf, wrap } from './text.ts'
 import { scanWords, splitWords } from './words.ts'
 
 /** 128 + SIGINT, as a shell reports it. */
@@ -26,7 +26,8 @@ const LINE_LIMIT_BYTES = 256 * 1024
 export const runLine: RunLine = async (app, caller, line, io) => {
   if (!io.terminal) return runInSeat(app, caller, line, io, undefined)
   using seat = openSeat({ ...io, terminal: io.terminal })
-  return runInSeat(app, caller, line, io, seat)
+  // Awaited here, or the seat would be gone before the command begins.
+  return await runInSeat(app, caller, line, io, seat)
 }
 
 /**
@@ -92,7 +93,7 @@ function contextOf(app: App, caller: Caller, io: CommandIo, signal: AbortSignal,
     remark: async (text) => {
       if (context.json) return
       context.progress.clear()
-      await send(io.stderr, text, onTerminal, signal)
+      await send(errorStream(io), text, onTerminal, signal)
     },
     ask: async (question) => {
       if (!seat || context.json) return undefined
@@ -117,9 +118,10 @@ async function show(context: Context, result: Result): Promise<number> {
     await send(io.stdout, `${JSON.stringify(result.json)}\n`, onTerminal, io.signal)
     return firstFailure?.exit ?? result.exit ?? 0
   }
-  const text = typeof result.text === 'function' ? result.text(view) : result.text
+  const text = typeof result.text === 'function' ? result.text(view) : fitted(result.text, view).join('\n')
   if (text) await send(io.stdout, text, onTerminal, io.signal)
-  for (const failure of result.failures ?? []) await send(io.stderr, sentence(failure, context), onTerminal, io.signal)
+  for (const failure of result.failures ?? [])
+    await send(errorStream(io), sentence(failure, context), onTerminal, io.signal)
   return firstFailure?.exit ?? result.exit ?? 0
 }
 
@@ -135,7 +137,7 @@ async function fail(context: Context, error: unknown): Promise<number> {
   if (context.json) {
     const document = { ...failure.detail, error: failure.message, code: failure.code }
     await send(io.stdout, `${JSON.stringify(document)}\n`, onTerminal, io.signal)
-  } else await send(io.stderr, sentence(failure, context), onTerminal, io.signal)
+  } else await send(errorStream(io), sentence(failure, context), onTerminal, io.signal)
   return signal.aborted && failure.code === 'interrupted' ? INTERRUPTED : failure.exit
 }
 
@@ -144,8 +146,9 @@ function operatorOnly(name: string) {
 }
 
 function sentence(failure: CommandError, { view }: Context): string {
-  const head = `${view.style.failure(failure.message)}\n`
-  return failure.wayOn ? `${head}${failure.wayOn}\n` : head
+  const head = fitted(failure.message, view).map((line) => `${view.style.failure(line)}\n`)
+  const wayOn = failure.wayOn ? fitted(failure.wayOn, view).map((line) => `${line}\n`) : []
+  return [...head, ...wayOn].join('')
 }
 
 function asCommandError(error: unknown, context: Context): CommandError {
@@ -167,6 +170,16 @@ function asksForJson(words: readonly string[]): boolean {
   const end = words.indexOf('--')
   const own = words[0] === 'ssh' ? words.slice(0, 2) : words.slice(0, end < 0 ? words.length : end)
   return own.some((word) => word === '--json' || word === '--json=true')
+}
+
+/** Lines for a terminal's width; elsewhere a sentence stays one line. */
+function fitted(text: string, view: View): string[] {
+  return view.terminal ? wrap(text, view.columns) : text.split('\n')
+}
+
+/** On a terminal both are one stream, as they are behind any sshd: two would reach the screen in either order. */
+function errorStream(io: CommandIo): Writable {
+  return io.terminal ? io.stdout : io.stderr
 }
 
 /** Writes and waits for the client; a terminal in raw mode wants carriage returns. */

@@ -56,7 +56,7 @@ export const sshKeyList = defineCommand({
               value: (key) => harmless(key.name) + (key.id === caller.keyId ? ' (this one)' : ''),
               flexible: true,
             },
-            { title: 'fingerprint', value: (key) => key.fingerprint },
+            { title: 'fingerprint', value: (key) => key.fingerprint, flexible: true },
             { title: 'used', value: (key) => (key.lastUsedAt ? sayWhen(key.lastUsedAt) : 'never'), optional: 1 },
             { title: 'type', value: (key) => key.algorithm.replace(/^ssh-|@openssh\.com$/g, ''), optional: 2 },
           ],

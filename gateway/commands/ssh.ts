@@ -58,17 +58,22 @@ async function connect(context: Context, remote: MachineProcess): Promise<Result
   const { io } = context
   const input = context.rawInput()
   const stopResize = io.terminal?.onResize(() => remote.resize(io.terminal?.columns ?? 80, io.terminal?.rows ?? 24))
-  // With a terminal Ctrl-C is a byte for the machine; the signal then only means that the person is gone.
+  // With a terminal Ctrl-C is a byte for the machine; the signal then only means that the person is gone. The process
+  // is told, and its streams end; sshd may keep the channel as long as it lives, so nobody waits for that.
+  const gone = Promise.withResolvers<never>()
   const onGone = () => {
     remote.signal('TERM')
     remote.close()
+    gone.reject(new CommandError('interrupted', 1, 'the client is gone'))
   }
+  gone.promise.catch(() => {})
   io.signal.addEventListener('abort', onGone, { once: true })
   if (io.signal.aborted) onGone()
   input.stdin.pipe(remote.stdin)
   remote.stdin.on('error', () => {})
   try {
-    const [end] = await Promise.all([remote.exit, pour(remote.stdout, io.stdout), pour(remote.stderr, io.stderr)])
+    const joined = Promise.all([remote.exit, pour(remote.stdout, io.stdout), pour(remote.stderr, io.stderr)])
+    const [end] = await Promise.race([joined, gone.promise])
     return { json: null, text: '', exit: exitOf(end) }
   } finally {
     input.stdin.unpipe(remote.stdin)
@@ -87,10 +92,16 @@ async function pour(from: Readable, to: Writable): Promise<void> {
 async function collect(context: Context, remote: MachineProcess): Promise<Result> {
   remote.stdin.on('error', () => {})
   remote.stdin.end()
-  const onGone = () => remote.close()
+  const gone = Promise.withResolvers<never>()
+  gone.promise.catch(() => {})
+  const onGone = () => {
+    remote.close()
+    gone.reject(new CommandError('interrupted', 1, 'interrupted'))
+  }
   context.signal.addEventListener('abort', onGone, { once: true })
   try {
-    const [end, stdout, stderr] = await Promise.all([remote.exit, bounded(remote.stdout), bounded(remote.stderr)])
+    const whole = Promise.all([remote.exit, bounded(remote.stdout), bounded(remote.stderr)])
+    const [end, stdout, stderr] = await Promise.race([whole, gone.promise])
     const exit = exitOf(end)
     return { json: { stdout, stderr, exit_code: exit }, text: '', exit }
   } finally {

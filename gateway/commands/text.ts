@@ -60,21 +60,15 @@ export function table<Row>(rows: readonly Row[], columns: readonly Column<Row>[]
   let widths = naturalWidths(rows, shown)
   const total = () => widths.reduce((sum, width) => sum + width, 0) + GAP * (widths.length - 1)
   if (view.terminal) {
-    while (total() > view.columns) {
-      const over = total() - view.columns
-      const shrinkable = shown
-        .map((column, index) => ({ index, width: widths[index] ?? 0, flexible: column.flexible === true }))
-        .filter((column) => column.flexible && column.width > 8)
-        .sort((a, b) => b.width - a.width)[0]
-      const room = shrinkable ? shrinkable.width - 8 : 0
-      const droppable = shown
-        .toSorted((a, b) => (b.optional ?? 0) - (a.optional ?? 0))
-        .find((column) => column.optional)
-      if (shrinkable && (room >= over || !droppable)) widths[shrinkable.index] = shrinkable.width - Math.min(room, over)
-      else if (droppable) {
-        shown = shown.filter((column) => column !== droppable)
+    for (let over = total() - view.columns; over > 0; over = total() - view.columns) {
+      // What is least needed is cut, then left out; what the table is about is cut last.
+      const shrunk = shrink(shown, widths, over, (column) => column.optional !== undefined)
+      const least = shown.reduce((most, column) => Math.max(most, column.optional ?? 0), 0)
+      if (shrunk) continue
+      if (least > 0) {
+        shown = shown.filter((column) => column.optional !== least)
         widths = naturalWidths(rows, shown)
-      } else break
+      } else if (!shrink(shown, widths, over, () => true)) break
     }
   }
   const line = (cells: { text: string; paint: (text: string) => string }[]) =>
@@ -95,15 +89,41 @@ export function table<Row>(rows: readonly Row[], columns: readonly Column<Row>[]
   return `${[head, ...body].join('\n')}\n`
 }
 
+const LEAST_COLUMNS = 12
+
+/** Takes up to `over` columns from the widest of those that may be cut. @returns whether that was anything */
+function shrink<Row>(
+  columns: readonly Column<Row>[],
+  widths: number[],
+  over: number,
+  may: (column: Column<Row>) => boolean,
+): boolean {
+  const widest = columns
+    .map((column, index) => ({ index, width: widths[index] ?? 0, may: column.flexible === true && may(column) }))
+    .filter((column) => column.may && column.width > LEAST_COLUMNS)
+    .sort((a, b) => b.width - a.width)[0]
+  if (!widest) return false
+  widths[widest.index] = Math.max(LEAST_COLUMNS, widest.width - over)
+  return true
+}
+
 function naturalWidths<Row>(rows: readonly Row[], columns: readonly Column<Row>[]): number[] {
   return columns.map((column) =>
     rows.reduce((width, row) => Math.max(width, textWidth(column.value(row))), textWidth(column.title)),
   )
 }
 
-/** Two columns, the left as wide as it must be, the right one wrapped under itself. */
-export function definitions(pairs: readonly (readonly [string, string])[], view: View, indent = 2): string {
-  const widest = pairs.reduce((width, [left]) => Math.max(width, textWidth(left)), 0)
+/**
+ * Two columns, the left as wide as it must be, the right one wrapped under itself.
+ * @param leftColumns at least this wide on the left, where several lists are to align
+ */
+export function definitions(
+  pairs: readonly (readonly [string, string])[],
+  view: View,
+  indent = 2,
+  leftColumns = 0,
+): string {
+  const widest = pairs.reduce((width, [left]) => Math.max(width, textWidth(left)), leftColumns)
   const left = Math.min(widest, Math.max(12, Math.floor(view.columns * 0.45)))
   const start = indent + left + 2
   return pairs

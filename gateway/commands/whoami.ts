@@ -40,8 +40,8 @@ export const whoami = defineCommand({
           [
             ['account', `${caller.accountId}${caller.isOwner ? ', the owner of this installation' : ''}`],
             ['e-mail', account?.email ?? 'none; to set one: whoami --email ADDRESS'],
-            ['this key', caller.fingerprint || 'none: a token'],
-            ['its name', `${harmless(current?.name ?? 'none')}, one of ${keys.length}`],
+            ['key', caller.fingerprint || 'none: a token'],
+            ['called', `${harmless(current?.name ?? '-')}${keys.length > 1 ? `, one of ${keys.length}` : ''}`],
             ['names', names.length ? `${sayList(names)} and lobby lead here` : 'lobby leads here'],
             ['from', caller.address],
           ],

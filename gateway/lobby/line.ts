@@ -19,6 +19,7 @@ export class LineBuffer {
   get text(): string {
     return this.#graphemes.join('')
   }
+  /** Never changed in place: a painter keeps what it drew. */
   get graphemes(): readonly string[] {
     return this.#graphemes
   }
@@ -97,7 +98,7 @@ export class LineBuffer {
     const before = this.#graphemes[right - 1]
     const after = this.#graphemes[right]
     if (before === undefined || after === undefined) return false
-    this.#graphemes.splice(right - 1, 2, after, before)
+    this.#graphemes = this.#graphemes.toSpliced(right - 1, 2, after, before)
     this.#cursor = right + 1
     return true
   }
@@ -113,7 +114,7 @@ export class LineBuffer {
 
   #remove(from: number, to: number): boolean {
     if (from < 0 || to > this.#graphemes.length || from >= to) return false
-    this.#graphemes.splice(from, to - from)
+    this.#graphemes = this.#graphemes.toSpliced(from, to - from)
     this.#cursor = from
     this.#killing = false
     return true

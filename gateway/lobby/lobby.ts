@@ -10,7 +10,8 @@ import { historyOf } from './history.ts'
 import { Keyboard } from './keyboard.ts'
 import { openSeat } from './seat.ts'
 
-const PROMPT = 'berth> '
+const PROMPT_NAME = 'berth'
+const PROMPT = `${PROMPT_NAME}> `
 
 /**
  * The lobby on a terminal: reads a line, runs it, until `exit`, Ctrl-D or the client is gone.
@@ -34,7 +35,7 @@ export const runLobby: RunLobby = async (app, caller, io, notice) => {
         stdout: io.stdout,
         terminal: io.terminal,
         prompt: PROMPT,
-        paintPrompt: view.style.accent,
+        paintPrompt: () => `${view.style.accent(PROMPT_NAME)}> `,
         history,
         complete: (before) => completeLine(table, { app, caller }, before),
         signal: io.signal,

@@ -115,6 +115,7 @@ export class Painter {
 }
 
 function moves({ cursor, end }: Layout): string {
+  if (cursor.row === end.row && cursor.column === end.column) return ''
   const up = end.row - cursor.row
   return `${up ? `\x1b[${up}A` : ''}\r${cursor.column ? `\x1b[${cursor.column}C` : ''}`
 }

@@ -9,7 +9,7 @@ import { type AddressInfo, createServer } from 'node:net'
 import { join } from 'node:path'
 import { PassThrough } from 'node:stream'
 import { startTestGateway, type TestGateway } from '../../../test/gateway.ts'
-import type { App, Caller, CommandIo, Terminal } from '../../app.ts'
+import type { App, Caller, CommandIo, RunLobby, Terminal } from '../../app.ts'
 import { runLobby } from '../../lobby/lobby.ts'
 import { runLine } from '../run.ts'
 import { type StandInHost, StandInVmhost } from './stand-in-vmhost.ts'
@@ -39,13 +39,14 @@ export type WorldOptions = {
   sshd?: boolean
   /** put before every command the sshd runs, to stand in for what only a machine has */
   forceCommand?: string
+  runLobby?: RunLobby
 }
 
 /** `await using world = await startWorld()` */
 export async function startWorld(options: WorldOptions = {}): Promise<World> {
   const machineSshPort = await freePort()
   const gateway = await startTestGateway({
-    lobby: { runLine, runLobby },
+    lobby: { runLine, runLobby: options.runLobby ?? runLobby },
     machineSshPort,
     env: { BERTH_NETWORK: '127.64.0.0/16', ...options.env },
   })
