@@ -1,6 +1,6 @@
 import { constants } from 'node:crypto'
 import { createServer as createHttpServer, type Server as HttpServer, type RequestListener } from 'node:http'
-import type { AddressInfo } from 'node:net'
+import type { AddressInfo, Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
 import { createServer as createTlsServer, type SecureContext, type TLSSocket, type Server as TlsServer } from 'node:tls'
 import type { Log } from '../log.ts'
@@ -76,6 +76,8 @@ export async function startHttps(options: HttpsOptions): Promise<HttpsServer> {
   const pool = new UpstreamPool(clock, limits)
   const clients = new Set<ClientConnection>()
   const perAddress = new Map<string, number>()
+  // TLSSocket cannot reset its connection and does not show the socket below it: found again by the peer.
+  const raws = new Map<string, Socket>()
   let tunnels = 0
   const metrics =
     options.metrics ??
@@ -123,7 +125,7 @@ export async function startHttps(options: HttpsOptions): Promise<HttpsServer> {
     const client: ClientConnection =
       socket.alpnProtocol === 'h2'
         ? new Http2Client(context, socket, remoteAddress, control, gone)
-        : new Http1Client(context, socket, remoteAddress, gone)
+        : new Http1Client(context, socket, remoteAddress, () => raws.get(peer(socket))?.resetAndDestroy(), gone)
     clients.add(client)
   }
   const servers: TlsServer[] = []
@@ -134,7 +136,10 @@ export async function startHttps(options: HttpsOptions): Promise<HttpsServer> {
       const address = plainAddress(raw.remoteAddress) ?? ''
       const count = (perAddress.get(address) ?? 0) + 1
       perAddress.set(address, count)
+      const key = peer(raw)
+      raws.set(key, raw)
       raw.once('close', () => {
+        if (raws.get(key) === raw) raws.delete(key)
         const left = (perAddress.get(address) ?? 1) - 1
         if (left > 0) perAddress.set(address, left)
         else perAddress.delete(address)
@@ -260,4 +265,8 @@ function listening(server: TlsServer, { host, port }: Listen, reusePort: boolean
 /** IPv4-mapped IPv6 as IPv4; undefined when the socket is closed already. */
 function plainAddress(address: string | undefined): string | undefined {
   return address?.startsWith('::ffff:') ? address.slice(7) : address
+}
+
+function peer({ remoteAddress, remotePort, localPort }: Socket): string {
+  return `${remoteAddress} ${remotePort} ${localPort}`
 }

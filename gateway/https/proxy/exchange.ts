@@ -42,6 +42,8 @@ export class Exchange implements ResponseReader {
   firstByteAtMs: number | undefined
   /** the connection to the client ends with this response */
   closes: boolean
+  /** the response's body lasts until the connection ends: nothing but a reset shows that it was cut */
+  endsByClose = false
   readonly #options: ExchangeOptions
   #upstream: Upstream | undefined
   #text: string
@@ -133,6 +135,7 @@ export class Exchange implements ResponseReader {
     this.firstByteAtMs = performance.now()
     this.#text = ''
     this.#chunked = framing.kind === 'chunked'
+    this.endsByClose = framing.kind === 'close'
     // A refused upgrade closes: what the client sends next was meant for a tunnel, not for us to read as a request.
     if (framing.kind === 'close' || (facts.upgrade !== undefined && !upgraded)) this.closes = true
     if (upgraded) {

@@ -42,6 +42,7 @@ export class Http1Client implements ClientConnection {
   readonly #context: ProxyContext
   readonly #socket: TLSSocket
   readonly #remoteAddress: string
+  readonly #reset: () => void
   readonly #onGone: (client: Http1Client) => void
   #phase: 'head' | 'gate' | 'body' | 'wait' | 'tunnel' | 'linger' | 'gone' = 'head'
   #held: Buffer = NOTHING
@@ -53,8 +54,16 @@ export class Http1Client implements ClientConnection {
   #stalledAtMs: number | undefined
   #abort: AbortController | undefined
 
-  constructor(context: ProxyContext, socket: TLSSocket, remoteAddress: string, onGone: (client: Http1Client) => void) {
+  /** @param reset closes the TCP connection so that the client sees an error (RST) */
+  constructor(
+    context: ProxyContext,
+    socket: TLSSocket,
+    remoteAddress: string,
+    reset: () => void,
+    onGone: (client: Http1Client) => void,
+  ) {
     this.#context = context
+    this.#reset = reset
     this.#socket = socket
     this.#remoteAddress = remoteAddress
     this.#onGone = onGone
@@ -367,7 +376,9 @@ export class Http1Client implements ClientConnection {
       return
     }
     if (answered) {
-      // The client must see a cut: no last chunk, no close_notify.
+      // The client must see a cut: no last chunk, no close_notify. Many clients take an end without close_notify for
+      // an end, so a body that nothing else delimits needs the reset, though it may cost bytes still under way.
+      if (request.exchange?.endsByClose) this.#reset()
       this.#finish(request, error.code)
       this.destroy()
       return

@@ -173,7 +173,7 @@ export class Stream2 implements ResponseReader {
     })
     stream.on('end', () => {
       // Node says 'end' for a stream that was reset, too: the machine must not take that for the whole.
-      if (stream.aborted || this.#sent !== 'bodyToCome') return
+      if (stream.aborted || stream.rstCode || this.#sent !== 'bodyToCome') return
       if (chunked) this.#upstream?.write(`0\r\n${this.#requestTrailers.map(({ line }) => line).join('')}\r\n`)
       this.#sent = 'complete'
       if (this.#responded) this.#release()
@@ -198,12 +198,12 @@ export class Stream2 implements ResponseReader {
     this.#status = head.status
     this.#firstByteAtMs = performance.now()
     this.#text = ''
-    stream.respond(headersOf(head, passedResponseFields(head)), {
-      endStream: framing.kind === 'none',
-      waitForTrailers: framing.kind === 'chunked',
-    })
-    if (framing.kind === 'chunked') stream.on('wantTrailers', () => this.#sendTrailers())
-    if (framing.kind !== 'none') {
+    const withBody = framing.kind !== 'none'
+    // Waiting for trailers, whether or not there will be any, leaves END_STREAM to us: Node's close() ends the writable
+    // side before it resets, and a cut body would look whole.
+    stream.respond(headersOf(head, passedResponseFields(head)), { endStream: !withBody, waitForTrailers: withBody })
+    if (withBody) {
+      stream.on('wantTrailers', () => this.#sendTrailers())
       stream.on('drain', () => {
         this.#more = true
         this.#upstream?.resume()
@@ -254,6 +254,7 @@ export class Stream2 implements ResponseReader {
   }
 
   #sendTrailers(): void {
+    if (!this.#responded) return
     const trailers: OutgoingHttpHeaders = {}
     for (const { name, value } of passedTrailers(this.#trailers ?? [])) add(trailers, name, value)
     if (!this.#stream.destroyed) this.#stream.sendTrailers(trailers)

@@ -266,12 +266,15 @@ describe('framing', () => {
 
 describe('the closing handshake', () => {
   it('7.1.2: the client’s code and reason reach the machine, and its answer the client', async () => {
+    const connected = once(server, 'connection')
     const socket = open()
+    const [machine] = (await connected) as [WebSocket]
     await once(socket, 'open')
-    closes = []
+    const closed = once(machine, 'close')
     socket.close(4000, 'done here')
     expect((await once(socket, 'close'))[0]).toBe(4000)
-    expect(closes).toEqual([{ code: 4000, reason: 'done here' }])
+    const [code, reason] = await closed
+    expect([code, String(reason)]).toEqual([4000, 'done here'])
   })
 
   it('7.1.5: the machine’s code and reason reach the client', async () => {
