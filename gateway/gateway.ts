@@ -5,6 +5,7 @@ import { ensureOwner } from './accounts/first-owner.ts'
 import { LastUsed } from './accounts/keys.ts'
 import { Outbox } from './accounts/outbox.ts'
 import type { App, RunLine, RunLobby } from './app.ts'
+import { startSetups } from './commands/setup/runner.ts'
 import { createApp } from './create-app.ts'
 import type { Log } from './log.ts'
 import type { Settings } from './settings.ts'
@@ -53,6 +54,7 @@ export async function startGateway(options: GatewayOptions): Promise<Gateway> {
     ...(options.machineSshPort === undefined ? {} : { machineSshPort: options.machineSshPort }),
   })
   const lastUsed = new LastUsed(sql, log)
+  const setups = startSetups(app)
   const outbox = settings.smtp
     ? new Outbox({
         sql,
@@ -80,6 +82,7 @@ export async function startGateway(options: GatewayOptions): Promise<Gateway> {
       // A second process on the same port goes on accepting; this one refuses what the kernel still hands it.
       for (const listener of options.sshListeners) listener.close()
       await ssh.drain(drainMs)
+      await setups.close()
       await outbox?.close()
       await lastUsed.close()
       await closeApp()

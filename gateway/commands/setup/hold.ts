@@ -25,10 +25,20 @@ export function startSetupCommand(): string {
   return `exec /bin/sh -c ${quoteWord(steps)} ${quoteWord(RUN_FILE)}`
 }
 
-/** Waits for a script that was started earlier; 3 when there is none. */
+/** What `resumeSetupCommand` prints when the holder has no such session. */
+export const NO_SESSION = 'no session'
+
+/**
+ * Waits for a script that was started earlier and exits as it did, or prints `NO_SESSION`: a status alone would not
+ * tell, because the script may exit with any.
+ */
 export function resumeSetupCommand(): string {
-  return `exec ${HOLD} wait ${SETUP_SESSION}`
+  const steps = [
+    `${HOLD} status ${SETUP_SESSION} > /dev/null 2>&1 || { echo ${NO_SESSION}; exit 0; }`,
+    `exec ${HOLD} wait ${SETUP_SESSION}`,
+  ].join('; ')
+  return `exec /bin/sh -c ${quoteWord(steps)}`
 }
 
 /** What a person types in the machine to read what the script said. */
-export const SETUP_LOG_COMMAND = `exe-hold log ${SETUP_SESSION}`
+export const SETUP_LOG_COMMAND = `${HOLD} logs ${SETUP_SESSION}`

@@ -1,7 +1,8 @@
+import { finished } from 'node:stream/promises'
 import type { App } from '../../app.ts'
 import type { Machine } from '../../machines.ts'
 import { openOnMachine } from '../../ssh/pool/open-on-machine.ts'
-import { resumeSetupCommand, startSetupCommand } from './hold.ts'
+import { NO_SESSION, resumeSetupCommand, startSetupCommand } from './hold.ts'
 
 /**
  * Setup scripts are `waiting` until the machine answers, then `running` inside it under the session holder, then
@@ -15,8 +16,8 @@ import { resumeSetupCommand, startSetupCommand } from './hold.ts'
  *   halfway is not run twice behind its author's back.
  */
 const PARALLEL = 16
-/** exe-hold's answer when there is no such session. */
-const NO_SESSION = 3
+/** Only the answer of `resumeSetupCommand` is read; a script's own output stays in the holder. */
+const ANSWER_LIMIT = 64
 const RETRY_MS = 5_000
 
 export type Setups = { close(): Promise<void> }
@@ -40,7 +41,11 @@ export function startSetups(app: App): Setups {
           // The connection broke, or the machine stopped: what it is now says the next look.
           setTimeout(() => lookSafely(row.id), RETRY_MS).unref()
         })
-        .finally(() => active.delete(row.id))
+        .finally(() => {
+          active.delete(row.id)
+          // Others may have waited for a place.
+          if (active.size === PARALLEL - 1) lookSafely()
+        })
       active.set(row.id, work)
     }
   }
@@ -66,37 +71,40 @@ async function carry(app: App, machineId: number, accountId: number, signal: Abo
     update machines set setup_state = 'running' where id = ${machineId} and setup_state = 'waiting' returning id`
   const machine = await app.machines.whenReady(machineId, seeker, { signal, timeoutMs: 60_000 })
   if (machine.setupState !== 'running' || machine.setupScript === null) return
-  if (won) return await note(app, machine, await runOn(app, machine, startSetupCommand(), signal, machine.setupScript))
-  const status = await runOn(app, machine, resumeSetupCommand(), signal)
-  if (status !== NO_SESSION) return await note(app, machine, status)
-  if (machine.observedBoot > 1) return await note(app, machine, null)
-  await note(app, machine, await runOn(app, machine, startSetupCommand(), signal, machine.setupScript))
+  const run = async () => (await runOn(app, machine, startSetupCommand(), signal, machine.setupScript ?? '')).status
+  if (won) return await note(app, machine, await run())
+  const { status, answer } = await runOn(app, machine, resumeSetupCommand(), signal, '')
+  if (answer.trim() !== NO_SESSION) return await note(app, machine, status)
+  await note(app, machine, machine.observedBoot > 1 ? null : await run())
 }
 
-/** @returns the exit status; null when a signal ended it */
-async function runOn(
-  app: App,
-  machine: Machine,
-  command: string,
-  signal: AbortSignal,
-  input?: string,
-): Promise<number | null> {
+/** @returns the exit status, null when a signal ended it, and the beginning of what was printed */
+async function runOn(app: App, machine: Machine, command: string, signal: AbortSignal, input: string) {
   const target = app.machines.target(machine, { accountId: machine.accountId })
   const remote = await openOnMachine(app.pool, target, { command })
-  const stop = () => remote.close()
+  const gone = Promise.withResolvers<never>()
+  gone.promise.catch(() => {})
+  const stop = () => {
+    remote.close()
+    gone.reject(new Error('the gateway ends'))
+  }
   signal.addEventListener('abort', stop, { once: true })
+  if (signal.aborted) stop()
   try {
+    let answer = ''
     remote.stdin.on('error', () => {})
-    remote.stdin.end(input ?? '')
-    // The holder keeps the log; here the output is only taken off the wire.
-    remote.stdout.resume()
+    remote.stdin.end(input)
+    remote.stdout.on('data', (chunk: Buffer) => {
+      if (answer.length < ANSWER_LIMIT) answer += chunk.toString('utf8', 0, ANSWER_LIMIT)
+    })
     remote.stderr.resume()
-    const { status, signal: killedBy } = await remote.exit
-    signal.throwIfAborted()
-    if (status === null && killedBy === null) throw new Error('the connection ended without an exit status')
-    return status
+    const read = Promise.all([remote.exit, finished(remote.stdout, { writable: false }).catch(() => {})])
+    const [end] = await Promise.race([read, gone.promise])
+    if (end.status === null && end.signal === null) throw new Error('the connection ended without an exit status')
+    return { status: end.status, answer }
   } finally {
     signal.removeEventListener('abort', stop)
+    remote.close()
   }
 }
 

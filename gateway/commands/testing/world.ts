@@ -18,6 +18,7 @@ export type World = {
   gateway: TestGateway
   app: App
   vmhost: StandInVmhost
+  machineSshPort: number
   owner: Caller
   /** private key of the owner */
   key: string
@@ -72,6 +73,7 @@ export async function startWorld(options: WorldOptions = {}): Promise<World> {
     gateway,
     app,
     vmhost,
+    machineSshPort,
     owner,
     key,
     async run(line, { caller = owner, stdin = '', signal = new AbortController().signal, env = {} } = {}) {

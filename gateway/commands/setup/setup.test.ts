@@ -1,0 +1,104 @@
+import { execFileSync } from 'node:child_process'
+import { chmodSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { startTestGateway } from '../../../test/gateway.ts'
+import { runLine } from '../run.ts'
+import { type MachineRow, machineRow } from '../testing/rows.ts'
+import { recordingIo, startWorld, type World } from '../testing/world.ts'
+
+const INIT = join(import.meta.dirname, '../../../init')
+const PATIENT = { timeout: 25_000, interval: 20 }
+
+/** The real session holder, under the host's sshd instead of a machine's: only its place differs. */
+describe('a setup script', () => {
+  let world: World
+  let directory: string
+  beforeAll(async () => {
+    execFileSync('make', ['-C', INIT, 'build/exe-hold'], { stdio: 'ignore' })
+    directory = mkdtempSync(join(tmpdir(), 'berth-setup-'))
+    const shell = join(directory, 'shell')
+    writeFileSync(
+      shell,
+      `#!/bin/sh\nexport EXE_HOLD_DIRECTORY=${directory}/hold\nexec /bin/sh -c "$(printf %s "$SSH_ORIGINAL_COMMAND" | sed 's,/exe/bin/exe-hold,${INIT}/build/exe-hold,g')"\n`,
+    )
+    chmodSync(shell, 0o755)
+    world = await startWorld({ sshd: true, forceCommand: shell })
+  })
+  afterAll(async () => {
+    await world?.[Symbol.asyncDispose]()
+    rmSync(directory, { recursive: true, force: true })
+  })
+  const row = (name: string): Promise<MachineRow | undefined> => machineRow(world, name)
+  /** The machines share the host, and with it the holder: each test begins with none. */
+  const forget = () => rmSync(`${directory}/hold`, { recursive: true, force: true })
+
+  it('is run once the machine answers, and new says how it ended and where its log is', async () => {
+    const ran = await world.run('new good --memory 512M --setup-script -', {
+      stdin: `echo "it's running"; touch ${directory}/mark; exit 0\n`,
+    })
+    expect(ran.status, ran.stderr).toBe(0)
+    expect(ran.stderr).toMatch(/^good answers after [\d.]+ s; its setup script runs\n$/)
+    expect(ran.stdout).toMatch(/^setup script ended with status 0; its log: ssh .*exe-hold logs setup'\ngood is ready/)
+    expect(existsSync(join(directory, 'mark'))).toBe(true)
+    expect((await world.run('ssh good /exe/bin/exe-hold logs setup')).stdout).toBe("it's running\n")
+    expect((await world.json('ls good')).document).toMatchObject({
+      vms: [{ setup: { state: 'done', exit_status: 0 } }],
+    })
+    forget()
+  })
+
+  it('that fails is told with its status, and the machine stays', async () => {
+    const { status, document } = await world.json("new bad --memory 512M --setup-script='#!/bin/bash\nexit 3'")
+    expect(status).toBe(1)
+    expect(document).toMatchObject({
+      error: 'bad is ready, but its setup script ended with status 3',
+      code: 'machine.setup_failed',
+      vm_name: 'bad',
+      setup: { state: 'failed', exit_status: 3 },
+    })
+    expect((await row('bad'))?.observed_state).toBe('running')
+    forget()
+  })
+
+  it('goes on when nobody waits, and when the gateway ends; the next one reports its end', async () => {
+    expect(
+      (
+        await world.run(
+          `new later --memory 512M --no-wait --setup-script 'while ! test -e ${directory}/go; do sleep 0.05; done; echo once >> ${directory}/runs; exit 4'`,
+        )
+      ).status,
+    ).toBe(0)
+    await expect.poll(() => row('later').then((machine) => machine?.setup_state), PATIENT).toBe('running')
+    await expect.poll(() => existsSync(`${directory}/hold/setup.sock`), PATIENT).toBe(true)
+    await world.gateway.close(0)
+    writeFileSync(join(directory, 'go'), '')
+    await expect.poll(() => existsSync(`${directory}/runs`), PATIENT).toBe(true)
+    expect(await row('later')).toMatchObject({ setup_state: 'running' })
+    await using next = await startTestGateway({
+      database: world.gateway.database,
+      secretKey: world.gateway.secretKey,
+      machineSshPort: world.machineSshPort,
+      env: { BERTH_NETWORK: '127.64.0.0/16' },
+    })
+    await expect.poll(() => row('later').then((machine) => machine?.setup_state), PATIENT).toBe('failed')
+    expect(await row('later')).toMatchObject({ setup_exit_status: 4 })
+    expect(readFileSync(join(directory, 'runs'), 'utf8')).toBe('once\n')
+    forget()
+
+    // Marked as running, and the holder knows nothing: on the first boot the starter died too early, so it is run.
+    const io = recordingIo({ stdin: '' })
+    await runLine(next.app, world.owner, `new lost --memory 512M --no-wait --setup-script 'exit 5'`, io)
+    await expect.poll(() => row('lost').then((machine) => machine?.setup_exit_status), PATIENT).toBe(5)
+    forget()
+    await world.gateway.sql`update machines set setup_state = 'running', setup_exit_status = null where name = 'lost'`
+    await expect.poll(() => row('lost').then((machine) => machine?.setup_exit_status), PATIENT).toBe(5)
+    forget()
+    // After a restart it is not: it may have run halfway.
+    await world.gateway
+      .sql`update machines set setup_state = 'running', setup_exit_status = null, observed_boot = 2, desired_boot = 2 where name = 'lost'`
+    await expect.poll(() => row('lost').then((machine) => machine?.setup_state), PATIENT).toBe('failed')
+    expect(await row('lost')).toMatchObject({ setup_exit_status: null })
+  })
+})
