@@ -433,7 +433,7 @@ function waitForOrphan(file) {
 }
 
 /** Starts children, starts them again, and ends them in the reverse order. */
-class Supervisor {
+export class Supervisor {
   stopping = false
   #environment
   #children = []
@@ -749,14 +749,19 @@ function exit(code) {
   process.exit(code)
 }
 
-const [verb = 'start', ...rest] = process.argv.slice(2)
-try {
-  if (Number(process.versions.node.split('.')[0]) < 18) throw new Stop('Node 18 or newer is needed to start Berth', 2)
-  const action = Object.hasOwn(VERBS, verb) ? VERBS[verb] : undefined
-  if (!action) throw new Stop(`unknown: ${verb}. Expected one of ${Object.keys(VERBS).join(', ')}`, 2)
-  await action(rest)
-} catch (error) {
-  if (!(error instanceof Stop)) throw error
-  if (error.message) process.stderr.write(`${error.message}\n`)
-  process.exit(error.status)
+async function main([verb = 'start', ...rest]) {
+  try {
+    if (Number(process.versions.node.split('.')[0]) < 18) throw new Stop('Node 18 or newer is needed to start Berth', 2)
+    const action = Object.hasOwn(VERBS, verb) ? VERBS[verb] : undefined
+    if (!action) throw new Stop(`unknown: ${verb}. Expected one of ${Object.keys(VERBS).join(', ')}`, 2)
+    await action(rest)
+  } catch (error) {
+    if (!(error instanceof Stop)) throw error
+    if (error.message) process.stderr.write(`${error.message}\n`)
+    process.exit(error.status)
+  }
 }
+
+// Tests import the supervisor.
+if (process.argv[1] && fs.realpathSync(process.argv[1]) === fileURLToPath(import.meta.url))
+  await main(process.argv.slice(2))

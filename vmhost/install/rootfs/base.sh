@@ -9,6 +9,13 @@ chown -R root:root /usr/local/lib/node_modules
 chmod 0755 /usr/local/lib/node_modules/npm/bin/npm-cli.js /usr/local/lib/node_modules/npm/bin/npx-cli.js
 
 unit_dir=/etc/systemd/system
+# See the end of minimal.sh.
+for unit in dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount \
+  sys-fs-fuse-connections.mount modprobe@configfs.service modprobe@fuse.service modprobe@drm.service; do
+  rm -f "$unit_dir/$unit"
+done
+rm -f /etc/systemd/journald.conf.d/minimal.conf
+
 # Docker starts with the first `docker` command; at boot only where containers wait to be started again.
 rm -f "$unit_dir/multi-user.target.wants/docker.service" "$unit_dir/multi-user.target.wants/containerd.service"
 mkdir -p "$unit_dir/sockets.target.wants" "$unit_dir/multi-user.target.wants"

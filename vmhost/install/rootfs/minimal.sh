@@ -90,8 +90,6 @@ EOF
 cat > /etc/systemd/system.conf.d/berth.conf <<'EOF'
 [Manager]
 DefaultTimeoutStopSec=20s
-# The console is a log that people read later: lines without colours and without a running animation.
-ManagerEnvironment=TERM=dumb SYSTEMD_COLORS=0
 EOF
 # Processes that people leave running over SSH stay; the machine's power button is the platform's.
 cat > /etc/systemd/logind.conf.d/berth.conf <<'EOF'
@@ -107,6 +105,11 @@ fs.inotify.max_user_instances = 1024
 # Panics end the machine with its reason on the console, where the platform sees it.
 kernel.panic = 1
 EOF
+
+# What tests never use and every emulated boot pays for. base.sh takes these away again.
+mask dev-hugepages.mount dev-mqueue.mount sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount
+mask sys-fs-fuse-connections.mount modprobe@configfs.service modprobe@fuse.service modprobe@drm.service
+printf '[Journal]\nStorage=volatile\n' > /etc/systemd/journald.conf.d/minimal.conf
 
 rm -rf /var/lib/apt/lists/* /var/cache/apt/*.bin /var/cache/apt/archives/*.deb /var/cache/debconf/*-old
 rm -f /etc/dpkg/dpkg.cfg.d/99mmdebstrap /etc/apt/apt.conf.d/99mmdebstrap
