@@ -24,6 +24,8 @@ enum {
   SSH_PORT = 22,
   TICK_MS = 1000,
   SSHD_TICK_MS = 20,
+  RELOAD_LIMIT_MS = 15000,
+  RELOAD_POLL_MS = 10,
   FREEZE_MOST_MS = 60000,
   POWER_DEFAULT_MS = 20000,
   POWER_MOST_MS = 300000,
@@ -110,18 +112,34 @@ static void hello(struct agent *agent, const struct frame *frame) {
   channel_send(&agent->channel);
 }
 
+/*
+ * The supervisor passes the signal on to sshd, which reads its host key and its variables again; it starts itself anew
+ * for that and listens on a new socket. Whoever asked must not connect to the old one.
+ */
+static void reload_sshd(void) {
+  uint64_t before = report_listener(SSH_PORT);
+  uint64_t until = uptime_ms() + RELOAD_LIMIT_MS;
+  kill(getppid(), SIGHUP);
+  for (;;) {
+    uint64_t now = report_listener(SSH_PORT);
+    if (now != 0 && now != before) return;
+    if (uptime_ms() >= until) break;
+    sleep_ms(RELOAD_POLL_MS);
+  }
+  log_line("sshd does not come back with its new keys");
+}
+
 static void identify(struct agent *agent, const struct frame *frame) {
   char reason[256];
-  uid_t uid = 0;
+  struct identity_result result = {0};
   uint32_t id = frame->id;
-  if (!identity_apply(frame, agent->rehearsing, &uid, reason, sizeof reason)) {
+  if (!identity_apply(frame, agent->rehearsing, &result, reason, sizeof reason)) {
     answer_error(agent, id, reason);
     return;
   }
-  /* The supervisor passes it on to sshd, which reads its host key and its variables again. */
-  if (agent->identified && !agent->booting && !agent->rehearsing) kill(getppid(), SIGHUP);
+  if (result.sshd_changed && !agent->booting && !agent->rehearsing) reload_sshd();
   agent->identified = true;
-  frame_number(start(agent, MSG_OK, id), TAG_LOGIN_UID, uid);
+  frame_number(start(agent, MSG_OK, id), TAG_LOGIN_UID, result.login_uid);
   channel_send(&agent->channel);
 }
 
@@ -277,7 +295,7 @@ static unsigned int tick(struct agent *agent) {
   }
   if (!agent->sshd_seen) {
     wait_ms = SSHD_TICK_MS;
-    if (report_listens(SSH_PORT)) {
+    if (report_listener(SSH_PORT) != 0) {
       agent->sshd_seen = true;
       agent_stage(agent, "sshd");
       agent_stage(agent, "init");

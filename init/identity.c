@@ -48,6 +48,16 @@ static int put_shown(const char *name, const void *bytes, size_t length) {
   return rewrite_file(in_root(path, sizeof path, name), bytes, length, 0644);
 }
 
+/* sshd reads these at its start, and starting again costs whoever connects meanwhile: only when they differ. */
+static int put_for_sshd(const char *name, const void *bytes, size_t length, bool *changed) {
+  static char old[TEXT_MOST];
+  char path[PATH_MOST];
+  ssize_t had = read_file(in_root(path, sizeof path, name), old, sizeof old);
+  if (had >= 0 && (size_t)had == length && memcmp(old, bytes, length) == 0) return 0;
+  *changed = true;
+  return put(name, bytes, length, 0600);
+}
+
 static int prepare(void) {
   static const char *const directories[] = {RUN "/ssh", RUN "/etc"};
   for (size_t i = 0; i < sizeof directories / sizeof directories[0]; i++) {
@@ -149,7 +159,8 @@ static void add_session_variables(const struct frame *frame, struct text *to) {
  * Only the first SetEnv line of a block counts (sshd_config(5)), so each block has everything on one. There is no PAM
  * and so no logind session: what pam_systemd would set for the login user, who lingers, is set here.
  */
-static int put_session_variables(const struct frame *frame, const char *user, uid_t uid) {
+static int put_session_variables(const struct frame *frame, const char *user, struct identity_result *result) {
+  uid_t uid = result->login_uid;
   struct text text = {.at = text_buffer, .capacity = sizeof text_buffer};
   add_session_variables(frame, &text);
   if (uid != 0) {
@@ -166,7 +177,7 @@ static int put_session_variables(const struct frame *frame, const char *user, ui
     errno = E2BIG;
     return -1;
   }
-  return put(RUN "/ssh/session.conf", text.at, text.length, 0600);
+  return put_for_sshd(RUN "/ssh/session.conf", text.at, text.length, &result->sshd_changed);
 }
 
 static int put_service_variables(const struct frame *frame) {
@@ -279,7 +290,7 @@ static void copy_text(const struct frame *frame, uint8_t tag, char *to, size_t c
   to[length] = 0;
 }
 
-bool identity_apply(const struct frame *frame, bool rehearsing, uid_t *login_uid, char *reason, size_t capacity) {
+bool identity_apply(const struct frame *frame, bool rehearsing, struct identity_result *result, char *reason, size_t capacity) {
   struct field field;
   char hostname[NAME_MOST + 1];
   char login_user[33];
@@ -296,14 +307,16 @@ bool identity_apply(const struct frame *frame, bool rehearsing, uid_t *login_uid
     if (clock_ms > 0) set_clock(clock_ms);
     if (field_find(frame, TAG_ENTROPY, &field)) add_entropy(&field);
   }
-  if (user_ensure_system() != 0 || user_ensure(login_user, login_uid) != 0)
+  if (user_ensure_system() != 0 || user_ensure(login_user, &result->login_uid) != 0)
     return fail(reason, capacity, "add the login user");
   if (put_lines(frame, TAG_AUTHORIZED_KEY, RUN "/ssh/authorized_keys") != 0 ||
       put_lines(frame, TAG_USER_AUTHORITY, RUN "/ssh/user_authorities") != 0)
     return fail(reason, capacity, "write the keys");
+  result->sshd_changed = false;
   field_find(frame, TAG_HOST_KEY, &field);
-  if (put(RUN "/ssh/host_key", field.bytes, field.length, 0600) != 0) return fail(reason, capacity, "write the host key");
-  if (put_session_variables(frame, login_user, *login_uid) != 0 || put_service_variables(frame) != 0)
+  if (put_for_sshd(RUN "/ssh/host_key", field.bytes, field.length, &result->sshd_changed) != 0)
+    return fail(reason, capacity, "write the host key");
+  if (put_session_variables(frame, login_user, result) != 0 || put_service_variables(frame) != 0)
     return fail(reason, capacity, "write the environment");
   if (set_hostname(hostname, rehearsing) != 0) return fail(reason, capacity, "set the host name");
   field_find(frame, TAG_MACHINE_ID, &field);
@@ -360,6 +373,9 @@ void identity_tell_systemd(void) {
   };
   /* These would write a machine id kept in memory to the disk, or wait for a network nobody manages. */
   static const char *const masked[] = {"systemd-machine-id-commit.service", "systemd-networkd-wait-online.service"};
+  /* Shutdown would unmount these under the running agent and sshd, in vain, and say so in red. */
+  static const char *const kept[] = {"exe.mount", "exe-.mount", "etc-.mount", "lib-modules.mount", "usr-lib-modules.mount"};
+  static const char keep[] = "[Unit]\nDefaultDependencies=no\n";
   char path[PATH_MOST];
   make_directories(in_root(path, sizeof path, "/run/systemd/network"));
   make_directories(in_root(path, sizeof path, "/run/systemd/system"));
@@ -367,6 +383,13 @@ void identity_tell_systemd(void) {
     char name[PATH_MOST];
     snprintf(name, sizeof name, "/run/systemd/network/%s", files[i][0]);
     put(name, files[i][1], strlen(files[i][1]), 0644);
+  }
+  for (size_t i = 0; i < sizeof kept / sizeof kept[0]; i++) {
+    char name[PATH_MOST];
+    snprintf(name, sizeof name, "/run/systemd/system/%s.d", kept[i]);
+    make_directories(in_root(path, sizeof path, name));
+    snprintf(name, sizeof name, "/run/systemd/system/%s.d/berth.conf", kept[i]);
+    put(name, keep, sizeof keep - 1, 0644);
   }
   for (size_t i = 0; i < sizeof masked / sizeof masked[0]; i++) {
     char name[PATH_MOST];

@@ -11,11 +11,16 @@
 #include "frame.h"
 #include "ip.h"
 
+struct identity_result {
+  uid_t login_uid;
+  bool sshd_changed; /* its host key or the sessions' variables: it must read them again */
+};
+
 /*
  * Carries out an IDENTIFY. rehearsing: only writes files under root_prefix, leaves kernel and mounts alone.
  * False, with a sentence in reason, when a field is missing or bad (nothing was changed then) or could not be applied.
  */
-bool identity_apply(const struct frame *frame, bool rehearsing, uid_t *login_uid, char *reason, size_t capacity);
+bool identity_apply(const struct frame *frame, bool rehearsing, struct identity_result *result, char *reason, size_t capacity);
 
 /* Carries out a KEYS: replaces the authorized keys. */
 bool identity_keys(const struct frame *frame, char *reason, size_t capacity);

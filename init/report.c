@@ -12,8 +12,14 @@
 
 enum { LISTEN_STATE = 0x0a, PORTS_MOST = 256 };
 
+struct listener {
+  unsigned int port;
+  bool loopback;
+  uint64_t inode;
+};
+
 /* Calls back for every listening TCP socket until told to stop. See Documentation/networking/proc_net_tcp.rst. */
-static void each_listener(bool (*visit)(unsigned int port, bool loopback, void *context), void *context) {
+static void each_listener(bool (*visit)(const struct listener *listener, void *context), void *context) {
   static const char *const files[] = {"/proc/net/tcp", "/proc/net/tcp6"};
   for (size_t i = 0; i < 2; i++) {
     FILE *file = fopen(files[i], "re");
@@ -21,13 +27,16 @@ static void each_listener(bool (*visit)(unsigned int port, bool loopback, void *
     bool more = true;
     while (file && more && fgets(line, sizeof line, file)) {
       char address[33];
-      unsigned int port;
       unsigned int state;
-      if (sscanf(line, " %*u: %32[0-9A-Fa-f]:%x %*[0-9A-Fa-f]:%*x %x", address, &port, &state) != 3) continue;
+      unsigned long long inode;
+      struct listener found;
+      if (sscanf(line, " %*u: %32[0-9A-Fa-f]:%x %*[0-9A-Fa-f]:%*x %x %*s %*s %*s %*u %*d %llu", address, &found.port, &state, &inode) != 4)
+        continue;
       /* Listeners come first in the table; what follows may be thousands of connections. */
       if (state != LISTEN_STATE) break;
-      bool loopback = i == 0 ? strcmp(address + 6, "7F") == 0 : strcmp(address, "00000000000000000000000001000000") == 0;
-      more = visit(port, loopback, context);
+      found.inode = inode;
+      found.loopback = i == 0 ? strcmp(address + 6, "7F") == 0 : strcmp(address, "00000000000000000000000001000000") == 0;
+      more = visit(&found, context);
     }
     if (file) fclose(file);
   }
@@ -38,26 +47,30 @@ struct ports {
   int count;
 };
 
-static bool write_port(unsigned int port, bool loopback, void *context) {
+static bool write_port(const struct listener *listener, void *context) {
   struct ports *ports = context;
-  if (!loopback) {
-    frame_number(ports->writer, TAG_LISTENING_PORT, port);
+  if (!listener->loopback) {
+    frame_number(ports->writer, TAG_LISTENING_PORT, listener->port);
     ports->count++;
   }
   return ports->count < PORTS_MOST;
 }
 
-static bool match_port(unsigned int port, bool loopback, void *context) {
-  unsigned int *wanted = context;
-  (void)loopback;
-  if (port == *wanted) *wanted = 0;
-  return *wanted != 0;
+struct wanted {
+  unsigned int port;
+  uint64_t inode;
+};
+
+static bool match_port(const struct listener *listener, void *context) {
+  struct wanted *wanted = context;
+  if (listener->port == wanted->port) wanted->inode = listener->inode;
+  return wanted->inode == 0;
 }
 
-bool report_listens(unsigned int port) {
-  unsigned int wanted = port;
+uint64_t report_listener(unsigned int port) {
+  struct wanted wanted = {.port = port};
   each_listener(match_port, &wanted);
-  return wanted == 0;
+  return wanted.inode;
 }
 
 static void write_cpu(struct frame_writer *writer) {

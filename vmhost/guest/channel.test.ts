@@ -1,0 +1,310 @@
+import { type ChildProcess, spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { connect, createServer, type Socket } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterEach, beforeAll, beforeEach, expect, test } from 'vitest'
+import { buildInit } from '../../init/build.ts'
+import { type AgentChannel, type ChannelError, connectAgent } from './channel.ts'
+import { encodeFrame, FrameReader } from './frames.ts'
+import { type AgentEvent, fieldTag, type MachineIdentity, messageType } from './messages.ts'
+
+let exeInit = ''
+let directory = ''
+let path = ''
+const agents: ChildProcess[] = []
+const channels: AgentChannel[] = []
+
+beforeAll(() => {
+  exeInit = buildInit('exe-init')
+}, 120_000)
+
+beforeEach(() => {
+  directory = mkdtempSync(join(tmpdir(), 'berth-channel-'))
+  path = join(directory, 'agent.sock')
+  mkdirSync(join(directory, 'root/etc'), { recursive: true })
+})
+
+afterEach(() => {
+  for (const channel of channels.splice(0)) channel.close()
+  for (const agent of agents.splice(0)) agent.kill('SIGKILL')
+  rmSync(directory, { recursive: true })
+})
+
+/** The agent itself, in its rehearsal: it writes below a directory and leaves this machine alone. */
+function startAgent(): ChildProcess {
+  const agent = spawn(exeInit, ['agent', '--socket', path, '--root', join(directory, 'root')], { stdio: 'ignore' })
+  agents.push(agent)
+  return agent
+}
+
+function open(options = {}): AgentChannel {
+  const channel = connectAgent(path, options)
+  channels.push(channel)
+  return channel
+}
+
+const rootFile = (name: string) => readFileSync(join(directory, 'root', name), 'utf8')
+
+const identity: MachineIdentity = {
+  hostname: 'demo',
+  loginUser: 'dev',
+  authorizedKeys: ['ssh-ed25519 AAAA gateway', 'ssh-ed25519 BBBB owner@home'],
+  environment: { GREETING: 'two "words" 100% é', EMPTY: '' },
+  hostKey: `-----BEGIN OPENSSH PRIVATE KEY-----\n${'A'.repeat(70)}\n-----END OPENSSH PRIVATE KEY-----\n`,
+  machineId: '0123456789abcdef0123456789abcdef',
+}
+
+test('an identity arrives whole: keys, host key, variables, names, the login user', async () => {
+  startAgent()
+  const channel = open()
+  expect(await channel.ready()).toMatchObject({ version: 1, identified: false })
+  writeFileSync(join(directory, 'root/etc/passwd'), 'root:x:0:0::/root:/bin/sh\nlow:x:1003:1003::/:/bin/sh')
+  writeFileSync(join(directory, 'root/etc/hosts'), '127.0.0.1 localhost\n127.0.1.1 old\n')
+  expect(await channel.identify(identity)).toEqual({ loginUid: 1004 })
+  expect(rootFile('exe/run/ssh/authorized_keys')).toBe('ssh-ed25519 AAAA gateway\nssh-ed25519 BBBB owner@home\n')
+  expect(rootFile('exe/run/ssh/host_key')).toBe(identity.hostKey)
+  expect(statSync(join(directory, 'root/exe/run/ssh/host_key')).mode & 0o777).toBe(0o600)
+  const session = rootFile('exe/run/ssh/session.conf')
+  expect(session.match(/"GREETING=two \\"words\\" 100% é"/g)).toHaveLength(2)
+  expect(session).toContain('\nMatch User dev\n  SetEnv "LANG=C.UTF-8"')
+  expect(session).toContain('"XDG_RUNTIME_DIR=/run/user/1004"')
+  expect(rootFile('run/systemd/system.conf.d/berth.conf')).toContain('"GREETING=two \\"words\\" 100%% é" "EMPTY="')
+  expect(rootFile('exe/run/etc/machine-id')).toBe(`${identity.machineId}\n`)
+  expect(rootFile('exe/run/etc/hosts')).toMatch(/127.0.0.1 localhost\n127.0.1.1\tdemo\n$/)
+  expect(rootFile('etc/passwd')).toContain('/bin/sh\nnobody:*:65534:')
+  expect(rootFile('etc/passwd')).toContain('dev:*:1004:1004::/home/dev:/bin/sh\n')
+})
+
+test('a second identity changes everything in place and adds no second user', async () => {
+  startAgent()
+  const channel = open()
+  await channel.identify(identity)
+  const shown = statSync(join(directory, 'root/exe/run/etc/machine-id')).ino
+  await channel.identify({ ...identity, machineId: 'f'.repeat(32), environment: { PATH: '/bin', LANG: 'de' } })
+  // Bound over files of the disk: the inode must stay.
+  expect(statSync(join(directory, 'root/exe/run/etc/machine-id')).ino).toBe(shown)
+  expect(rootFile('exe/run/etc/machine-id')).toBe(`${'f'.repeat(32)}\n`)
+  expect(rootFile('exe/run/ssh/session.conf')).toMatch(/^SetEnv "PATH=\/bin" "LANG=de"\n/)
+  expect(rootFile('etc/passwd').match(/^dev:/gm)).toHaveLength(1)
+})
+
+test('keys are replaced, and a key that would be two lines is refused', async () => {
+  startAgent()
+  const channel = open()
+  await channel.updateKeys(['ssh-ed25519 CCCC'])
+  expect(rootFile('exe/run/ssh/authorized_keys')).toBe('ssh-ed25519 CCCC\n')
+  await expect(channel.updateKeys(['a\nb'])).rejects.toMatchObject({ code: 'agent.refused', message: 'bad key' })
+  expect(rootFile('exe/run/ssh/authorized_keys')).toBe('ssh-ed25519 CCCC\n')
+})
+
+test.each([
+  [{ hostname: 'UPPER' }, 'bad host name'],
+  [{ hostname: '' }, 'bad host name'],
+  [{ loginUser: '0day' }, 'bad login user'],
+  [{ loginUser: 'a:b' }, 'bad login user'],
+  [{ machineId: 'x' }, 'bad machine id'],
+  [{ hostKey: '' }, 'bad host key'],
+  [{ authorizedKeys: ['a\nb'] }, 'bad key'],
+  [{ address: 'dhcp' }, 'ip=: there is no autoconfiguration here, so no "dhcp"'],
+])('a bad identity %j is refused with the reason', async (part, message) => {
+  startAgent()
+  await expect(open().identify({ ...identity, ...part })).rejects.toMatchObject({ code: 'agent.refused', message })
+})
+
+test('a variable that cannot be written is refused before anything is sent', async () => {
+  await expect(open().identify({ ...identity, environment: { A: 'x\ny' } })).rejects.toMatchObject({
+    code: 'agent.invalid',
+  })
+})
+
+test('a freeze ends by itself, and thaw says so', async () => {
+  startAgent()
+  const channel = open()
+  await channel.freeze(60_000)
+  expect(await channel.thaw()).toEqual({ wasFrozen: true })
+  expect(await channel.thaw()).toEqual({ wasFrozen: false })
+  await channel.freeze(1)
+  // The agent looks at its deadlines before it takes the next request, so this answer comes after the thaw.
+  await channel.ping()
+  await expect.poll(() => channel.thaw(), { interval: 5 }).toEqual({ wasFrozen: false })
+  await expect(channel.freeze(60_001)).rejects.toMatchObject({ code: 'agent.refused' })
+})
+
+test('a report has the machine’s own numbers', async () => {
+  startAgent()
+  const server = createServer().listen(0, '0.0.0.0')
+  await once(server, 'listening')
+  const address = server.address()
+  const report = await open().report()
+  server.close()
+  expect(report.listeningPorts).toContain(typeof address === 'object' ? address?.port : 0)
+  expect(report.memoryTotalBytes).toBeGreaterThan(report.memoryAvailableBytes)
+  expect(report.cpuBusyMs).toBeGreaterThan(0)
+  expect(report.diskTotalBytes).toBeGreaterThan(0)
+  expect(report.processCount).toBeGreaterThan(1)
+})
+
+test('the channel comes back when the agent does, and says lost and hello', async () => {
+  const first = startAgent()
+  const channel = open()
+  const events: string[] = []
+  channel.on((event) => events.push(event.type))
+  await channel.ping()
+  const lost = new Promise<void>((resolve) => channel.on((event) => event.type === 'lost' && resolve()))
+  first.kill('SIGKILL')
+  await lost
+  startAgent()
+  await channel.ping()
+  expect(events).toEqual(['hello', 'lost', 'hello'])
+})
+
+test('what an earlier host process left in the stream harms nobody', async () => {
+  startAgent()
+  await expect.poll(() => statSync(path, { throwIfNoEntry: false })?.isSocket()).toBe(true)
+  const stale = connect(path)
+  await once(stale, 'connect')
+  // Half a hello, then gone: the agent serves the next one.
+  const hello = encodeFrame({ type: messageType.hello, id: 0, fields: [{ tag: 1, bytes: Buffer.alloc(16, 7) }] })
+  stale.end(hello.subarray(0, 9))
+  await open().ping()
+})
+
+test('a powerOff is answered and announced', async () => {
+  startAgent()
+  const channel = open()
+  const begun = new Promise<AgentEvent>((resolve) => channel.on((event) => event.type === 'poweroff' && resolve(event)))
+  await channel.powerOff()
+  await begun
+})
+
+test('calls have a limit, a signal, and an end with the channel', async () => {
+  const channel = open()
+  await expect(channel.ping({ timeoutMs: 30 })).rejects.toMatchObject({ code: 'agent.timeout' })
+  const stop = new AbortController()
+  const aborted = channel.ping({ signal: stop.signal })
+  stop.abort(new Error('no longer wanted'))
+  await expect(aborted).rejects.toThrow('no longer wanted')
+  const waiting = channel.ping()
+  channel.close()
+  await expect(waiting).rejects.toMatchObject({ code: 'agent.closed' })
+  await expect(channel.ping()).rejects.toMatchObject({ code: 'agent.closed' })
+  const ended = connectAgent(path, { signal: AbortSignal.abort() })
+  await expect(ended.ping()).rejects.toMatchObject({ code: 'agent.closed' })
+})
+
+/** A machine that answers what the test says, for what no real agent would do. */
+async function pretend(answer: (frame: { type: number; id: number; nonce?: Buffer }, socket: Socket) => void) {
+  const server = createServer((socket) => {
+    const reader = new FrameReader()
+    socket.on('error', () => {})
+    socket.on('data', (chunk: Buffer) => {
+      for (const frame of reader.push(chunk)) {
+        const nonce = frame.fields.find((field) => field.tag === fieldTag.nonce)?.bytes
+        answer({ type: frame.type, id: frame.id, ...(nonce ? { nonce } : {}) }, socket)
+      }
+    })
+  })
+  server.listen(path)
+  await once(server, 'listening')
+  return server
+}
+
+const helloAnswer = (nonce: Buffer) =>
+  encodeFrame({ type: messageType.ok, id: 0, fields: [{ tag: fieldTag.nonce, bytes: nonce }] })
+
+test('answers meant for an earlier host process are not taken for one’s own', async () => {
+  const server = await pretend((frame, socket) => {
+    if (frame.nonce) {
+      socket.write(helloAnswer(Buffer.alloc(16, 1)))
+      socket.write(
+        encodeFrame({ type: messageType.stage, id: 0, fields: [{ tag: fieldTag.stage, bytes: Buffer.from('sshd') }] }),
+      )
+      setImmediate(() => socket.write(helloAnswer(frame.nonce ?? Buffer.alloc(0))))
+    } else socket.write(encodeFrame({ type: messageType.ok, id: frame.id, fields: [] }))
+  })
+  const channel = open()
+  const events: AgentEvent[] = []
+  channel.on((event) => events.push(event))
+  await channel.ping()
+  expect(events.map((event) => event.type)).toEqual(['hello'])
+  server.close()
+})
+
+test('a guest that reboots is greeted again, and what was asked of it before fails', async () => {
+  let boots = 0
+  const server = await pretend((frame, socket) => {
+    if (frame.nonce) {
+      boots++
+      socket.write(helloAnswer(frame.nonce))
+    } else if (boots === 1) socket.write(encodeFrame({ type: messageType.born, id: 0, fields: [] }))
+    else socket.write(encodeFrame({ type: messageType.ok, id: frame.id, fields: [] }))
+  })
+  const channel = open()
+  await expect(channel.ping()).rejects.toMatchObject({ code: 'agent.lost' })
+  await channel.ping()
+  expect(boots).toBe(2)
+  server.close()
+})
+
+test('a machine’s reason reaches a log without its escape sequences', async () => {
+  const server = await pretend((frame, socket) => {
+    if (frame.nonce) socket.write(helloAnswer(frame.nonce))
+    else {
+      const bytes = Buffer.from(`\x1b[2Jevil\n${'x'.repeat(9000)}`)
+      socket.write(encodeFrame({ type: messageType.error, id: frame.id, fields: [{ tag: fieldTag.message, bytes }] }))
+    }
+  })
+  const error = await open()
+    .ping()
+    .then(
+      () => undefined,
+      (reason: ChannelError) => reason,
+    )
+  expect(error?.message).toMatch(/^ \[2Jevil x+$/)
+  expect(error?.message.length).toBeLessThanOrEqual(500)
+  server.close()
+})
+
+test('a machine that floods the channel is read slowly', async () => {
+  const event = encodeFrame({ type: messageType.powerOffBegun, id: 0, fields: [] })
+  const flood = Buffer.concat(Array.from({ length: 20_000 }, () => event))
+  let seen = 0
+  let warned = 0
+  const server = await pretend((frame, socket) => {
+    if (!frame.nonce) return
+    socket.write(helloAnswer(frame.nonce))
+    for (let i = 0; i < 20; i++) socket.write(flood)
+  })
+  const channel = open({ log: { debug() {}, warn: () => warned++ } })
+  channel.on((happened) => {
+    if (happened.type === 'poweroff') seen++
+  })
+  await expect.poll(() => warned, { timeout: 5_000 }).toBe(1)
+  // A read is at most 64 KiB of frames past the limit.
+  expect(seen).toBeLessThan(500 + 65_536 / event.length + 1)
+  server.close()
+})
+
+test('under Cloud Hypervisor the guest’s port is asked for first', async () => {
+  const asked: string[] = []
+  const server = createServer((socket) => {
+    const reader = new FrameReader()
+    socket.once('data', (chunk: Buffer) => {
+      asked.push(chunk.toString())
+      socket.write('OK 1073741824\n')
+      socket.on('data', (more: Buffer) => {
+        for (const frame of reader.push(more)) {
+          const nonce = frame.fields.find((field) => field.tag === fieldTag.nonce)?.bytes
+          socket.write(nonce ? helloAnswer(nonce) : encodeFrame({ type: messageType.ok, id: frame.id, fields: [] }))
+        }
+      })
+    })
+  })
+  server.listen(path)
+  await once(server, 'listening')
+  await open({ vsockPort: 1024 }).ping()
+  expect(asked).toEqual(['CONNECT 1024\n'])
+  server.close()
+})
