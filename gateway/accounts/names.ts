@@ -62,14 +62,6 @@ export async function recordName(sql: Sql, accountId: number, name: string): Pro
   }
 }
 
-/**
- * Gives a recorded name up, so that the same account can call a machine so: somebody who tried `ssh api@host` before
- * making `api` has it recorded. Other accounts' recordings stay, and keep the name from machines.
- */
-export async function releaseName(sql: Pick<Sql, 'unsafe'>, accountId: number, name: string): Promise<void> {
-  await sql.unsafe('delete from lobby_names where account_id = $1 and name = $2', [accountId, name])
-}
-
 /** The names recorded for an account, the one used last first. */
 export async function recordedNames(sql: Sql, accountId: number): Promise<string[]> {
   const rows = await sql<{ name: string }[]>`
