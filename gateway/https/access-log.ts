@@ -1,46 +1,69 @@
-import { destination, pino } from 'pino'
+import { destination } from 'pino'
 import type { Finished } from './proxy/context.ts'
 
 export type AccessLog = { write(exchange: Finished): void; close(): void }
 
+const BLOCK_BYTES = 32_768
+/** Longer paths are cut: a line has a bound as everything has. */
+const PATH_CHARACTERS = 2048
+
 /**
- * One JSON line a request. Written in blocks, at least every second: a system call for each line would cost a tenth of
- * the request. Queries, cookies and tokens are not in it.
- * @param fd where to; stdout unless given
+ * One JSON line a request, in the shape of pino's lines and through its destination, but made and gathered here: with
+ * a logger call for each request the log cost a fifth of the whole exchange. Blocks are written when full and every
+ * second. Queries, cookies and tokens are not in it.
+ * @param target file descriptor or path; stdout unless given
  */
-export function accessLog(fd: number | string = 1): AccessLog {
-  const sink = destination({ dest: fd, sync: true, minLength: 32_768, maxWrite: 65_536 })
-  const log = pino({ base: { part: 'access' } }, sink)
-  const timer = setInterval(() => sink.flush(), 1000)
+export function accessLog(target: number | string = 1): AccessLog {
+  const sink = destination({ dest: target, sync: true })
+  let lines: string[] = []
+  let characters = 0
+  const flush = () => {
+    if (lines.length === 0) return
+    const block = lines.join('')
+    lines = []
+    characters = 0
+    sink.write(block)
+  }
+  const timer = setInterval(flush, 1000)
   timer.unref()
   return {
     write(exchange) {
-      const query = exchange.path.indexOf('?')
-      log.info({
-        from: exchange.remoteAddress,
-        protocol: exchange.protocol,
-        method: exchange.method,
-        host: exchange.host,
-        path: query < 0 ? exchange.path : exchange.path.slice(0, query),
-        status: exchange.status,
-        machine: exchange.machineId,
-        user: exchange.user,
-        ms: rounded(performance.now() - exchange.startedAtMs),
-        firstByteMs:
-          exchange.firstByteAtMs === undefined ? undefined : rounded(exchange.firstByteAtMs - exchange.startedAtMs),
-        sentBytes: exchange.sentBytes,
-        upgraded: exchange.upgraded || undefined,
-        cut: exchange.cut,
-      })
+      const text = accessLine(exchange, Date.now(), performance.now())
+      lines.push(text)
+      characters += text.length
+      if (characters > BLOCK_BYTES) flush()
     },
     close() {
       clearInterval(timer)
-      // A destination that is still opening cannot be flushed; nothing was written to it then.
+      flush()
+      // A destination that is still opening cannot be flushed; it writes by itself once it is open.
       try {
         sink.flushSync()
       } catch {}
     },
   }
+}
+
+/** The line of one exchange, with its newline. @param at Unix milliseconds; nowMs as the exchange's own times */
+export function accessLine(exchange: Finished, at: number, nowMs: number): string {
+  const { path, firstByteAtMs, startedAtMs, machineId, user, cut } = exchange
+  const query = path.indexOf('?')
+  const shown = path.slice(0, Math.min(query < 0 ? path.length : query, PATH_CHARACTERS))
+  let line = `{"level":30,"time":${at},"part":"access","from":"${exchange.remoteAddress}","protocol":"${exchange.protocol}"`
+  line += `,"method":"${exchange.method}","host":${quoted(exchange.host)},"path":${quoted(shown)},"status":${exchange.status}`
+  if (machineId !== undefined) line += `,"machine":${machineId}`
+  if (user !== undefined) line += `,"user":${quoted(user)}`
+  line += `,"ms":${rounded(nowMs - startedAtMs)}`
+  if (firstByteAtMs !== undefined) line += `,"firstByteMs":${rounded(firstByteAtMs - startedAtMs)}`
+  line += `,"sentBytes":${exchange.sentBytes}`
+  if (exchange.upgraded) line += ',"upgraded":true'
+  if (cut !== undefined) line += `,"cut":"${cut}"`
+  return `${line}}\n`
+}
+
+/** What clients wrote stands in quotes and cannot leave them; most of it needs no escaping. */
+function quoted(text: string): string {
+  return /^[\x20\x21\x23-\x5b\x5d-\x7e]*$/.test(text) ? `"${text}"` : JSON.stringify(text)
 }
 
 function rounded(ms: number): number {
