@@ -20,6 +20,8 @@ export type App = {
   machines: MachineAccess
   /** the gateway's connections to the machines' sshd; see `openOnMachine` in ssh/pool/open-on-machine.ts */
   pool: MachinePool
+  /** keys the hashes of mailed codes; in no database */
+  codeSecret: Buffer
   /** the SSH host key as `ssh-ed25519 AAAA…`, for known_hosts lines */
   hostPublicKey: string
   /** when this process began to serve */

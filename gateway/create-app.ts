@@ -14,20 +14,22 @@ export type AppOptions = {
   gatewayPrivateKey: string
   /** `ssh-ed25519 AAAA…` */
   hostPublicKey: string
+  /** keys the hashes of mailed codes */
+  codeSecret: Buffer
   /** where the platform's sshd listens in guests; tests put a stand-in elsewhere */
   machineSshPort?: number
 }
 
 /** @returns the app and what ends it; the database connection stays the caller's */
 export async function createApp(options: AppOptions): Promise<{ app: App; close: () => Promise<void> }> {
-  const { settings, sql, log, hostPublicKey, gatewayPrivateKey: privateKey } = options
+  const { settings, sql, log, hostPublicKey, codeSecret, gatewayPrivateKey: privateKey } = options
   const db = orm(sql)
   const news = await startNews(sql, log)
   const pool = new MachinePool({ privateKey, log })
   const machines = createMachineAccess(db, news, options.machineSshPort)
   const stop = forgetEndedMachines(sql, news, pool, log)
   return {
-    app: { settings, sql, db, log, news, machines, pool, hostPublicKey, startedAt: new Date() },
+    app: { settings, sql, db, log, news, machines, pool, codeSecret, hostPublicKey, startedAt: new Date() },
     async close() {
       stop()
       pool.close()

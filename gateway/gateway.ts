@@ -45,12 +45,14 @@ export async function startGateway(options: GatewayOptions): Promise<Gateway> {
   const { settings, sql, log, secretKey } = options
   const keys = await loadSshKeys(sql, secretKey)
   const joinCode = await ensureOwner(sql, secretKey, options.starter)
+  const codeSecret = Buffer.from(hkdfSync('sha256', secretKey, '', 'berth e-mail codes', 32))
   const { app, close: closeApp } = await createApp({
     settings,
     sql,
     log,
     gatewayPrivateKey: keys.gateway.privateKey,
     hostPublicKey: keys.host.publicKey,
+    codeSecret,
     ...(options.machineSshPort === undefined ? {} : { machineSshPort: options.machineSshPort }),
   })
   const lastUsed = new LastUsed(sql, log)
@@ -69,7 +71,7 @@ export async function startGateway(options: GatewayOptions): Promise<Gateway> {
     app,
     hostKeys: [keys.host.privateKey],
     lobby: options.lobby,
-    codeSecret: Buffer.from(hkdfSync('sha256', secretKey, '', 'berth e-mail codes', 32)),
+    codeSecret,
     onKeyUsed: (keyId) => lastUsed.note(keyId),
     ...(options.limits ? { limits: options.limits } : {}),
   })

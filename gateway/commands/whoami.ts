@@ -1,3 +1,4 @@
+import { checkCode, EmailCodeError, mailCode } from '../accounts/email-codes.ts'
 import { listKeys } from '../accounts/keys.ts'
 import { recordedNames } from '../accounts/names.ts'
 import { isEmail } from '../accounts/people.ts'
@@ -12,10 +13,14 @@ export const whoami = defineCommand({
   name: 'whoami',
   group: 'you',
   summary: 'your account: address, keys, names that lead here',
-  flags: { email: { type: 'string', value: 'ADDRESS', summary: 'set your e-mail address' } },
+  flags: {
+    email: { type: 'string', value: 'ADDRESS', summary: 'set your e-mail address' },
+    code: { type: 'string', value: 'CODE', summary: 'the code that was mailed there' },
+  },
   examples: ['whoami', 'whoami --email you@example.com'],
   async run(context, { flags }) {
-    if (flags.email !== undefined) await setEmail(context, flags.email)
+    if (flags.email !== undefined) await setEmail(context, flags.email, flags.code)
+    else if (flags.code !== undefined) throw usageError('--code belongs to --email ADDRESS')
     const { app, caller } = context
     const [account] = await app.sql<{ email: string | null; plan: string; created_at: Date }[]>`
       select email, plan, created_at from accounts where id = ${caller.accountId}`
@@ -52,21 +57,48 @@ export const whoami = defineCommand({
   },
 })
 
-/**
- * Where mail works an address must be proved, which wants a code that is mailed there; without it the owner reads the
- * mail anyway, and an address is taken as typed.
- */
-async function setEmail({ app, caller }: Context, typed: string): Promise<void> {
+/** Where mail works an address is proved by a code that is mailed there; without mail it is taken as typed. */
+async function setEmail(context: Context, typed: string, code: string | undefined): Promise<void> {
+  const { app, caller } = context
   const email = typed.trim().toLowerCase()
   if (!isEmail(email)) throw usageError(`${shown(typed)} is no e-mail address`, 'whoami --email you@example.com')
-  if (app.settings.smtp !== undefined) {
-    throw new CommandError('email.not_here', 1, 'an address is proved at sign-up only, in this version', {
-      wayOn: 'ask the operator to set it',
+  const [other] = await app.sql`select from accounts where email = ${email} and id <> ${caller.accountId}`
+  if (other) throw emailTaken()
+  if (app.settings.smtp !== undefined) await prove(context, email, code)
+  try {
+    await app.sql`update accounts set email = ${email} where id = ${caller.accountId}`
+  } catch (error) {
+    // Somebody else proved it in the meantime.
+    if (error instanceof Error && 'constraint_name' in error && error.constraint_name === 'accounts_email_key')
+      throw emailTaken()
+    throw error
+  }
+  await recordEvent(app.sql, caller, 'account.email_set', null, {})
+}
+
+async function prove({ app, caller, ask }: Context, email: string, given: string | undefined): Promise<void> {
+  // Codes at sign-up are bound to the key that asks; here an account asks, whatever signed it in.
+  const publicKey = Buffer.from(`account:${caller.accountId}`)
+  if (given === undefined) {
+    try {
+      await mailCode(app.sql, app.codeSecret, { email, publicKey, domain: app.settings.domain })
+    } catch (error) {
+      if (error instanceof EmailCodeError) throw new CommandError('email.busy', 5, error.message)
+      throw error
+    }
+  }
+  const code = given ?? (await ask(`the code that was mailed to ${email}: `))
+  if (code === undefined) {
+    throw new CommandError('email.code_mailed', 1, `a code was mailed to ${email}; nothing is changed yet`, {
+      wayOn: `whoami --email ${email} --code CODE`,
     })
   }
-  const rows = await app.sql`
-    update accounts set email = ${email} where id = ${caller.accountId}
-      and not exists (select from accounts where email = ${email} and id <> ${caller.accountId}) returning id`
-  if (rows.length === 0) throw new CommandError('email.taken', 4, 'that address belongs to another account')
-  await recordEvent(app.sql, caller, 'account.email_set', null, {})
+  if (await checkCode(app.sql, app.codeSecret, { email, publicKey, code })) return
+  throw new CommandError('email.wrong_code', 4, 'that is not the code, or it is too old', {
+    wayOn: `for a new one: whoami --email ${email}`,
+  })
+}
+
+function emailTaken(): CommandError {
+  return new CommandError('email.taken', 4, 'that address belongs to another account')
 }

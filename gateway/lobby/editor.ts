@@ -1,7 +1,7 @@
 import { once } from 'node:events'
 import type { Writable } from 'node:stream'
 import type { Terminal } from '../app.ts'
-import { textWidth, truncate } from '../commands/width.ts'
+import { commonPrefix, inColumns } from './candidates.ts'
 import type { History } from './history.ts'
 import type { Keyboard } from './keyboard.ts'
 import { type Key, KeyDecoder } from './keys.ts'
@@ -32,7 +32,6 @@ export type ReadLineOptions = {
 export type ReadLine = { kind: 'line'; text: string } | { kind: 'interrupted' } | { kind: 'closed' }
 
 const BELL = '\x07'
-const LISTED = 120
 
 /** Reads one line from a terminal in raw mode, with readline's emacs keys. The cursor ends on a fresh row. */
 export async function readLine(options: ReadLineOptions): Promise<ReadLine> {
@@ -261,20 +260,7 @@ class Editor {
   }
 
   #list(candidates: readonly string[]): void {
-    const shown = candidates.slice(0, LISTED).map((candidate) => candidate.trimEnd())
-    const columns = Math.max(1, this.#options.terminal.columns || 80)
-    const width = Math.min(columns, Math.max(...shown.map(textWidth)) + 2)
-    const perRow = Math.max(1, Math.floor(columns / width))
-    const rowCount = Math.ceil(shown.length / perRow)
-    const rows = Array.from({ length: rowCount }, (_, row) =>
-      shown
-        .filter((_, index) => index % rowCount === row)
-        .map((text) => truncate(text, width - 1))
-        .map((text) => text + ' '.repeat(Math.max(0, width - textWidth(text))))
-        .join('')
-        .trimEnd(),
-    )
-    if (candidates.length > LISTED) rows.push(`and ${candidates.length - LISTED} more`)
+    const rows = inColumns(candidates, this.#options.terminal.columns || 80)
     this.#painter.leave(rows.join('\r\n'))
   }
 
@@ -300,15 +286,4 @@ class Editor {
     this.#result.resolve(result)
     return true
   }
-}
-
-function commonPrefix(texts: readonly string[]): string {
-  const [first = '', ...others] = texts
-  let length = first.length
-  for (const other of others) {
-    let same = 0
-    while (same < length && other[same] === first[same]) same++
-    length = same
-  }
-  return first.slice(0, length)
 }

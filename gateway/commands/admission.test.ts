@@ -1,0 +1,95 @@
+import { describe, expect, it } from 'vitest'
+import { machineRow } from './testing/rows.ts'
+import { startWorld } from './testing/world.ts'
+
+const GIBIBYTE = 2 ** 30
+/** Waits for an event; this long only where the machine running the tests is busy. */
+const PATIENT = { timeout: 20_000, interval: 20 }
+
+describe('admission', () => {
+  it('never promises more memory than there is, however many ask at once', async () => {
+    await using world = await startWorld({ host: { memoryBytes: 4 * GIBIBYTE } })
+    const asked = await Promise.all(Array.from({ length: 12 }, () => world.json('new --memory 1G --no-wait')))
+    expect(asked.filter((one) => one.status === 0)).toHaveLength(4)
+    const refused = asked.filter((one) => one.status === 5)
+    expect(refused).toHaveLength(8)
+    expect(refused[0]?.document.code).toBe('capacity.memory')
+    const [sum] = await world.gateway.sql<{ bytes: number }[]>`select sum(memory_bytes)::bigint as bytes from machines`
+    expect(sum?.bytes).toBe(4 * GIBIBYTE)
+    // Overcommit is the operator's to say; what is stopped is promised to nobody.
+    expect((await world.run('host overcommit 1.25')).status).toBe(0)
+    expect((await world.run('new fifth --memory 1G --no-wait')).status).toBe(0)
+    expect((await world.run('new sixth --memory 1G --no-wait')).status).toBe(5)
+    expect((await world.run('stop fifth')).status).toBe(0)
+    expect((await world.run('new sixth --memory 1G --no-wait')).status).toBe(0)
+    const start = await world.run('start fifth')
+    expect(start).toMatchObject({ status: 5, stdout: '' })
+    expect(start.stderr).toMatch(/fifth needs 1 GiB of memory and server server1 has 0 B left/)
+  })
+
+  it('says which server is missing, draining, or full', async () => {
+    await using world = await startWorld({ host: { storeFreeBytes: GIBIBYTE } })
+    expect((await world.run('new demo --no-wait')).stderr).toMatch(/room for a disk/)
+    await world.run('host drain server1')
+    expect((await world.run('new demo --no-wait')).stderr).toMatch(/emptied/)
+    await world.gateway.sql`update hosts set lease_expires_at = now() - interval '1 minute'`
+    expect(await world.run('new demo --no-wait')).toMatchObject({
+      status: 5,
+      stderr: expect.stringMatching(/no server is up/),
+    })
+    expect((await world.run('doctor')).stdout).toMatch(/fix +server1: has not reported/)
+  })
+
+  it('gives the lowest free address, and none when all are in use', async () => {
+    await using world = await startWorld({ env: { BERTH_NETWORK: '127.64.0.0/28' } })
+    const ips = []
+    for (let n = 0; n < 13; n++) ips.push((await world.json(`new m${n} --memory 512M --no-wait`)).document.ip)
+    expect(ips).toEqual(Array.from({ length: 13 }, (_, n) => `127.64.0.${n + 2}`))
+    const full = await world.run('new late --memory 512M --no-wait')
+    expect(full).toMatchObject({
+      status: 5,
+      stderr: expect.stringMatching(/every address of 127.64.0.0\/28 is in use/),
+    })
+    expect(await machineRow(world, 'late')).toBeUndefined()
+    await world.run('rm --now m4')
+    expect((await world.json('new late --memory 512M --no-wait')).document.ip).toBe('127.64.0.6')
+  })
+
+  it('keeps to the limit of an account', async () => {
+    await using world = await startWorld()
+    const caller = await world.account()
+    await world.gateway.sql`update accounts set max_machines = 1 where id = ${caller.accountId}`
+    expect((await world.run('new a --memory 512M --no-wait', { caller })).status).toBe(0)
+    expect(await world.run('new b --memory 512M --no-wait', { caller })).toMatchObject({
+      status: 4,
+      stderr: expect.stringMatching(/1 of the 1/),
+    })
+    await world.gateway.sql`update accounts set suspended_at = now() where id = ${caller.accountId}`
+    expect(await world.run('restart a', { caller })).toMatchObject({ status: 4 })
+  })
+
+  it('refuses a name that somebody types as their own, but gives up one that was a slip', async () => {
+    await using world = await startWorld()
+    const other = await world.account()
+    await world.gateway
+      .sql`insert into lobby_names (name, account_id) values ('alice', ${other.accountId}), ('api', ${world.owner.accountId})`
+    expect(await world.run('new alice --no-wait --memory 512M')).toMatchObject({
+      status: 1,
+      stderr: expect.stringMatching(/leads to the lobby/),
+    })
+    expect((await world.run('new api --no-wait --memory 512M')).status).toBe(0)
+  })
+
+  it('leaves a machine that is waited for when the person leaves, and says so', async () => {
+    await using world = await startWorld()
+    world.vmhost.paused = true
+    const leave = new AbortController()
+    const making = world.run('new slow --memory 512M', { signal: leave.signal })
+    await expect.poll(() => machineRow(world, 'slow'), PATIENT).toBeDefined()
+    leave.abort()
+    const ran = await making
+    expect(ran.status).toBe(130)
+    expect(ran.stderr).toMatch(/no longer waiting; slow goes on being made/)
+    expect(await machineRow(world, 'slow')).toMatchObject({ desired_state: 'running' })
+  })
+})

@@ -1,0 +1,127 @@
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { startWorld, type World } from './testing/world.ts'
+
+const _GIBIBYTE = 2 ** 30
+/** Waits for an event; this long only where the machine running the tests is busy. */
+const _PATIENT = { timeout: 20_000, interval: 20 }
+
+import { flagNames } from './parse.ts'
+import { TABLE } from './table.ts'
+
+describe('bad input', () => {
+  let world: World
+  beforeAll(async () => {
+    world = await startWorld()
+  })
+  afterAll(() => world?.[Symbol.asyncDispose]())
+
+  it.each([
+    ['new Demo', 2, /a-z/],
+    ['new root', 2, /root/],
+    ['new demo --name other', 2, /two names/],
+    ['new demo --cpu many', 2, /cpu/],
+    ['new demo --cpu 0', 2, /cpu/],
+    ['new demo --cpu 64', 5, /64 CPUs; the largest has 8/],
+    ['new demo --memory 12', 2, /memory/],
+    ['new demo --memory 4T', 5, /4 TiB of memory left; the most is 64 GiB/],
+    ['new demo --disk 900T', 5, /disk/],
+    ['new demo --disk 100M', 2, /at least 1 GiB/],
+    ['new demo --image nothing:here', 3, /images: base and minimal/],
+    ['new demo --colour blue', 2, /--colour/],
+    ['new demo --env 1A=2', 2, /variable/],
+    ['new demo --env A', 2, /=/],
+    ['new demo --tag "no blanks"', 2, /tag/],
+    ['new demo --sleep-after soon', 2, /30m/],
+    ['new demo --setup-script -', 2, /empty/],
+    ['stop tpyo', 3, /no machine called tpyo/],
+    ['lss', 2, /did you mean ls/],
+    ['ssh-key ad', 2, /ssh-key add/],
+    ['doc nothing', 3, /start/],
+    ['invite rm 7', 3, /invite ls/],
+    ['defaults write colour blue', 2, /image/],
+    ['defaults write memory much', 2, /4G/],
+    ['host drain nowhere', 3, /server1/],
+    ['host overcommit 1000', 2, /0\.1/],
+    ['mail 4', 3, /mail/],
+    ['new demo "', 2, /quote/],
+    ['ls | wc', 2, /one command a line/],
+  ])('%s', async (line, status, sentence) => {
+    const ran = await world.run(line)
+    expect(ran, ran.stderr + ran.stdout).toMatchObject({ status, stdout: '' })
+    expect(ran.stderr).toMatch(sentence)
+    expect(await world.gateway.sql`select from machines`).toHaveLength(0)
+    expect(await world.gateway.sql`select from addresses`).toHaveLength(0)
+  })
+
+  it('as one JSON document with --json', async () => {
+    expect(await world.json('stop tpyo')).toEqual({
+      status: 3,
+      document: { error: 'no machine called tpyo', code: 'machine.not_found' },
+    })
+    expect(await world.json('lss')).toMatchObject({ status: 2, document: { code: 'command.unknown' } })
+    const open = await world.run('new --json "')
+    expect([open.status, JSON.parse(open.stdout)]).toEqual([
+      2,
+      { error: 'a double quote is not closed', code: 'usage' },
+    ])
+  })
+
+  it("the operator's commands are the operator's", async () => {
+    const caller = await world.account()
+    for (const line of ['doctor', 'mail', 'host ls', 'host drain server1', 'host overcommit 2']) {
+      expect(await world.run(line, { caller }), line).toMatchObject({ status: 4, stdout: '' })
+    }
+    expect((await world.run('help', { caller })).stdout).not.toMatch(/doctor/)
+  })
+
+  it('whatever is typed gets an answer: an exit status of ours, and never a fault', async () => {
+    const pick = random(42)
+    // Nothing that waits for ever, or for a person.
+    const safe = TABLE.filter((command) => !['new', 'ssh'].includes(command.name))
+    const words = [
+      ...safe.flatMap((command) => command.name.split(' ')),
+      ...safe.flatMap((command) => flagNames(command.flags)).filter((flag) => !['-f', '--follow'].includes(flag)),
+      ...[
+        'demo',
+        'nothing',
+        '--',
+        '-',
+        '--json',
+        '',
+        "''",
+        '"a b"',
+        '--name=x',
+        '--uses=0',
+        '1',
+        '99999999999999999999',
+        '../..',
+        '%',
+        'é',
+        '漢',
+        '\u0000',
+        '$(id)',
+        '{}',
+        '*',
+      ],
+    ]
+    for (let round = 0; round < 400; round++) {
+      const line = Array.from({ length: 1 + pick(5) }, () => words[pick(words.length)] ?? '').join(' ')
+      const { status, stdout, stderr } = await world.run(line)
+      expect([0, 1, 2, 3, 4, 5], line).toContain(status)
+      expect(stdout + stderr, line).not.toMatch(/reason of ours|internal/)
+      if (status !== 0 && !line.includes('--json')) expect(stderr, line).not.toBe('')
+    }
+  }, 120_000)
+})
+
+/** mulberry32, so that a failing line can be typed again. */
+function random(seed: number) {
+  let state = seed >>> 0
+  return (below: number) => {
+    state = (state + 0x6d2b79f5) >>> 0
+    let t = state
+    t = Math.imul(t ^ (t >>> 15), t | 1)
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61)
+    return Math.floor((((t ^ (t >>> 14)) >>> 0) / 2 ** 32) * below)
+  }
+}

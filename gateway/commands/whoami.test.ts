@@ -1,0 +1,34 @@
+import { expect, it } from 'vitest'
+import { startWorld } from './testing/world.ts'
+
+it('an address is taken as typed where there is no mail, once for all accounts', async () => {
+  await using world = await startWorld()
+  expect(await world.json('whoami --email Me@Example.com')).toMatchObject({
+    status: 0,
+    document: { email: 'me@example.com' },
+  })
+  const other = await world.account()
+  expect(await world.run('whoami --email me@example.com', { caller: other })).toMatchObject({ status: 4, stdout: '' })
+  expect(await world.run('whoami --email nonsense')).toMatchObject({ status: 2 })
+})
+
+it('where mail works an address is proved by the code that was mailed there', async () => {
+  // Nothing listens there: the mail stays in the outbox, where the test reads it.
+  await using world = await startWorld({ env: { BERTH_SMTP: 'smtp://127.0.0.1:9' } })
+  const asked = await world.run('whoami --email me@example.com')
+  expect(asked.status).toBe(1)
+  expect(asked.stderr).toMatch(
+    /a code was mailed to me@example.com; nothing is changed yet\nwhoami --email me@example.com --code CODE\n/,
+  )
+  const [mail] = await world.gateway.sql<{ body: string }[]>`select body from mails`
+  const code = /\d{6}/.exec(mail?.body ?? '')?.[0] ?? ''
+  const wrong = code === '123456' ? '654321' : '123456'
+  expect(await world.run(`whoami --email me@example.com --code ${wrong}`)).toMatchObject({ status: 4 })
+  expect((await world.json('whoami')).document.email).toBeNull()
+  // A code is for the address it was mailed to.
+  expect(await world.run(`whoami --email you@example.com --code ${code}`)).toMatchObject({ status: 4 })
+  expect(await world.json(`whoami --email me@example.com --code ${code}`)).toMatchObject({
+    document: { email: 'me@example.com' },
+  })
+  expect(await world.run(`whoami --email me@example.com --code ${code}`)).toMatchObject({ status: 4 })
+})
