@@ -93,13 +93,15 @@ class RemoteProcess implements ChannelSink {
   #status: MachineExit | undefined
   #unwritten: { bytes: Buffer; done: () => void } | undefined
   #readBytes = 0
+  /** Outputs whose reader is behind: they said so at the last push and have not asked for more since. */
+  readonly #full = new Set<Readable>()
 
   constructor(target: MachineTarget) {
     this.#target = target
     this.exit.promise.catch(() => {})
     this.channel = new Duplex({
       highWaterMark: packetBytes,
-      read: () => this.#grant(),
+      read: () => this.#wanted(this.channel),
       write: (bytes: Buffer, _encoding, done) => {
         this.#unwritten = { bytes, done }
         this.onRoom()
@@ -113,7 +115,7 @@ class RemoteProcess implements ChannelSink {
         done(error)
       },
     })
-    this.stderr = new Readable({ highWaterMark: packetBytes, read: () => this.#grant() })
+    this.stderr = new Readable({ highWaterMark: packetBytes, read: () => this.#wanted(this.stderr) })
     this.channel.on('error', () => {})
   }
 
@@ -136,14 +138,11 @@ class RemoteProcess implements ChannelSink {
   }
 
   onData(payload: Buffer, lengthBytes: number): void {
-    this.#readBytes += lengthBytes
-    // A copy: the memory of the message is the transport's
-    if (this.channel.push(Buffer.from(payload.subarray(dataHeaderBytes)))) this.#grant()
+    this.#push(this.channel, payload.subarray(dataHeaderBytes), lengthBytes)
   }
 
   onExtendedData(payload: Buffer, lengthBytes: number): void {
-    this.#readBytes += lengthBytes
-    if (this.stderr.push(Buffer.from(payload.subarray(extendedDataHeaderBytes)))) this.#grant()
+    this.#push(this.stderr, payload.subarray(extendedDataHeaderBytes), lengthBytes)
   }
 
   onRoom(): void {
@@ -194,10 +193,21 @@ class RemoteProcess implements ChannelSink {
     this.exit.reject(this.#lost())
   }
 
-  /** Grants what was taken, when nobody is behind with reading. */
+  #push(output: Readable, bytes: Buffer, lengthBytes: number): void {
+    this.#readBytes += lengthBytes
+    // A copy: the memory of a message is the transport's
+    if (output.push(Buffer.from(bytes))) this.#grant()
+    else this.#full.add(output)
+  }
+
+  #wanted(output: Readable): void {
+    this.#full.delete(output)
+    this.#grant()
+  }
+
+  /** Grants what was taken, when no reader is behind. */
   #grant(): void {
-    const behind = this.channel.readableLength > packetBytes || this.stderr.readableLength > packetBytes
-    if (behind || this.#readBytes < windowBytes / 4) return
+    if (this.#full.size > 0 || this.#readBytes < windowBytes / 4) return
     this.end?.grant(this.#readBytes)
     this.#readBytes = 0
   }

@@ -7,7 +7,7 @@ import { type AddressInfo, createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
-import ssh2, { type Connection, type Server, type Session } from 'ssh2'
+import ssh2, { type AuthContext, type Connection, type Server, type Session } from 'ssh2'
 import { MachinePool, type MachinePoolOptions } from '../pool/pool.ts'
 import type { MachineTarget } from '../pool/target.ts'
 import { serverAlgorithms } from '../transport/algorithms.ts'
@@ -90,12 +90,13 @@ export async function startMachine(keys: Keys, config: readonly string[] = []): 
 export async function startFakeMachine(
   keys: Keys,
   onSession: (session: Session, client: Connection) => void,
+  options: { authentication?: (context: AuthContext) => void } = {},
 ): Promise<{ target: MachineTarget; clients: Connection[] } & AsyncDisposable> {
   const clients: Connection[] = []
   const server = new ssh2.Server({ hostKeys: [readFileSync(keys.hostKey)], algorithms: serverAlgorithms }, (client) => {
     clients.push(client)
     client.on('error', () => {})
-    client.on('authentication', (context) => context.accept())
+    client.on('authentication', options.authentication ?? ((context) => context.accept()))
     client.on('session', (accept) => onSession(accept(), client))
   })
   server.listen(0, '127.0.0.1')
