@@ -12,6 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <termios.h>
 #include <time.h>
 #include <unistd.h>
@@ -20,7 +21,7 @@
 #include "hold_session.h"
 #include "hold_wire.h"
 
-enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_MISSING = 3, CONNECT_TRIES = 100, CONNECT_PAUSE_MS = 10 };
+enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_MISSING = 3 };
 
 static const char usage[] =
     "exe-hold keeps terminals and processes running when their client goes.\n"
@@ -118,9 +119,10 @@ static struct hold_size terminal_size(struct hold_size wanted) {
 static int stream(int fd, bool attached, bool quiet) {
   static uint8_t payload[HOLD_PAYLOAD_MOST + 64];
   struct hold_head head;
+  bool leaving = false;
   for (;;) {
     struct pollfd wait[4] = {{.fd = fd, .events = POLLIN},
-                             {.fd = attached ? STDIN_FILENO : -1, .events = POLLIN},
+                             {.fd = attached && !leaving ? STDIN_FILENO : -1, .events = POLLIN},
                              {.fd = attached ? resized[0] : -1, .events = POLLIN},
                              /* Whoever reads the output may be gone long before there is more of it. */
                              {.fd = STDOUT_FILENO, .events = 0}};
@@ -128,7 +130,7 @@ static int stream(int fd, bool attached, bool quiet) {
       if (errno == EINTR) continue;
       return EXIT_FAILED;
     }
-    if (wait[3].revents & (POLLERR | POLLHUP)) return 0;
+    if (wait[3].revents & (POLLERR | POLLHUP)) return attached ? 0 : EXIT_FAILED;
     if (wait[2].revents & POLLIN) {
       ssize_t ignored = read(resized[0], payload, sizeof payload);
       (void)ignored;
@@ -137,16 +139,18 @@ static int stream(int fd, bool attached, bool quiet) {
     }
     if (wait[1].revents) {
       ssize_t n = read(STDIN_FILENO, payload, HOLD_PAYLOAD_MOST);
-      if (n <= 0 && !(n < 0 && errno == EINTR)) return 0;
+      /* The holder closes its end when it has said what it has to say, such as that there is no terminal here. */
+      if (n <= 0 && !(n < 0 && errno == EINTR)) leaving = shutdown(fd, SHUT_WR) == 0;
       if (n > 0 && hold_send(fd, HOLD_INPUT, payload, (size_t)n) != 0) return EXIT_FAILED;
     }
     if (!wait[0].revents) continue;
     if (hold_receive(fd, &head, payload, sizeof payload) != 0) {
       restore_terminal();
+      if (leaving) return 0;
       fprintf(stderr, "exe-hold: the session's holder is gone\n");
       return EXIT_FAILED;
     }
-    if (head.type == HOLD_OUTPUT && !quiet && write_all(STDOUT_FILENO, payload, head.length) != 0) return 0;
+    if (head.type == HOLD_OUTPUT && !quiet && write_all(STDOUT_FILENO, payload, head.length) != 0) return attached ? 0 : EXIT_FAILED;
     if (head.type == HOLD_ERROR) {
       fprintf(stderr, "exe-hold: %.*s\n", (int)head.length, (char *)payload);
       return EXIT_FAILED;
@@ -158,24 +162,14 @@ static int stream(int fd, bool attached, bool quiet) {
   }
 }
 
-static int connect_new(const char *name) {
-  for (int i = 0; i < CONNECT_TRIES; i++) {
-    int fd = hold_connect(name);
-    if (fd >= 0) return fd;
-    sleep_ms(CONNECT_PAUSE_MS);
-  }
-  return -1;
-}
-
 static int attach(const struct hold_options *options) {
   struct hold_options wanted = *options;
   wanted.size = terminal_size(options->size);
   int fd = hold_connect(options->name);
-  if (fd < 0) {
-    if (hold_session_start(&wanted) != 0) return EXIT_FAILED;
-    fd = connect_new(options->name);
-  }
-  if (fd < 0) return missing(options->name);
+  if (fd < 0) fd = hold_session_start(&wanted);
+  /* Somebody else was quicker. */
+  if (fd == HOLD_TAKEN) fd = hold_connect(options->name);
+  if (fd < 0) return EXIT_FAILED;
   if (isatty(STDIN_FILENO) && pipe2(resized, O_CLOEXEC | O_NONBLOCK) == 0) {
     struct sigaction action = {.sa_handler = on_resize, .sa_flags = SA_RESTART};
     sigaction(SIGWINCH, &action, NULL);
@@ -190,9 +184,9 @@ static int attach(const struct hold_options *options) {
 }
 
 static int run(const struct hold_options *options) {
-  if (hold_session_start(options) != 0) return EXIT_FAILED;
-  int fd = connect_new(options->name);
-  if (fd < 0) return missing(options->name);
+  int fd = hold_session_start(options);
+  if (fd == HOLD_TAKEN) fprintf(stderr, "exe-hold: there is a session called %s already\n", options->name);
+  if (fd < 0) return EXIT_FAILED;
   if (hold_send(fd, HOLD_FOLLOW, NULL, 0) != 0) return EXIT_FAILED;
   int status = stream(fd, false, false);
   close(fd);

@@ -61,6 +61,7 @@ static uint64_t ring_end; /* of everything ever written */
 static int listener = -1;
 static int program = -1; /* the terminal's master, or the pipe's reading end */
 static bool releasing;
+static bool ever_attached;
 static uint64_t ended_at;
 static struct client clients[HOLD_CLIENTS_MOST];
 static uint8_t pending[HOLD_PAYLOAD_MOST]; /* typed, not taken by the program yet */
@@ -161,7 +162,9 @@ static bool handle(struct client *client, uint32_t type, const uint8_t *payload,
       }
       client->attached = true;
       session.attached++;
-      begin_reading(client, WANTS_OUTPUT, true);
+      /* Whoever started the session has seen nothing yet: what its program asks, this terminal shall answer. */
+      begin_reading(client, WANTS_OUTPUT, ever_attached);
+      ever_attached = true;
       set_size(&size);
       redraw();
       return true;
@@ -279,9 +282,7 @@ static void write_client(struct client *client) {
   }
 }
 
-static void accept_client(void) {
-  int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-  if (fd < 0) return;
+static void add_client(int fd) {
   for (size_t i = 0; i < HOLD_CLIENTS_MOST; i++) {
     if (clients[i].fd >= 0) continue;
     struct client *client = &clients[i];
@@ -293,6 +294,11 @@ static void accept_client(void) {
     return;
   }
   close(fd);
+}
+
+static void accept_client(void) {
+  int fd = accept4(listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  if (fd >= 0) add_client(fd);
 }
 
 /* ---- the program ---- */
@@ -522,12 +528,12 @@ static int bind_socket(const char *path) {
 }
 
 /* Descriptors of an SSH session must not stay open here, or sshd would wait for them before it ends the session. */
-static void close_others(void) {
+static void close_others(int first_client) {
   for (int fd = STDERR_FILENO + 1; fd < 1024; fd++)
-    if (fd != listener && fd != program) close(fd);
+    if (fd != listener && fd != program && fd != first_client) close(fd);
 }
 
-_Noreturn static void become_holder(const struct hold_options *options) {
+_Noreturn static void become_holder(const struct hold_options *options, int first_client) {
   sigset_t watched;
   for (size_t i = 0; i < HOLD_CLIENTS_MOST; i++) clients[i].fd = -1;
   ring = malloc(RING_BYTES);
@@ -544,7 +550,8 @@ _Noreturn static void become_holder(const struct hold_options *options) {
     if (hold_path(path, sizeof path, options->name, "sock") == 0) unlink(path);
     _exit(1);
   }
-  close_others();
+  close_others(first_client);
+  add_client(first_client);
   int null = open("/dev/null", O_RDWR | O_CLOEXEC);
   for (int fd = 0; fd <= STDERR_FILENO; fd++) dup2(null, fd);
   if (chdir("/") != 0) _exit(1);
@@ -595,10 +602,7 @@ static int take_name(const char *name) {
   if (fd >= 0) {
     int failed = hold_send(fd, HOLD_RELEASE, NULL, 0) != 0 || hold_receive(fd, &head, &info, sizeof info) != 0 || info.running;
     close(fd);
-    if (failed) {
-      fprintf(stderr, "exe-hold: there is a session called %s already\n", name);
-      return -1;
-    }
+    if (failed) return -1;
   }
   if (hold_path(path, sizeof path, name, "ended") == 0) unlink(path);
   return 0;
@@ -617,28 +621,34 @@ int hold_session_start(const struct hold_options *options) {
     fprintf(stderr, "exe-hold: %s: %s\n", lock_path, strerror(errno));
     return -1;
   }
-  int result = -1;
+  int result = HOLD_FAILED;
+  int ends[2] = {-1, -1};
   pid_t child = -1;
   if (take_name(options->name) != 0) {
-    /* said */
+    result = HOLD_TAKEN;
   } else if (count_sessions(directory) >= HOLD_SESSIONS_MOST) {
     fprintf(stderr, "exe-hold: there are %d sessions already\n", HOLD_SESSIONS_MOST);
-  } else if ((listener = bind_socket(path)) < 0) {
+  } else if ((listener = bind_socket(path)) < 0 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) {
     fprintf(stderr, "exe-hold: %s: %s\n", path, strerror(errno));
   } else if ((child = fork()) == 0) {
     setsid();
     /* Twice, so that the holder is PID 1's child and can never get a terminal. */
     pid_t holder = fork();
     if (holder != 0) _exit(holder < 0);
-    become_holder(options);
+    close(ends[0]);
+    fcntl(ends[1], F_SETFL, fcntl(ends[1], F_GETFL) | O_NONBLOCK);
+    become_holder(options, ends[1]);
   } else {
     int status = 1;
-    result = child > 0 && waitpid(child, &status, 0) == child && status == 0 ? 0 : -1;
-    if (result != 0) {
+    if (child > 0 && waitpid(child, &status, 0) == child && status == 0) {
+      result = ends[0];
+    } else {
       unlink(path);
       fprintf(stderr, "exe-hold: cannot start a process: %s\n", strerror(errno));
     }
   }
+  if (ends[1] >= 0) close(ends[1]);
+  if (ends[0] >= 0 && result != ends[0]) close(ends[0]);
   if (listener >= 0) close(listener);
   listener = -1;
   close(lock);

@@ -60,17 +60,16 @@ static void out_of_time(int number) {
   power_now(POWER_OFF);
 }
 
-/* Passes a stage; a host that is there already gets its hello answered and sees the stages come. */
+/*
+ * Passes a stage. Nothing is read from the host before the tools are mounted: a host that answers at once would have
+ * its identity, host key and all, written to an /exe/run that the mounts then cover, and sshd would find no key.
+ */
 static void stage(const char *name) {
   agent_stage(&agent, name);
-  if (has_channel()) agent_serve(&agent, 0);
 }
 
 static void open_channel(void) {
-  if (channel_open(&agent.channel) == 0) {
-    agent_born(&agent);
-    agent_serve(&agent, 0);
-  }
+  if (channel_open(&agent.channel) == 0) agent_born(&agent);
 }
 
 static void configure_network(struct ip_settings *settings) {
