@@ -65,7 +65,11 @@ export async function ensureArtifacts(options: EnsureOptions): Promise<void> {
   const recipes = await makeRecipes(options.initPath)
   if (!options.refresh && (await pointAtFinished(store, recipes, options.artifacts))) return
   await mkdir(store.path, { recursive: true })
-  using _lock = await store.lock(() => options.progress.stage('another set-up is at work; waiting'))
+  let waiting: Stage | undefined
+  using _lock = await store.lock(() => {
+    waiting = options.progress.stage('waiting for another set-up')
+  })
+  waiting?.done()
   // Whoever held the lock may have built it all.
   if (!options.refresh && (await pointAtFinished(store, recipes, options.artifacts))) return
   await clearWork(store)

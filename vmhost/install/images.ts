@@ -30,7 +30,6 @@ const MINIMAL_PACKAGES = [
 
 /** `base`: what a developer expects on day one. */
 const BASE_PACKAGES = [
-  'apparmor',
   'bash-completion',
   'bind9-dnsutils',
   'build-essential',

@@ -55,7 +55,8 @@ mask getty.target console-getty.service getty@.service serial-getty@.service aut
 mask systemd-networkd.service systemd-networkd.socket systemd-networkd-wait-online.service
 mask systemd-network-generator.service systemd-pcrphase.service systemd-pcrmachine.service systemd-tpm2-setup.service
 mask systemd-tpm2-setup-early.service systemd-pstore.service systemd-firstboot.service systemd-hibernate-resume.service
-mask systemd-fsck-root.service systemd-vconsole-setup.service systemd-hwdb-update.service
+mask systemd-fsck-root.service systemd-vconsole-setup.service systemd-hwdb-update.service systemd-remount-fs.service
+mask systemd-udev-load-credentials.service
 mask systemd-boot-random-seed.service systemd-ask-password-console.path systemd-ask-password-wall.path
 mask e2scrub_all.timer e2scrub_reap.service
 # /tmp on the disk: a tmpfs would take memory from the machine and be written out whenever it sleeps.
