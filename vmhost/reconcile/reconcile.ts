@@ -3,8 +3,9 @@ import type { Logger } from 'pino'
 import { spaceProblem } from '../storage/space.ts'
 import { parsePublicKeyLine } from './identity.ts'
 import { renewLease } from './lease.ts'
-import { Machine, type World } from './machine.ts'
+import { Machine } from './machine.ts'
 import type { MachineRow } from './rows.ts'
+import type { World } from './world.ts'
 
 /**
  * Keeps this server's machines what the database wants them to be.

@@ -1,0 +1,421 @@
+import { createHash } from 'node:crypto'
+import { readFile, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { Logger } from 'pino'
+import { type AgentChannel, ChannelError, connectAgent } from '../guest/channel.ts'
+import { type AgentEvent, type BootStage, bootStages, type MachineIdentity } from '../guest/messages.ts'
+import type { Hypervisor, HypervisorEvent } from '../hypervisor/driver.ts'
+import type { MachineFiles } from '../storage/store.ts'
+import { ConsoleReader } from './console.ts'
+import { authorizedKeyLine, publicPart } from './identity.ts'
+import { toStoredReport } from './report.ts'
+import type { MachineRow, Observation } from './rows.ts'
+import type { World } from './world.ts'
+
+/**
+ * A guest that runs: its hypervisor, its agent, its console.
+ *
+ *     booting --agent's hello--> introduced (it knows who it is) --sshd listens--> ready
+ *     booting, introduced, ready --the guest resets, or a hello from one that knows nothing--> booting
+ *     booting, introduced --no stage passed within the limit--> ended, failed
+ *     any --guest off | panic | hypervisor gone--> ended
+ *     any --disk I/O failed on the host--> stands still --space again--> as before
+ *
+ * It reports readiness and reasons by itself; that it has ended it tells its owner, once, and what becomes of the
+ * machine then is the owner's decision.
+ */
+export class Guest {
+  readonly hypervisor: Hypervisor
+  readonly files: MachineFiles
+  readonly boot: number
+  /** Resolves when the guest is off, or is beyond that: panicked, its process gone. */
+  readonly off: Promise<void>
+  readonly #owner: GuestOwner
+  readonly #world: World
+  readonly #log: Logger
+  readonly #channel: AgentChannel
+  readonly #console: ConsoleReader
+  readonly #slot: Disposable | undefined
+  readonly #off = Promise.withResolvers<void>()
+  #ready: boolean
+  #stage: BootStage | undefined
+  #fatal: string | undefined
+  /** what it was told it is; undefined until it has been told */
+  #identity: string | undefined
+  #limit: NodeJS.Timeout | undefined
+  #reports: NodeJS.Timeout | undefined
+  #fullRetry: NodeJS.Timeout | undefined
+  #over = false
+
+  constructor(options: {
+    hypervisor: Hypervisor
+    files: MachineFiles
+    boot: number
+    /** adopted, and said to be ready by the vmhost before */
+    ready: boolean
+    /** its place among the machines that boot; given back when it is ready or over */
+    slot: Disposable | undefined
+    owner: GuestOwner
+    world: World
+    log: Logger
+  }) {
+    const { hypervisor, files, boot, world, log } = options
+    this.hypervisor = hypervisor
+    this.files = files
+    this.boot = boot
+    this.off = this.#off.promise
+    this.#owner = options.owner
+    this.#world = world
+    this.#log = log
+    this.#slot = options.slot
+    this.#ready = options.ready
+    this.#console = new ConsoleReader({
+      machineId: hypervisor.machineId,
+      directory: files.directory,
+      fifo: hypervisor.consolePath,
+      boot,
+      rows: world.rows,
+      log,
+      onPanic: () => this.#onPanicText(),
+    })
+    const { socketPath, vsockPort } = hypervisor.agent
+    this.#channel = connectAgent(socketPath, { log, ...(vsockPort === undefined ? {} : { vsockPort }) })
+    hypervisor.on((event) => this.#onHypervisor(event))
+    this.#channel.on((event) => this.#onAgent(event))
+    if (this.#ready) this.#reportSoon(firstReportMs)
+    else this.#expectProgress()
+  }
+
+  /** sshd listens, or has in this run of the hypervisor since the last reset. */
+  get ready(): boolean {
+    return this.#ready
+  }
+
+  /** Why the guest itself could not go on, in its own words. */
+  get fatal(): string | undefined {
+    return this.#fatal
+  }
+
+  /** What its kernel said when it gave up, if it did. */
+  get panic(): string | undefined {
+    return this.#console.panic()
+  }
+
+  get lastLine(): string | undefined {
+    return this.#console.lastLines(1)[0]
+  }
+
+  /** Looks at what happened to an adopted guest while nobody watched: its state has stayed in the hypervisor. */
+  async catchUp(): Promise<void> {
+    switch (await this.hypervisor.state().catch(() => 'running' as const)) {
+      case 'shutdown':
+        this.#end({ kind: 'off' })
+        return
+      case 'panicked':
+        this.#end({ kind: 'panicked' })
+        return
+      case 'ioError':
+        this.#standStill(true)
+        return
+      default:
+    }
+  }
+
+  /** Gives it the keys as they are now; the next hello would bring them anyway. */
+  async updateKeys(): Promise<void> {
+    if (this.#identity === undefined) return
+    await this.#channel.updateKeys(await this.#keys()).catch((error) => this.#log.debug({ err: error }, 'keys wait'))
+  }
+
+  /** A machine that was renamed, or given other variables, hears of it while it runs. */
+  async updateIdentity(): Promise<void> {
+    if (this.#identity === undefined || this.#identity === hashOf(await this.#whoItIs())) return
+    this.#identity = undefined
+    await this.#introduce(true).catch((error: unknown) => this.#onIdentifyError(error))
+  }
+
+  /** Says once more that it is ready: an earlier vmhost may have been ended before it could. */
+  sayReady(): void {
+    this.#owner.observe({
+      observedState: 'running',
+      observedStage: 'ready',
+      observedReadyAt: new Date(),
+      observedReason: null,
+      observedBoot: this.boot,
+      observedHostKey: publicPart(this.files.hostKey),
+      observedLoginUser: this.files.record.loginUser,
+    })
+  }
+
+  /**
+   * Asks it to switch itself off: its agent, which has a limit of its own, or, without one, by the power button.
+   * @returns false when there is nobody to ask yet, so that waiting is in vain
+   */
+  async askPowerOff(limitMs: number): Promise<boolean> {
+    clearTimeout(this.#limit)
+    try {
+      await this.#channel.powerOff(limitMs, { timeoutMs: this.#ready ? 3_000 : 500 })
+      return true
+    } catch (error) {
+      this.#log.debug({ err: error }, 'no orderly stop over the agent')
+      if (!this.#ready) return false
+      await this.hypervisor.powerButton().catch(() => {})
+      return true
+    }
+  }
+
+  /** Ends the hypervisor, in order or not, and everything that hangs on it. */
+  async end(how: 'quit' | 'kill'): Promise<void> {
+    this.#leave()
+    await this.hypervisor[how]()
+    await this.#console.close()
+  }
+
+  /** Lets go of it: this vmhost ends, the guest runs on. */
+  async release(): Promise<void> {
+    this.#leave()
+    this.hypervisor.release()
+    await this.#console.close()
+  }
+
+  #leave(): void {
+    this.#over = true
+    for (const timer of [this.#limit, this.#reports, this.#fullRetry]) clearTimeout(timer)
+    this.#channel.close()
+    this.#slot?.[Symbol.dispose]()
+  }
+
+  /** The first reason is the cause; what follows from it (the process gone after a panic) is not. */
+  #end(ending: Ending): void {
+    this.#off.resolve()
+    if (!this.#over) this.#owner.ended(ending)
+  }
+
+  #onHypervisor(event: HypervisorEvent): void {
+    if (this.#over) return
+    this.#log.debug({ event }, 'hypervisor')
+    switch (event.type) {
+      case 'shutdown':
+        if (event.byGuest) this.#end({ kind: 'off' })
+        return
+      case 'panicked':
+        this.#end({ kind: 'panicked' })
+        return
+      case 'reset':
+        if (!event.byGuest) return
+        this.#owner.record('rebooted')
+        this.#bootsAgain()
+        return
+      case 'ioError':
+        this.#standStill(event.noSpace)
+        return
+      case 'exited':
+        this.#end({ kind: 'gone' })
+        return
+      case 'resumed':
+    }
+  }
+
+  #onAgent(event: AgentEvent): void {
+    if (this.#over) return
+    this.#log.debug({ event }, 'agent')
+    switch (event.type) {
+      case 'hello':
+        // Ready when this vmhost took it over, and has rebooted since: its memory knows nothing any more.
+        if (this.#ready && !event.hello.identified) this.#bootsAgain()
+        this.#stage = event.hello.stage
+        this.#expectProgress()
+        this.#introduce(event.hello.identified).catch((error: unknown) => this.#onIdentifyError(error))
+        return
+      case 'stage':
+        this.#stage = event.stage
+        this.#expectProgress()
+        if (event.stage === 'identity') this.#owner.observe({ observedStage: 'ssh' })
+        this.#lookReady()
+        return
+      case 'fatal':
+        this.#fatal = event.reason
+        return
+      case 'lost':
+      case 'poweroff':
+    }
+  }
+
+  #bootsAgain(): void {
+    this.#identity = undefined
+    this.#stage = undefined
+    this.#ready = false
+    clearTimeout(this.#reports)
+    this.#owner.observe({ observedReadyAt: null, observedStage: 'boot' })
+    this.#expectProgress()
+  }
+
+  /** Tells a guest that has just said hello who it is, or, when it knows already, which keys are good now. */
+  async #introduce(identified: boolean): Promise<void> {
+    const identity = await this.#whoItIs()
+    const fingerprint = hashOf(identity)
+    // What it was told last is kept beside its disk: a vmhost that adopts it need not disturb it.
+    const path = join(this.files.directory, 'identity')
+    const told = identified ? await readFile(path, 'utf8').catch(() => undefined) : undefined
+    if (told === fingerprint) await this.#channel.updateKeys(identity.authorizedKeys)
+    else {
+      await this.#channel.identify(identity, { timeoutMs: this.#bootLimitMs() })
+      await writeFile(path, fingerprint, { mode: 0o600 })
+    }
+    if (this.#over) return
+    this.#identity = fingerprint
+    this.#lookReady()
+  }
+
+  #onIdentifyError(error: unknown): void {
+    if (this.#over) return
+    const refused = error instanceof ChannelError && (error.code === 'agent.refused' || error.code === 'agent.invalid')
+    if (refused && !this.#ready) {
+      this.#end({ kind: 'failed', reason: `The machine did not take its identity: ${error.message}` })
+      return
+    }
+    // Lost: the guest said hello and went away, and the next hello starts over. The database away: likewise.
+    this.#log.warn({ err: error }, 'identity')
+    if (!refused && !(error instanceof ChannelError)) {
+      setTimeout(() => {
+        if (!this.#over && this.#identity === undefined && this.#stage !== undefined) {
+          this.#introduce(false).catch((again: unknown) => this.#onIdentifyError(again))
+        }
+      }, introduceAgainMs).unref()
+    }
+  }
+
+  async #whoItIs(): Promise<MachineIdentity> {
+    const { record, hostKey } = this.files
+    const { name, env } = this.#owner.row
+    return {
+      hostname: name,
+      loginUser: record.loginUser,
+      authorizedKeys: await this.#keys(),
+      environment: env,
+      hostKey,
+      machineId: record.systemId,
+    }
+  }
+
+  async #keys(): Promise<string[]> {
+    const wires = await this.#world.rows.keysOf(this.#owner.row.accountId)
+    return [this.#world.gatewayKey(), ...wires.map(authorizedKeyLine)].filter((line) => line !== undefined)
+  }
+
+  #lookReady(): void {
+    if (this.#ready || this.#identity === undefined || this.#stage === undefined) return
+    if (bootStages.indexOf(this.#stage) < bootStages.indexOf('sshd')) return
+    this.#ready = true
+    clearTimeout(this.#limit)
+    this.#slot?.[Symbol.dispose]()
+    this.sayReady()
+    this.#owner.record('running', { boot: this.boot })
+    this.#reportSoon(firstReportMs)
+  }
+
+  #reportSoon(afterMs: number): void {
+    this.#reports = setTimeout(async () => {
+      try {
+        const report = await this.#channel.report({ timeoutMs: reportLimitMs })
+        await this.#world.rows.replaceReport(this.hypervisor.machineId, toStoredReport(report))
+      } catch (error) {
+        this.#log.debug({ err: error }, 'no report')
+      }
+      // Machines started together do not stay in step.
+      if (!this.#over && this.#ready) this.#reportSoon(reportEveryMs * (0.9 + Math.random() * 0.2))
+    }, afterMs).unref()
+  }
+
+  /** A guest that is booting must get on; each stage it passes gives it the whole time again. */
+  #expectProgress(): void {
+    clearTimeout(this.#limit)
+    if (this.#ready || this.#over) return
+    const limitMs = this.#bootLimitMs()
+    this.#limit = setTimeout(() => {
+      const where = this.#stage
+        ? `It stopped booting after the stage ${this.#stage}`
+        : "Its kernel did not get as far as Berth's agent"
+      const said = this.panic ? `; its kernel panicked: ${this.panic}` : saidLast(this.lastLine)
+      this.#end({ kind: 'failed', reason: `${where} within ${limitMs / 1000} s${said}` })
+    }, limitMs).unref()
+  }
+
+  #bootLimitMs(): number {
+    return bootLimitMs[this.#world.driver.accelerator]
+  }
+
+  /**
+   * A kernel without the pvpanic driver, or one that has not loaded it yet, only prints that it is at its end, and
+   * then spins for good. Anybody in the guest can print that, so it counts only when the agent is silent too.
+   */
+  #onPanicText(): void {
+    this.#channel.ping({ timeoutMs: panicSilenceMs }).catch(() => {
+      if (!this.#over) this.#end({ kind: 'panicked' })
+    })
+  }
+
+  /** The hypervisor has stopped the guest because of its disk; it goes on when the store has space again. */
+  #standStill(noSpace: boolean): void {
+    if (this.#fullRetry) return
+    const why = noSpace
+      ? "It stands still: its server's disk is full. It goes on by itself when there is space"
+      : "It stands still: its server's disk failed a write or read, which is tried again"
+    this.#owner.observe({ observedReason: why })
+    this.#owner.record('disk-error', { noSpace })
+    clearTimeout(this.#limit)
+    this.#goOnWhenPossible()
+  }
+
+  #goOnWhenPossible(): void {
+    this.#fullRetry = setTimeout(async () => {
+      const space = await this.#world.store.space()
+      const enough = space.freeBytes > space.reserveBytes / 2
+      if (enough) await this.hypervisor.resume().catch(() => {})
+      const state = enough ? await this.hypervisor.state().catch(() => 'ioError' as const) : 'ioError'
+      if (this.#over) return
+      if (state === 'ioError') {
+        this.#goOnWhenPossible()
+        return
+      }
+      this.#fullRetry = undefined
+      this.#owner.observe({ observedReason: null })
+      this.#expectProgress()
+    }, fullRetryMs).unref()
+  }
+}
+
+/** `off`: switched off from inside; `gone`: the hypervisor's process ended by itself or by somebody else. */
+export type Ending =
+  | { readonly kind: 'off' | 'panicked' | 'gone' }
+  | { readonly kind: 'failed'; readonly reason: string }
+
+export type GuestOwner = {
+  /** as the database had it last */
+  readonly row: MachineRow
+  ended(ending: Ending): void
+  observe(seen: Observation): void
+  record(kind: string, detail?: Readonly<Record<string, unknown>>): void
+}
+
+/** No sign of progress for this long is a failed boot. Emulated machines, twenty on two cores, take most of it. */
+const bootLimitMs = { kvm: 60_000, tcg: 240_000 }
+/** How long an agent may be silent after its kernel said that it panicked. */
+const panicSilenceMs = 8_000
+const introduceAgainMs = 2_000
+const firstReportMs = 2_000
+const reportEveryMs = 15_000
+const reportLimitMs = 10_000
+const fullRetryMs = 5_000
+
+/** The end of a reason: what the console said last. */
+export function saidLast(line: string | undefined): string {
+  return line === undefined ? '' : `; the last line on its console: ${line}`
+}
+
+function hashOf({ hostname, loginUser, environment, machineId }: MachineIdentity): string {
+  // Keys go their own way, and none of the secrets is kept twice.
+  return createHash('sha256')
+    .update(JSON.stringify([hostname, loginUser, environment, machineId]))
+    .digest('hex')
+}

@@ -1,0 +1,26 @@
+import type { Logger } from 'pino'
+import type { HypervisorDriver } from '../hypervisor/driver.ts'
+import type { Network } from '../network/types.ts'
+import type { Store } from '../storage/store.ts'
+import type { Outbox } from './observed.ts'
+import type { Rows } from './rows.ts'
+import type { Slots } from './slots.ts'
+import type { GuestNetwork } from './specification.ts'
+
+/** What every machine of a server works with. */
+export type World = {
+  readonly driver: HypervisorDriver
+  readonly store: Store
+  readonly network: Network
+  readonly rows: Rows
+  readonly outbox: Outbox
+  readonly slots: Slots
+  readonly guest: GuestNetwork
+  /** what a single machine may have */
+  readonly memoryBytes: number
+  readonly log: Logger
+  /** the gateway's public key as an authorized_keys line; undefined until a gateway has run */
+  gatewayKey(): string | undefined
+  /** ends all waiting; hypervisors are let go of */
+  readonly signal: AbortSignal
+}
