@@ -74,8 +74,8 @@ export function authenticate(
     if (requests > limits.signInRequests) {
       return disconnect(client, DISCONNECT.noMoreAuthMethods, 'Berth: too many sign-in requests on one connection')
     }
-    if (context.username.length > MAX_USER_NAME_LENGTH) {
-      return disconnect(client, DISCONNECT.protocolError, 'Berth: that user name is too long')
+    if (context.username.length > MAX_USER_NAME_LENGTH || context.username.includes('\0')) {
+      return disconnect(client, DISCONNECT.protocolError, 'Berth: that is no user name')
     }
     if (!isPublicKey(context)) return context.reject(METHODS)
     answer(context).catch((error) => {
@@ -129,7 +129,8 @@ export function authenticate(
         refuse('your client signs with SHA-1, which is too weak; use a newer client or another key')
     } catch (error) {
       if (!(error instanceof PublicKeyError)) throw error
-      refuse(`one of your keys cannot be used: ${error.message}`)
+      // Whoever has a certificate offers it at every connection, and the plain key right after it.
+      if (!context.key.algo.includes('-cert-v0')) refuse(`one of your keys cannot be used: ${error.message}`)
     }
     return undefined
   }

@@ -1,6 +1,8 @@
 import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
 import { connect, type Socket } from 'node:net'
 import { join } from 'node:path'
+import ssh2 from 'ssh2'
 import { describe, expect, it } from 'vitest'
 import { startTestGateway, type TestGateway } from '../../test/gateway.ts'
 import { addKey } from '../accounts/keys.ts'
@@ -145,6 +147,23 @@ describe('refusals that people read', () => {
     expect(result).toMatchObject({ status: 255, stderr: expect.stringContaining('Berth: nobody signed in within 1 s') })
   })
 
+  it('come to an unknown key that holds its connection, and count it as a stranger until then', async () => {
+    const hang = async () => await new Promise<number>(() => {})
+    await using gateway = await startTestGateway({
+      lobby: { runLine: hang, runLobby: hang },
+      limits: { signUpMs: 1500, startupsPerAddress: 1 },
+    })
+    const key = gateway.makeKey('stranger')
+    const first = gateway.ssh({ key, args: ['-N'] })
+    await expect.poll(() => gateway.server.connectionCount).toBe(1)
+    // Signed in, but not a member: the place stays taken.
+    await expect
+      .poll(async () => (await gateway.ssh({ key, command: ['ls'] })).stderr)
+      .toContain('are not signed in yet')
+    expect((await first).stderr).toContain('Berth: the sign-up took too long')
+    expect((await gateway.ssh({ key, command: ['ls'] })).status).toBe(4)
+  })
+
   it('come to an account that has too many connections', async () => {
     const hang = async () => await new Promise<number>(() => {})
     await using gateway = await startTestGateway({
@@ -209,6 +228,20 @@ describe('a client that does not behave', () => {
     expect((await gateway.ssh({ key, command: ['ls'] })).status).toBe(0)
     await reading
     await expect.poll(() => gateway.server.connectionCount).toBe(0)
+  })
+
+  it.each([
+    ['too long', 'x'.repeat(300)],
+    ['holding a zero byte', 'a\0b'],
+  ])('giving a user name %s is told so', async (_name, username) => {
+    await using gateway = await startTestGateway()
+    const key = gateway.makeKey('id')
+    await gateway.addAccount({ keys: [key] })
+    const client = new ssh2.Client()
+    const failed = new Promise<string>((resolve) => client.once('error', (error) => resolve(error.message)))
+    client.connect({ host: '127.0.0.1', port: gateway.port, username, privateKey: readFileSync(key) })
+    expect(await failed).toBe('Berth: that is no user name')
+    client.end()
   })
 
   it('breaking off at any moment leaves nothing behind', async () => {

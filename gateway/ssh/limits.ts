@@ -6,11 +6,13 @@ export type Limits = {
   handshakeMs: number
   /** from the TCP connection to being signed in (OpenSSH's LoginGraceTime) */
   loginGraceMs: number
+  /** from the TCP connection to having an account, for an unknown key; it keeps its place among the startups */
+  signUpMs: number
   /** failed signatures on one connection (OpenSSH's MaxAuthTries) */
   failedSignatures: number
   /** sign-in requests of any kind on one connection: a client offers each of its keys */
   signInRequests: number
-  /** connections not signed in, all addresses together (OpenSSH's MaxStartups) */
+  /** connections without an account, all addresses together (OpenSSH's MaxStartups) */
   startups: number
   startupsPerAddress: number
   /** connections in all */
@@ -26,6 +28,7 @@ export type Limits = {
 export const DEFAULT_LIMITS: Limits = {
   handshakeMs: 30_000,
   loginGraceMs: 120_000,
+  signUpMs: 20 * 60_000,
   failedSignatures: 6,
   signInRequests: 200,
   startups: 512,

@@ -78,7 +78,7 @@ export class SshServer {
   async drain(timeoutMs: number): Promise<void> {
     this.#draining = true
     for (const [socket, admitted] of this.#sockets) {
-      if (!admitted.signedIn) admitted.end(RESTARTING, socket)
+      if (!admitted.isMember) admitted.end(RESTARTING, socket)
     }
     const emptied = this.#whenEmpty()
     const timer = AbortSignal.timeout(Math.max(1, timeoutMs))
@@ -122,18 +122,23 @@ export class SshServer {
       () => admitted.end('Berth: the key exchange took too long', socket),
       this.#limits.handshakeMs,
     )
-    const graceTimer = setTimeout(
+    let deadline = setTimeout(
       () => admitted.end(`Berth: nobody signed in within ${Math.round(this.#limits.loginGraceMs / 1000)} s`, socket),
       this.#limits.loginGraceMs,
     )
     admitted.onHandshake = () => clearTimeout(handshakeTimer)
-    admitted.onSignedIn = () => {
-      clearTimeout(graceTimer)
+    // Any key gets in to sign up, so such a connection is a stranger's still: it keeps its place and has a deadline.
+    admitted.onStranger = () => {
+      clearTimeout(deadline)
+      deadline = setTimeout(() => admitted.end('Berth: the sign-up took too long', socket), this.#limits.signUpMs)
+    }
+    admitted.onMember = () => {
+      clearTimeout(deadline)
       place.end()
     }
     socket.once('close', () => {
       clearTimeout(handshakeTimer)
-      clearTimeout(graceTimer)
+      clearTimeout(deadline)
       place.end()
       this.#sockets.delete(socket)
     })
@@ -170,18 +175,20 @@ export class SshServer {
       onFailedSignature: () => this.#addresses.failed(admitted.address),
     }
     authenticate(client, options, (who) => {
-      admitted.signedIn = true
-      admitted.onSignedIn()
-      this.#serve(client, who, admitted.address)
+      if (who.signIn) admitted.becomeMember()
+      else admitted.onStranger()
+      this.#serve(client, who, admitted)
     })
   }
 
-  #serve(client: Connection, who: SignedIn, address: string): void {
+  #serve(client: Connection, who: SignedIn, admitted: Admitted): void {
+    const { address } = admitted
     const { app, lobby, codeSecret, onKeyUsed } = this.#options
     const { signIn, typed, key } = who
     if (!signIn) {
       const onFailure = () => this.#addresses.failed(address)
       serveSignUp(client, app, lobby, { app, key, typed, address, codeSecret, onFailure }, (caller, served) => {
+        admitted.becomeMember()
         this.#keep(client, caller, served, -1)
         app.log.info({ account: caller.accountId, address, key: key.fingerprint }, 'an account was made')
       })
@@ -236,12 +243,18 @@ export class SshServer {
 class Admitted {
   readonly address: string
   client: Connection | undefined
-  signedIn = false
+  isMember = false
   onHandshake = () => {}
-  onSignedIn = () => {}
+  onStranger = () => {}
+  onMember = () => {}
 
   constructor(address: string) {
     this.address = address
+  }
+
+  becomeMember(): void {
+    this.isMember = true
+    this.onMember()
   }
 
   end(text: string, socket: Socket): void {
