@@ -22,7 +22,7 @@
 
 enum {
   SSH_PORT = 22,
-  TICK_MS = 1000,
+  TICK_MS = 30000, /* nothing is due: a quiet machine should not wake for it */
   SSHD_TICK_MS = 20,
   RELOAD_LIMIT_MS = 15000,
   RELOAD_POLL_MS = 10,

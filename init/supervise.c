@@ -141,7 +141,7 @@ _Noreturn void supervise_run(const char *listener, const char *fd, const char *r
     if (atoi(passed[i]) > STDERR_FILENO) close(atoi(passed[i]));
 
   for (;;) {
-    struct timespec pause = {.tv_sec = 1};
+    struct timespec pause = {.tv_sec = 60};
     uint64_t now = uptime_ms();
     if (sshd.pid < 0 && !shutting_down() && now >= sshd.start_at) start(&sshd, "0");
     if (agent.pid < 0 && now >= agent.start_at) {
