@@ -131,7 +131,7 @@ export class Guest {
   async updateIdentity(): Promise<void> {
     if (this.#identity === undefined || this.#identity === hashOf(await this.#whoItIs())) return
     this.#identity = undefined
-    await this.#introduce(true).catch((error: unknown) => this.#onIdentifyError(error))
+    this.#introduceOrRetry(true)
   }
 
   /** Says once more that it is ready: an earlier vmhost may have been ended before it could. */
@@ -225,11 +225,12 @@ export class Guest {
         if (this.#ready && !event.hello.identified) this.#bootsAgain()
         this.#stage = event.hello.stage
         this.#expectProgress()
-        this.#introduce(event.hello.identified).catch((error: unknown) => this.#onIdentifyError(error))
+        if (has(event.hello.stage, 'tools')) this.#introduceOrRetry(event.hello.identified)
         return
       case 'stage':
         this.#stage = event.stage
         this.#expectProgress()
+        if (event.stage === 'tools') this.#introduceOrRetry(false)
         if (event.stage === 'identity') this.#owner.observe({ observedStage: 'ssh' })
         this.#lookReady()
         return
@@ -250,7 +251,15 @@ export class Guest {
     this.#expectProgress()
   }
 
-  /** Tells a guest that has just said hello who it is, or, when it knows already, which keys are good now. */
+  /**
+   * A guest that comes up is told who it is when its tools are mounted, not with its first hello: what it learns
+   * earlier would lie in a folder of the initramfs that the tools' mount then covers.
+   */
+  #introduceOrRetry(identified: boolean): void {
+    this.#introduce(identified).catch((error: unknown) => this.#onIdentifyError(error))
+  }
+
+  /** Tells it who it is, or, when it has heard that already, which keys are good now. */
   async #introduce(identified: boolean): Promise<void> {
     const identity = await this.#whoItIs()
     const fingerprint = hashOf(identity)
@@ -278,8 +287,8 @@ export class Guest {
     this.#log.warn({ err: error }, 'identity')
     if (!refused && !(error instanceof ChannelError)) {
       setTimeout(() => {
-        if (!this.#over && this.#identity === undefined && this.#stage !== undefined) {
-          this.#introduce(false).catch((again: unknown) => this.#onIdentifyError(again))
+        if (!this.#over && this.#identity === undefined && has(this.#stage, 'tools')) {
+          this.#introduceOrRetry(false)
         }
       }, introduceAgainMs).unref()
     }
@@ -304,8 +313,7 @@ export class Guest {
   }
 
   #lookReady(): void {
-    if (this.#ready || this.#identity === undefined || this.#stage === undefined) return
-    if (bootStages.indexOf(this.#stage) < bootStages.indexOf('sshd')) return
+    if (this.#ready || this.#identity === undefined || !has(this.#stage, 'sshd')) return
     this.#ready = true
     clearTimeout(this.#limit)
     this.#slot?.[Symbol.dispose]()
@@ -411,6 +419,10 @@ const fullRetryMs = 5_000
 /** The end of a reason: what the console said last. */
 export function saidLast(line: string | undefined): string {
   return line === undefined ? '' : `; the last line on its console: ${line}`
+}
+
+function has(stage: BootStage | undefined, passed: BootStage): boolean {
+  return stage !== undefined && bootStages.indexOf(stage) >= bootStages.indexOf(passed)
 }
 
 function hashOf({ hostname, loginUser, environment, machineId }: MachineIdentity): string {
