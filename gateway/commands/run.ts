@@ -11,7 +11,7 @@ import { findCommand } from './lookup.ts'
 import { parseCommand } from './parse.ts'
 import { createProgress } from './progress.ts'
 import { TABLE } from './table.ts'
-import { type View, viewOf, wrap } from './text.ts'
+import { harmless, type View, viewOf, wrap } from './text.ts'
 import { scanWords, splitWords } from './words.ts'
 
 /** 128 + SIGINT, as a shell reports it. */
@@ -146,7 +146,8 @@ function operatorOnly(name: string) {
 }
 
 function sentence(failure: CommandError, { view }: Context): string {
-  const head = fitted(failure.message, view).map((line) => `${view.style.failure(line)}\n`)
+  // A reason may quote what a machine printed.
+  const head = fitted(harmless(failure.message), view).map((line) => `${view.style.failure(line)}\n`)
   const wayOn = failure.wayOn ? fitted(failure.wayOn, view).map((line) => `${line}\n`) : []
   return [...head, ...wayOn].join('')
 }
