@@ -30,6 +30,9 @@ enum { ENTROPY_MOST = 256, CLOCK_TOLERANCE_MS = 250, TEXT_MOST = 320 * 1024, NAM
 /* The tools come last: an image without scp or sftp has them all the same, and nobody's own are hidden. */
 #define DEFAULT_PATH "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:" TOOLS "/bin"
 
+/* A file of an image's own in /etc hides one in /run that has its name. */
+#define CONF "berth-machine.conf"
+
 static char text_buffer[TEXT_MOST];
 
 static bool fail(char *reason, size_t capacity, const char *what) {
@@ -193,7 +196,7 @@ static int put_service_variables(const struct frame *frame) {
   for (size_t i = 0; i < sizeof names / sizeof names[0]; i++) {
     char path[PATH_MOST];
     char file[PATH_MOST];
-    snprintf(file, sizeof file, "%s/berth.conf", names[i]);
+    snprintf(file, sizeof file, "%s/" CONF, names[i]);
     if (make_directories(in_root(path, sizeof path, names[i])) != 0 || put(file, text.at, text.length, 0644) != 0) return -1;
   }
   return 0;
@@ -355,13 +358,13 @@ void identity_name_servers(const struct ip_settings *settings, bool rehearsing) 
       if (settings->dns[i] != 0) text_print(&text, "%s%s", i ? " " : "", ip_text(settings->dns[i], address));
     text_print(&text, "\n");
     make_directories(in_root(path, sizeof path, "/run/systemd/resolved.conf.d"));
-    put("/run/systemd/resolved.conf.d/berth.conf", text.at, text.length, 0644);
+    put("/run/systemd/resolved.conf.d/" CONF, text.at, text.length, 0644);
   }
   if (settings->ntp[0]) {
     text.length = 0;
     text_print(&text, "[Time]\nNTP=%s\n", settings->ntp);
     make_directories(in_root(path, sizeof path, "/run/systemd/timesyncd.conf.d"));
-    put("/run/systemd/timesyncd.conf.d/berth.conf", text.at, text.length, 0644);
+    put("/run/systemd/timesyncd.conf.d/" CONF, text.at, text.length, 0644);
   }
 }
 
