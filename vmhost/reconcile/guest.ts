@@ -202,7 +202,8 @@ export class Guest {
         this.#end({ kind: 'panicked' })
         return
       case 'reset':
-        if (!event.byGuest) return
+        // QEMU tells of one reboot several times.
+        if (!event.byGuest || (!this.#ready && this.#stage === undefined)) return
         this.#owner.record('rebooted')
         this.#bootsAgain()
         return
