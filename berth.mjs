@@ -96,8 +96,8 @@ async function setUp() {
 }
 
 /** vmhost/install does Debian packages and artifacts; it prints its own progress. */
-async function install(flags, environment) {
-  const code = await inherit(PINNED, ['vmhost/install/main.ts', ...flags], environment)
+async function install(flags, environment, known) {
+  const code = await inherit(PINNED, ['vmhost/install/main.ts', ...flags], environment, known)
   if (code !== 0)
     throw new Stop('the set-up did not finish; what it finished is kept, so `npm start` goes on from there')
 }
@@ -300,23 +300,18 @@ async function start(sides) {
   for (const side of wanted) lock(join(directory, `launcher-${side}.lock`), directory)
   await prepareModules()
   await checkSettings(wanted, environment)
-  await install(wanted.includes('vmhost') ? [] : ['--only', 'packages'], environment)
   if (wanted.includes('gateway')) prepareGateway(directory)
-  if (wanted.includes('vmhost')) waitForOrphan(join(directory, 'vmhost.lock'))
 
   const supervisor = new Supervisor(environment)
   supervisor.handleSignals()
   try {
-    if (!environment.DATABASE_URL) {
-      const { url } = await supervisor.run({
-        name: 'postgres',
-        parameters: ['migrations/embedded.ts', 'run', directory],
-        stopMs: POSTGRES_STOP_MS,
-        whenOrphaned: 'process.exit(0)',
-      })
-      environment.DATABASE_URL = url
-    }
-    await supervisor.once(['migrations/migrate.ts'])
+    await Promise.all([
+      supervisor.whileStarting((known) =>
+        install(wanted.includes('vmhost') ? [] : ['--only', 'packages'], environment, known),
+      ),
+      startDatabase(supervisor, environment),
+    ])
+    if (wanted.includes('vmhost')) waitForOrphan(join(directory, 'vmhost.lock'))
     const entries = await Promise.all(
       // Stopped in reverse: what is named first here ends last.
       ['vmhost', 'gateway']
@@ -340,6 +335,20 @@ async function start(sides) {
   exit(await supervisor.ended)
 }
 
+/** The embedded Postgres when DATABASE_URL names no other; then the migrations. */
+async function startDatabase(supervisor, environment) {
+  if (!environment.DATABASE_URL) {
+    const { url } = await supervisor.run({
+      name: 'postgres',
+      parameters: ['migrations/embedded.ts', 'run', environment.BERTH_DATA],
+      stopMs: POSTGRES_STOP_MS,
+      whenOrphaned: 'process.exit(0)',
+    })
+    environment.DATABASE_URL = url
+  }
+  await supervisor.once(['migrations/migrate.ts'])
+}
+
 /** Before anything is made or started: a bad setting is told once, by the side that reads it. */
 async function checkSettings(sides, environment) {
   const program = `for (const side of process.argv.slice(1)) {
@@ -360,7 +369,6 @@ async function checkSettings(sides, environment) {
 function readEnvironment() {
   const directory = process.env.BERTH_DATA || '/var/lib/berth'
   const environment = { ...process.env, BERTH_DATA: directory }
-  if (process.stdout.isTTY && !process.env.BERTH_LOG) environment.BERTH_LOG = 'warn'
   const file = join(directory, 'berth.env')
   if (!fs.existsSync(file)) return environment
   for (const [index, line] of fs.readFileSync(file, 'utf8').split('\n').entries()) {
@@ -437,6 +445,8 @@ export class Supervisor {
   stopping = false
   #environment
   #children = []
+  /** Programs of the start, which end by themselves. */
+  #passing = []
   #hurry = () => {}
   #end = () => {}
   #fail = () => {}
@@ -455,7 +465,7 @@ export class Supervisor {
 
   handleSignals() {
     let lastAt = 0
-    for (const signal of ['SIGTERM', 'SIGINT']) {
+    for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP']) {
       process.on(signal, () => {
         const again = Date.now() - lastAt > SAME_SIGNAL_MS
         lastAt = Date.now()
@@ -478,10 +488,15 @@ export class Supervisor {
     return Promise.race([ready, this.#failed])
   }
 
-  /** Runs a program to its end. */
+  /** Runs a program of the start to its end. */
   async once(parameters) {
-    const code = await Promise.race([inherit(PINNED, parameters, this.#environment), this.#failed])
+    const code = await this.whileStarting((known) => inherit(PINNED, parameters, this.#environment, known))
     if (code !== 0) throw new Stop(`${parameters[0]} ended with status ${code}`, code === 2 ? 2 : 1)
+  }
+
+  /** Does something that a signal or a failed child cuts short; processes that are made `known` are ended then. */
+  whileStarting(work) {
+    return Promise.race([work((child) => this.#passing.push(child)), this.#failed])
   }
 
   #spawn(child) {
@@ -521,6 +536,7 @@ export class Supervisor {
   async stop() {
     if (this.stopping) return this.ended
     this.stopping = true
+    for (const child of this.#passing) child.kill('SIGTERM')
     for (const child of this.#children) clearTimeout(child.timer)
     for (const child of [...this.#children].reverse()) await this.#stopChild(child)
     this.#end(0)
@@ -702,10 +718,11 @@ function capture(program, parameters, environment = process.env) {
   })
 }
 
-/** Runs a program with this process's own output; its end is that of the signal that this process got, too. */
-function inherit(program, parameters, environment) {
+/** Runs a program with this process's own output. @returns its exit status, 1 for a signal */
+function inherit(program, parameters, environment, known = () => {}) {
   return new Promise((resolve, reject) => {
     const child = spawn(program, parameters, { cwd: ROOT, env: environment, stdio: 'inherit' })
+    known(child)
     child.once('error', reject)
     child.once('close', (code) => resolve(code ?? 1))
   })
