@@ -41,6 +41,22 @@ const BENCHES: Bench[] = [
       atMost('100 ssh in a row, failed', 0),
     ],
   },
+  {
+    name: 'https',
+    file: 'https.ts',
+    parameters: ['5', '4'],
+    targets: [
+      atMost('small, CPU a request to nginx', 1.15),
+      atMost('small, CPU a request to caddy', 0.45),
+      atMost('large, CPU a request to nginx', 1 / 0.7),
+      atMost('added latency, median, ms', 0.5),
+      atMost('added latency, 99th percentile, ms', 3),
+      atMost('idle WebSockets, KiB each', 75),
+      atMost('new request beside them, ms', 10),
+      atMost('unread over HTTP/1.1, MiB', 4),
+      atMost('unread over HTTP/2, MiB', 4),
+    ],
+  },
 ]
 
 const wanted = process.argv.slice(2)
