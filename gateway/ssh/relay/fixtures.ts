@@ -55,6 +55,8 @@ export async function startMachine(keys: Keys, config: readonly string[] = []): 
       'PermitRootLogin yes',
       'UsePAM no',
       'AcceptEnv *',
+      // Without the start-up files of whoever runs this, which may do anything at all
+      `SetEnv HOME=${keys.directory}`,
       'MaxSessions 600',
       'MaxStartups 600',
       'AllowStreamLocalForwarding yes',
@@ -63,7 +65,10 @@ export async function startMachine(keys: Keys, config: readonly string[] = []): 
       '',
     ].join('\n'),
   )
-  const child = spawn('/usr/sbin/sshd', ['-D', '-e', '-f', path], { stdio: ['ignore', 'ignore', 'pipe'] })
+  // It must not outlive a test run that is killed
+  const child = spawn('setpriv', ['--pdeathsig', 'TERM', '/usr/sbin/sshd', '-D', '-e', '-f', path], {
+    stdio: ['ignore', 'ignore', 'pipe'],
+  })
   const log: string[] = []
   const listening = new Promise<void>((resolve, reject) => {
     const lines = createInterface({ input: child.stderr })
