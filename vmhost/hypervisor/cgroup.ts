@@ -44,6 +44,11 @@ export async function confine(name: string, pid: number, limits: CgroupLimits): 
   await writeFile(join(group, 'cgroup.procs'), String(pid))
 }
 
+/** Share of the processors when there are not enough for all; 100 is everybody's. Nothing happens without a group. */
+export async function setWeight(name: string, weight: number): Promise<void> {
+  await writeFile(join(home, name, 'cpu.weight'), String(weight)).catch(() => {})
+}
+
 /** Removes the group of a process that has ended; nothing happens when there is none. */
 export async function unconfine(name: string): Promise<void> {
   await rmdir(join(home, name)).catch(() => {})

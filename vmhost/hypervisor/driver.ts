@@ -71,6 +71,11 @@ export type Hypervisor = {
   balloon(): Promise<number>
   /** Tells the guest that its disk, which must have grown already, is this large. */
   diskGrown(sizeBytes: number): Promise<void>
+  /**
+   * Lets machines that are still coming up have the processors first, or takes that back. Best effort: what the
+   * server does not allow is left out.
+   */
+  yieldToOthers(yields: boolean): Promise<void>
   /** Ends the process in order (disk caches written), by force after `limitMs`. Returns when it is gone. */
   quit(limitMs?: number): Promise<void>
   /** Ends the process by SIGKILL. Returns when it is gone. */

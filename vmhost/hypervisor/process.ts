@@ -1,4 +1,5 @@
-import { readdir, readFile, stat } from 'node:fs/promises'
+import { readdir, readFile, stat, writeFile } from 'node:fs/promises'
+import { setPriority } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
 
 /**
@@ -62,4 +63,19 @@ export async function findProcesses(uid: number, directory: string): Promise<Pro
     if (identity) found.push(identity)
   }
   return found
+}
+
+/**
+ * Sets the nice value of a process: of every thread, since Linux keeps it per thread, and of its session's scheduling
+ * group where there are such (a session is always one process here). @see sched(7), "The autogroup feature"
+ */
+export async function setNice(pid: number, nice: number): Promise<void> {
+  await writeFile(`/proc/${pid}/autogroup`, String(nice)).catch(() => {})
+  for (const thread of await readdir(`/proc/${pid}/task`).catch(() => [])) {
+    try {
+      setPriority(Number(thread), nice)
+    } catch {
+      // The thread has ended.
+    }
+  }
 }

@@ -4,7 +4,7 @@ import { chmodSync, closeSync, openSync, statSync } from 'node:fs'
 import { chown, lchown, mkdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { confine, unconfine } from './cgroup.ts'
+import { confine, setWeight, unconfine } from './cgroup.ts'
 import {
   type Accelerator,
   type GuestState,
@@ -15,7 +15,7 @@ import {
   hypervisorUid,
   type MachineSpec,
 } from './driver.ts'
-import { awaitExit, findProcesses, identify, isAlive, type ProcessIdentity, signalProcess } from './process.ts'
+import { awaitExit, findProcesses, identify, isAlive, type ProcessIdentity, setNice, signalProcess } from './process.ts'
 import { files, qemuArguments } from './qemu-command.ts'
 import { asObject, connectQmp, type QmpClient, type QmpEvent } from './qmp.ts'
 
@@ -41,6 +41,9 @@ const killLimitMs = 10_000
 const exitEventLimitMs = 200
 /** How often a process that this vmhost did not start is looked at; its QMP socket closing tells sooner. */
 const watchEveryMs = 1_000
+/** About a tenth of what others get, by either way of saying it. @see sched(7), cgroup-v2 "cpu.weight" */
+const yieldingNice = 10
+const yieldingWeight = 10
 /** Guests go before Postgres and the gateway when the kernel must kill somebody. */
 const oomScoreAdjustment = 300
 
@@ -243,6 +246,11 @@ class QemuProcess implements Hypervisor {
 
   async diskGrown(sizeBytes: number): Promise<void> {
     await this.#execute('block_resize', { 'node-name': 'root', size: sizeBytes })
+  }
+
+  async yieldToOthers(yields: boolean): Promise<void> {
+    await setNice(this.pid, yields ? yieldingNice : 0)
+    await setWeight(groupName(this.machineId, this.#directory), yields ? yieldingWeight : 100)
   }
 
   async quit(limitMs = quitLimitMs): Promise<void> {

@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { type AgentChannel, ChannelError, connectAgent } from '../guest/channel.ts'
 import { type AgentEvent, type BootStage, bootStages, type MachineIdentity } from '../guest/messages.ts'
@@ -321,6 +322,20 @@ export class Guest {
     this.sayReady()
     this.#owner.record('running', { boot: this.boot })
     this.#reportSoon(firstReportMs)
+    if (this.#world.driver.accelerator === 'tcg') void this.#settle()
+  }
+
+  /**
+   * A machine that can be reached goes on starting services for a long time, emulated three times what it took to
+   * get here. While others are coming up, they come first: twenty at once are all ready in a third of the time.
+   */
+  async #settle(): Promise<void> {
+    const until = Date.now() + settleMostMs
+    if (!this.#world.slots.busy) return
+    await this.hypervisor.yieldToOthers(true)
+    while (!this.#over && this.#world.slots.busy && Date.now() < until)
+      await sleep(settleLookMs, undefined, { ref: false })
+    if (!this.#over) await this.hypervisor.yieldToOthers(false)
   }
 
   #reportSoon(afterMs: number): void {
@@ -416,6 +431,8 @@ const firstReportMs = 2_000
 const reportEveryMs = 15_000
 const reportLimitMs = 10_000
 const fullRetryMs = 5_000
+const settleMostMs = 180_000
+const settleLookMs = 1_000
 
 /** The end of a reason: what the console said last. */
 export function saidLast(line: string | undefined): string {

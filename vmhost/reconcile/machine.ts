@@ -195,7 +195,8 @@ export class Machine {
   async #start(row: MachineRow): Promise<void> {
     const world = this.#world
     const boot = row.desiredBoot
-    const slot = await world.slots.acquire(AbortSignal.any([this.#interrupt.signal, world.signal]))
+    const slot = await this.#slot()
+    if (!slot) return
     try {
       this.#observe({
         // A start of a machine that was there before is `running` that is not ready yet.
@@ -246,6 +247,33 @@ export class Machine {
         return
       }
       this.#fail(reasonOf(error), boot)
+    }
+  }
+
+  /**
+   * Waits for a place among the machines that come up, and keeps its place in the queue whatever news come.
+   * @returns undefined when the machine is not wanted running any more
+   */
+  async #slot(): Promise<Disposable | undefined> {
+    const leave = new AbortController()
+    const place = this.#world.slots.acquire(AbortSignal.any([leave.signal, this.#world.signal]))
+    place.catch(() => {})
+    for (;;) {
+      const { signal } = this.#interrupt
+      const news = Promise.withResolvers<undefined>()
+      const onAbort = () => news.resolve(undefined)
+      if (signal.aborted) onAbort()
+      else signal.addEventListener('abort', onAbort, { once: true })
+      const slot = await Promise.race([place, news.promise]).finally(() => signal.removeEventListener('abort', onAbort))
+      if (slot) return slot
+      this.#interrupt = new AbortController()
+      const row = await this.#world.rows.one(this.id).catch(() => this.#row)
+      if (row?.desiredState === 'running' && row.desiredBoot === this.#row.desiredBoot) continue
+      leave.abort()
+      // It may have been given in this very moment.
+      place.then((given) => given[Symbol.dispose]()).catch(() => {})
+      this.#again = true
+      return undefined
     }
   }
 

@@ -8,6 +8,11 @@ export class Slots {
     this.#most = most
   }
 
+  /** Whether any machine is coming up. */
+  get busy(): boolean {
+    return this.#taken > 0
+  }
+
   /** @returns a slot; dispose of it when the start has come to its end. @throws the signal's reason */
   async acquire(signal: AbortSignal): Promise<Disposable> {
     signal.throwIfAborted()
