@@ -70,7 +70,9 @@ test('an identity arrives whole: keys, host key, variables, names, the login use
   expect(session.match(/"GREETING=two \\"words\\" 100% é"/g)).toHaveLength(2)
   expect(session).toContain('\nMatch User dev\n  SetEnv "LANG=C.UTF-8"')
   expect(session).toContain('"XDG_RUNTIME_DIR=/run/user/1004"')
-  expect(rootFile('run/systemd/system.conf.d/berth-machine.conf')).toContain('"GREETING=two \\"words\\" 100%% é" "EMPTY="')
+  expect(rootFile('run/systemd/system.conf.d/berth-machine.conf')).toContain(
+    '"GREETING=two \\"words\\" 100%% é" "EMPTY="',
+  )
   expect(rootFile('exe/run/etc/machine-id')).toBe(`${identity.machineId}\n`)
   expect(rootFile('exe/run/etc/hosts')).toMatch(/127.0.0.1 localhost\n127.0.1.1\tdemo\n$/)
   expect(rootFile('etc/passwd')).toContain('/bin/sh\nnobody:*:65534:')
