@@ -47,7 +47,8 @@ afterEach(async () => {
   rmSync(directory, { recursive: true, force: true })
 })
 
-describe('the gateway’s process', () => {
+// Each test starts processes, which take a few seconds each where something else keeps the machine busy.
+describe('the gateway’s process', { timeout: 120_000 }, () => {
   it('gives root up, serves, and makes the starter the owner', async () => {
     const key = starterKey('owner', 'carol@laptop')
     const gateway = start({ SUDO_USER: '', USER: 'dave' })
@@ -140,7 +141,7 @@ describe('the gateway’s process', () => {
     expect(await Promise.all(waiting.map((session) => session.status))).toEqual(Array(12).fill(0))
     expect(await first.ended).toBe(0)
     expect(second.child.exitCode).toBeNull()
-  }, 60_000)
+  })
 
   it('ends what is left when BERTH_DRAIN has passed, and tells it', async () => {
     const key = starterKey('owner')
