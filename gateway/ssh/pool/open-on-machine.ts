@@ -44,6 +44,7 @@ export type MachineProcess = {
 // Both outputs share it, as the protocol has one window for a channel
 const windowBytes = 1024 * 1024
 const packetBytes = 32 * 1024
+const openTimeoutMs = 5000
 
 /**
  * Runs something on a machine over the pooled connection: the lobby's `ssh NAME CMD`, setup scripts, the web terminal.
@@ -55,15 +56,8 @@ export async function openOnMachine(
   target: MachineTarget,
   what: MachineCommand,
 ): Promise<MachineProcess> {
-  const upstream = await pool.reserve(target)
-  const remote = new RemoteProcess(target)
-  try {
-    remote.end = upstream.open('session', windowBytes, packetBytes, Buffer.alloc(0), remote)
-  } finally {
-    pool.unreserve(upstream)
-  }
-  await remote.opened.promise
-  for (const [name, value] of Object.entries(what.env ?? {})) remote.end.sendRequest('env', false, name, value)
+  const remote = await openSession(pool, target)
+  for (const [name, value] of Object.entries(what.env ?? {})) remote.end?.sendRequest('env', false, name, value)
   if (what.pty !== undefined) {
     const { term, columns, rows, modes = Buffer.of(0) } = what.pty
     await remote.request('pty-req', term, columns, rows, 0, 0, modes)
@@ -78,6 +72,27 @@ export async function openOnMachine(
     resize: (columns, rows) => remote.end?.sendRequest('window-change', false, columns, rows, 0, 0),
     signal: (name) => remote.end?.sendRequest('signal', false, name),
     close: () => remote.channel.destroy(),
+  }
+}
+
+/** Tried twice: the shared connection may be dead without anybody having noticed, or full by the machine's own count. */
+async function openSession(pool: MachinePool, target: MachineTarget, fresh = false): Promise<RemoteProcess> {
+  const upstream = await pool.reserve(target, fresh)
+  const remote = new RemoteProcess(target)
+  try {
+    remote.end = upstream.open('session', windowBytes, packetBytes, Buffer.alloc(0), remote)
+  } finally {
+    pool.unreserve(upstream)
+  }
+  const timer = setTimeout(() => remote.giveUp(), openTimeoutMs)
+  try {
+    await remote.opened.promise
+    return remote
+  } catch (error) {
+    if (fresh) throw error
+    return openSession(pool, target, true)
+  } finally {
+    clearTimeout(timer)
   }
 }
 
@@ -117,6 +132,12 @@ class RemoteProcess implements ChannelSink {
     })
     this.stderr = new Readable({ highWaterMark: packetBytes, read: () => this.#wanted(this.stderr) })
     this.channel.on('error', () => {})
+  }
+
+  /** The machine did not answer. */
+  giveUp(): void {
+    this.end?.close()
+    this.opened.reject(this.#lost())
   }
 
   request(name: string, ...fields: (number | string | Buffer)[]): Promise<void> {

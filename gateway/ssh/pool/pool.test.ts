@@ -123,6 +123,18 @@ test('a process on a machine has its streams, its environment and its end', asyn
   expect(await child.exit).toEqual({ status: 5, signal: null })
 })
 
+test('a process does not wait for a connection that died without a word', async () => {
+  const first = await openOnMachine(pool, machine.target, { command: 'echo $PPID' })
+  const pid = Number(await text(first.stdout))
+  process.kill(pid, 'SIGSTOP')
+  try {
+    const second = await openOnMachine(pool, machine.target, { command: 'echo well' })
+    expect(await text(second.stdout)).toBe('well\n')
+  } finally {
+    process.kill(pid, 'SIGKILL')
+  }
+})
+
 test('a process on a machine can have a terminal that changes its size', async () => {
   const pty = { term: 'xterm', columns: 100, rows: 30 }
   const command = `trap 'stty size; exit' WINCH; stty size; while :; do sleep 0.05; done`

@@ -5,8 +5,8 @@ import type { Log } from '../transport/log.ts'
 /** What `relayConnection` needs to know about one signed-in connection. */
 export type RelayOptions = {
   /**
-   * Says which machine the connection goes to. Called at most once, when the first channel or forward asks for the
-   * machine, so it may take as long as waking a machine takes: the client waits meanwhile. A rejection's message is
+   * Says which machine the connection goes to. Called when a channel or forward asks for the machine, once for all that
+   * come within 2 s, so it may take as long as waking a machine takes: the client waits meanwhile. A rejection's message is
    * shown to the person (stderr of the session) and ends it with status 255. Aborted when the client goes away.
    * `say` shows a sentence meanwhile, on the stderr of the sessions that wait.
    */

@@ -32,6 +32,8 @@ const sessionPacketBytes = 32 * 1024
 // Requests kept for sessions that have not reached their machine; one may be a command of 200 KB
 const maxHeldBytes = 4 * 1024 * 1024
 const maxPendingGlobalRequests = 1000
+// A connection may live for days: its machine stops, sleeps and changes hands meanwhile
+const targetLastsMs = 2000
 const activityEveryMs = 1000
 const sweepEveryMs = 10_000
 
@@ -44,6 +46,7 @@ class ClientRelay implements Relay, LinkOwner, SessionHost {
   /** Answers owed to global requests, in their order; undefined ones are still being waited for. */
   readonly #globalReplies: { reply: Buffer | undefined }[] = []
   #target: Promise<MachineTarget> | undefined
+  #targetUntilMs = 0
   #name = ''
   #dedicated: Promise<Upstream> | undefined
   #noMoreSessions = false
@@ -187,12 +190,15 @@ class ClientRelay implements Relay, LinkOwner, SessionHost {
   }
 
   async #resolve(): Promise<MachineTarget> {
+    if (performance.now() > this.#targetUntilMs) this.#target = undefined
     this.#target ??= this.#options.resolve(this.#gone.signal, (sentence) => {
       for (const session of this.#sessions) session.say(sentence)
     })
+    this.#targetUntilMs = Number.POSITIVE_INFINITY
     try {
       const target = await this.#target
       this.#name = target.name
+      this.#targetUntilMs = performance.now() + targetLastsMs
       return target
     } catch (error) {
       // A later session on the same connection (ControlMaster) may find the machine started
