@@ -41,9 +41,9 @@ const killLimitMs = 10_000
 const exitEventLimitMs = 200
 /** How often a process that this vmhost did not start is looked at; its QMP socket closing tells sooner. */
 const watchEveryMs = 1_000
-/** About a tenth of what others get, by either way of saying it. @see sched(7), cgroup-v2 "cpu.weight" */
-const yieldingNice = 10
-const yieldingWeight = 10
+/** A thirtieth of what others get, by either way of saying it. @see sched(7), cgroup-v2 "cpu.weight" */
+const yieldingNice = 15
+const yieldingWeight = 4
 /** Guests go before Postgres and the gateway when the kernel must kill somebody. */
 const oomScoreAdjustment = 300
 

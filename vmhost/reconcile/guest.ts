@@ -331,7 +331,9 @@ export class Guest {
    */
   async #settle(): Promise<void> {
     const until = Date.now() + settleMostMs
-    if (!this.#world.slots.busy) return
+    // Whoever asked for it is about to sign in, and waits for that.
+    await sleep(settleAfterMs, undefined, { ref: false })
+    if (this.#over || !this.#world.slots.busy) return
     await this.hypervisor.yieldToOthers(true)
     while (!this.#over && this.#world.slots.busy && Date.now() < until)
       await sleep(settleLookMs, undefined, { ref: false })
@@ -393,12 +395,9 @@ export class Guest {
 
   #goOnWhenPossible(): void {
     this.#fullRetry = setTimeout(async () => {
-      const space = await this.#world.store.space()
-      const enough = space.freeBytes > space.reserveBytes / 2
-      if (enough) await this.hypervisor.resume().catch(() => {})
-      const state = enough ? await this.hypervisor.state().catch(() => 'ioError' as const) : 'ioError'
+      const goesOn = await this.#tryToGoOn().catch(() => false)
       if (this.#over) return
-      if (state === 'ioError') {
+      if (!goesOn) {
         this.#goOnWhenPossible()
         return
       }
@@ -406,6 +405,13 @@ export class Guest {
       this.#owner.observe({ observedReason: null })
       this.#expectProgress()
     }, fullRetryMs).unref()
+  }
+
+  async #tryToGoOn(): Promise<boolean> {
+    const space = await this.#world.store.space()
+    if (space.freeBytes <= space.reserveBytes / 2) return false
+    await this.hypervisor.resume()
+    return (await this.hypervisor.state()) !== 'ioError'
   }
 }
 
@@ -431,7 +437,8 @@ const firstReportMs = 2_000
 const reportEveryMs = 15_000
 const reportLimitMs = 10_000
 const fullRetryMs = 5_000
-const settleMostMs = 180_000
+const settleAfterMs = 8_000
+const settleMostMs = 600_000
 const settleLookMs = 1_000
 
 /** The end of a reason: what the console said last. */

@@ -233,7 +233,12 @@ export class Machine {
         tools: bootSet.tools,
         network: card,
       })
-      this.#attend(hypervisor, files, boot, false, slot)
+      try {
+        this.#attend(hypervisor, files, boot, false, slot)
+      } catch (error) {
+        await hypervisor.kill()
+        throw error
+      }
       const { cpus, memoryBytes } = machine
       this.#observe({ observedStartedAt: startedAt, observedCpus: cpus, observedMemoryBytes: memoryBytes })
       this.#log.info({ pid: hypervisor.pid, boot }, 'started')
