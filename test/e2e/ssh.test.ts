@@ -1,5 +1,5 @@
 import { createHash, randomBytes } from 'node:crypto'
-import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
+import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { OUTSIDE_ADDRESS, type Product, SERVER_ADDRESS, SSH_PORT, startProduct } from './product.ts'
@@ -205,16 +205,6 @@ describe('forwarding', () => {
     const all = await Promise.all([1, 2, 3].map((n) => product.ssh([...control, demo, `echo ${n}`])))
     expect(all.map(({ stdout }) => stdout)).toEqual(['1\n', '2\n', '3\n'])
     await product.ssh([...control, '-O', 'exit', demo])
-  })
-})
-
-describe('tools over ssh', () => {
-  it('git clones and pushes, rsync copies a tree', async () => {
-    const ssh = `ssh ${product.sshOptions.join(' ')}`
-    const has = await product.ssh([demo, 'command -v git rsync | wc -l'])
-    if (has.stdout.trim() !== '2') return // The minimal image has neither; guest.test.ts does this on base.
-    mkdirSync(join(product.home, 'tree'))
-    expect((await product.outside('rsync', ['-a', '-e', ssh, 'tree/', `${demo}:tree/`])).status).toBe(0)
   })
 })
 

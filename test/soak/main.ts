@@ -1,5 +1,5 @@
 /**
- * `npm run soak [-- --rounds 50 --seed N]`: the rounds of kill -9 that `npm test` runs five of, fifty and more.
+ * `npm run soak [-- --rounds 50 --seed N]`: rounds of kill -9 at random moments, fifty unless told otherwise.
  * Ends with `N passed, N failed`; a failed round prints its seed, which plays it again.
  */
 import { parseArgs } from 'node:util'
