@@ -57,8 +57,9 @@ describe('the lobby on a real terminal, with the real client', () => {
       lobby.type('stty size\r')
       if (/20 60/.test(await lobby.expect(/\d+ \d+\r\n/))) break
     }
-    lobby.type('sleep 600\r')
-    await lobby.expect(/sleep 600/)
+    // Said by the child itself: it has the terminal then, and a Ctrl-C is its own and not the shell's.
+    lobby.type('sh -c "echo $((6*7)) sleeps; exec sleep 600"\r')
+    await lobby.expect(/42 sleeps/)
     lobby.type('\x03')
     await lobby.expect(/\^C/)
     lobby.type('exit 7\r')

@@ -197,7 +197,7 @@ describe('forwarding', () => {
     expect(reached, reached.stderr).toMatchObject({ status: 0, stdout: 'demo\n' })
     const refused = await product.outside('ssh', ['-F', loud, ...jump, 'dev@127.0.0.1', 'hostname'])
     expect(refused.status).toBe(255)
-    expect(refused.stderr).toMatch(/administratively prohibited|refused/i)
+    expect(refused.stderr).toMatch(/no machine called 127\.0\.0\.1; only your machines/)
   })
 
   it('works under ControlMaster, with sessions that share it', async () => {

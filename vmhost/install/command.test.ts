@@ -11,7 +11,7 @@ test('standard output comes back, standard error does not', async () => {
 })
 
 test('a failure tells the exit status, the last lines, and what sounded like a reason before those', async () => {
-  const script = 'echo "error: disk is full" >&2; for i in $(seq 100); do echo "line $i"; done; exit 3'
+  const script = 'exec 2>&1; echo "error: disk is full" >&2; for i in $(seq 100); do echo "line $i"; done; exit 3'
   const failure = run('sh', ['-c', script])
   await expect(failure).rejects.toThrow(/exit status 3\n[\s\S]*disk is full[\s\S]*line 100$/)
   await expect(failure).rejects.not.toThrow(/line 50/)
