@@ -14,6 +14,7 @@ const FIRST_STAGE_MODULES = [
   'virtio_console',
   'virtio_balloon',
   'virtio_rng',
+  'pvpanic-pci',
   'vmw_vsock_virtio_transport',
   'erofs',
   'ext4',
