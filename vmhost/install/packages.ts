@@ -6,6 +6,7 @@ const execFileAsync = promisify(execFile)
 /** Debian packages that a server running machines needs. The one list: set-up installs it, messages name it. */
 export const HOST_PACKAGES = [
   'ca-certificates',
+  'conntrack',
   'cpio',
   'dpkg-dev',
   'e2fsprogs',

@@ -1,20 +1,24 @@
 import { spawn } from 'node:child_process'
 import { NetworkError } from './types.ts'
 
-/** No ip or nft command of ours takes a tenth of this; one that does hangs, and must not hang every machine's start. */
+/** No command of ours takes a tenth of this; one that does hangs, and must not hang every machine's start. */
 const COMMAND_TIMEOUT_MS = 20_000
 
 /** `sbin` is missing from the PATH of some services and of `su` without a dash. */
 const PATH = `${process.env.PATH ?? '/usr/bin:/bin'}:/usr/sbin:/sbin`
 
-const PACKAGE_OF: Record<string, string> = { ip: 'iproute2', nft: 'nftables' }
+const PACKAGE_OF = { ip: 'iproute2', nft: 'nftables', conntrack: 'conntrack' } as const
 
 /**
- * Runs `ip` or `nft` with `input` as standard input.
+ * Runs a command with `input` as standard input.
  * @returns its standard output
  * @throws NetworkError with what the command said when it fails, is missing or takes longer than 20 s
  */
-export async function runCommand(command: 'ip' | 'nft', args: readonly string[], input = ''): Promise<string> {
+export async function runCommand(
+  command: keyof typeof PACKAGE_OF,
+  args: readonly string[],
+  input = '',
+): Promise<string> {
   const child = spawn(command, args, { env: { PATH, LC_ALL: 'C' }, timeout: COMMAND_TIMEOUT_MS, killSignal: 'SIGKILL' })
   const output = { stdout: '', stderr: '' }
   child.stdout.setEncoding('utf8').on('data', (text: string) => {

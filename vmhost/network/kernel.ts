@@ -128,6 +128,8 @@ export type TapPlan = {
   readonly create: readonly string[]
   /** Lines that give it address, route and neighbour, and take it up. Empty when all is right. */
   readonly configure: readonly string[]
+  /** It is not up yet: connections that the kernel knows of this address are those of a machine before. */
+  readonly isFresh: boolean
 }
 
 /**
@@ -147,11 +149,13 @@ export function planTap(machine: MachineNetwork, gateway: string, kernel: Kernel
     `tuntap add dev ${tap} mode tap user ${machine.uid} vnet_hdr`,
     `link set dev ${tap} group ${TAP_GROUP} mtu ${TAP_MTU} txqueuelen ${TAP_QUEUE_PACKETS} address ${macFor(gateway)}`,
   ]
+  const isUp = adopted?.flags.includes('UP') === true
   return {
     create: adopted === undefined ? create : [],
+    isFresh: !isUp,
     configure: [
       ...planAddresses(tap, gateway, adopted),
-      ...(adopted?.flags.includes('UP') ? [] : [`link set dev ${tap} up`]),
+      ...(isUp ? [] : [`link set dev ${tap} up`]),
       ...planRoutes(tap, machine.address, gateway, adopted === undefined ? [] : kernel.routes),
       ...planNeighbours(tap, machine, adopted === undefined ? [] : kernel.neighbours),
     ],

@@ -231,6 +231,39 @@ test('connections of machines survive a vmhost that is killed and started again'
   expect(await inside.ask({ do: 'echo', text: 'closed' })).toEqual({ text: 'closed' })
 })
 
+test('a machine hears nothing of connections that its address had under another machine, nor do they count as its own', async () => {
+  network = new NetworkProcess(lab.host, { ...settings, flowsPerMachine: 3 })
+  await network.call({ do: 'prepareHost' })
+  const address = machine(1).address
+  const internet = new Probe(lab.internet)
+  await internet.listen('udp', 9)
+  await internet.listen('tcp', 8000)
+  const beginAs = async (machineId: number): Promise<Probe> => {
+    const one = { ...machine(machineId), address }
+    await connectAll([one])
+    const guest = await lab.add(`guest${machineId}`)
+    await plugIn(one, lab.host, guest, macFor(address))
+    const inside = new Probe(guest)
+    await inside.listen('udp', 5000)
+    return inside
+  }
+  const answer = { do: 'udp', address: '203.0.113.2', port: 5000, source: '198.51.100.10', sourcePort: 9 }
+  const former = await beginAs(1)
+  for (const port of [9, 10, 11]) await former.ask({ do: 'udp', address: '198.51.100.10', port, sourcePort: 5000 })
+  expect(await internet.ask({ do: 'wait', port: 9 })).toEqual({ arrived: true })
+  await internet.ask(answer)
+  expect(await former.ask({ do: 'wait', port: 5000, source: '198.51.100.10' })).toEqual({ arrived: true })
+  await network.call({ do: 'removeMachine', machineId: 1 })
+
+  const later = await beginAs(2)
+  await internet.ask(answer)
+  // What the host sends after it, the same way, has arrived after it.
+  await new Probe(lab.host).ask({ do: 'udp', address, port: 5000 })
+  expect(await later.ask({ do: 'wait', port: 5000, source: '10.42.0.1' })).toEqual({ arrived: true })
+  expect(await later.seen(5000)).toEqual(['10.42.0.1'])
+  expect(await later.tcp('198.51.100.10', 8000)).toBe('connected')
+})
+
 test('updates of the rules keep every reading, and a chain of an older version goes', async () => {
   await network.call({ do: 'prepareHost' })
   await connectAll([machine(1)])

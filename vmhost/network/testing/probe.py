@@ -4,7 +4,7 @@ listen {protocol, port, address?}      answers {}; from then on every TCP connec
 seen {port}                            answers {seen: [source address..]} and forgets them
 wait {port, source?}                   answers {} once something (from there) was seen at that port, forgets nothing
 tcp {address, port, source?, silent?}  answers {result: connected|ENAME, text: {peer, mss} of a `listen`}
-udp {address, port, source?, count?}   sends; answers {}
+udp {address, port, source?, sourcePort?, count?}   sends; answers {}
 ping {address}                         answers {result: reply|ENAME}
 pathMtu {address}                      sends 1500 bytes with DF; answers {mtu} when the path's MTU came back
 frame {hex}                            sends one Ethernet frame on eth0; answers {}
@@ -111,12 +111,13 @@ def tcp(address, port, source=None, silent=False):
         s.close()
 
 
-def udp(address, port, source=None, count=1):
+def udp(address, port, source="", sourcePort=0, count=1):
     for index in range(count):
         s = socket.socket(family(address), socket.SOCK_DGRAM)
         s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        if source:
-            s.bind((source, 0))
+        if source or sourcePort:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # A `listen` may have that port.
+            s.bind((source, sourcePort))
         try:
             s.sendto(b"x", (address, port, 0, socket.if_nametoindex("eth0")) if address.startswith("fe80") else (address, port))
         except OSError:
