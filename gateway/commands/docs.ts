@@ -20,9 +20,11 @@ export const DOCS: Record<string, Page> = {
     title: 'where ssh goes',
     text: (settings) =>
       [
-        "The user name says where: a machine's name goes to that machine, anything else to this lobby.",
+        "The user name says where: a machine's name goes to that machine, lobby to this lobby.",
         `  ${sshLine(settings, 'demo')}`,
         `  ${sshLine(settings, 'root+demo')}`,
+        '',
+        'The name that your ssh sends by itself leads to the lobby too, once it is recorded: as the user part of a key comment, at sign-up, or after you have used the lobby by it on a terminal. whoami lists these names. Any other name gets no further than a sentence, so that a slip of the fingers never runs a command of the lobby.',
         '',
         'scp, sftp, rsync, git, -L, -R, -D, agent and X11 forwarding and editors over SSH work as with any server. End to end, past the gateway:',
         `  ssh -J ${settings.domain}${sshPort(settings) === 22 ? '' : `:${sshPort(settings)}`} dev@demo`,
@@ -48,7 +50,7 @@ export const DOCS: Record<string, Page> = {
       [
         'A name has 1 to 40 of a-z, 0-9 and single hyphens inside, and starts with a letter. It is unique in this installation. rm and rename free it at once.',
         '',
-        'Names that ssh sends by itself, such as root or your own user name, are never machines: they lead to the lobby.',
+        'Names that ssh sends by itself, such as root or your own user name, are never those of machines.',
       ].join('\n'),
   },
   setup: {

@@ -8,6 +8,7 @@ import { readLine } from './editor.ts'
 import { greeting } from './greeting.ts'
 import { historyOf } from './history.ts'
 import { Keyboard } from './keyboard.ts'
+import { learnName } from './learn-name.ts'
 import { openSeat } from './seat.ts'
 
 const PROMPT_NAME = 'berth'
@@ -22,6 +23,8 @@ export const runLobby: RunLobby = async (app, caller, io, notice) => {
   const history = historyOf(caller.accountId)
   const table = commandsFor(caller)
   let status = 0
+  /** Whoever only looks at the notice and leaves has used no lobby. */
+  let used = false
   const say = (text: string) => {
     if (!io.stdout.destroyed && !io.stdout.writableEnded) io.stdout.write(text.replaceAll('\n', '\r\n'))
   }
@@ -53,6 +56,7 @@ export const runLobby: RunLobby = async (app, caller, io, notice) => {
         if (!line.trim()) continue
         using seat = openSeat(io, keyboard)
         status = await runInSeat(app, caller, line, io, seat)
+        used ||= status === 0
         if (status === 130) break
       }
     }
@@ -61,6 +65,8 @@ export const runLobby: RunLobby = async (app, caller, io, notice) => {
     status = 1
   } finally {
     keyboard.release()
+    // At the end and not before: `ssh demo@host` may have been typed in order to make demo.
+    if (used) await learnName(app, caller)
   }
   return status
 }

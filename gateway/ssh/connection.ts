@@ -1,12 +1,11 @@
 import { Readable } from 'node:stream'
 import type { Connection } from 'ssh2'
-import { recordName } from '../accounts/names.ts'
-import { type App, type Caller, EXIT, type RunLine, type RunLobby, type Terminal } from '../app.ts'
+import { type App, type Caller, EXIT, type RunLine, type RunLobby } from '../app.ts'
 import { stageInWords } from '../machines.ts'
 import { serveJumps } from './jump.ts'
 import { relayConnection } from './relay/relay.ts'
 import { type SessionRequest, serveSessions } from './session.ts'
-import type { Route } from './sign-in.ts'
+import { callerOf, lookUp, type Route, routeOf } from './sign-in.ts'
 import { SIGN_UP_REFUSED, type SignUpOptions, signUpOnTerminal, signUpSentence } from './sign-up.ts'
 
 /** A signed-in connection being served. */
@@ -60,28 +59,38 @@ export function serveSignUp(
   options: SignUpOptions,
   onMember: (caller: Caller, served: Served) => void,
 ): void {
-  let caller: Caller | undefined
+  let member: { caller: Caller; route: LobbyRoute } | undefined
   let asking = false
   const sessions = serveSessions(client, app.log, async (request) => {
-    const { io, kind } = request
-    if (caller) return await runInLobby(app, lobby, caller, { to: 'lobby' }, request)
-    const { terminal } = io
-    if (!terminal || asking) {
+    if (member) return await runInLobby(app, lobby, member.caller, member.route, request)
+    const { io } = request
+    if (!io.terminal || asking) {
       io.stderr.write(`${signUpSentence(app)}\n`)
       return SIGN_UP_REFUSED
     }
     asking = true
     try {
-      const member = await signUpOnTerminal(options, { ...io, terminal })
-      if (!member) return SIGN_UP_REFUSED
-      caller = await callerOf(app, member, options)
-      onMember(caller, sessions)
+      if (!(await signUpOnTerminal(options, { ...io, terminal: io.terminal }))) return SIGN_UP_REFUSED
+      member = await becomeMember(options)
+      onMember(member.caller, sessions)
     } finally {
       asking = false
     }
-    if (kind === 'shell') return await lobby.runLobby(app, caller, { ...io, terminal })
-    return await runInLobby(app, lobby, caller, { to: 'lobby' }, request)
+    return await runInLobby(app, lobby, member.caller, member.route, request)
   })
+}
+
+/** Looks the new account up as its next connection would: the name that was typed may be one that cannot be recorded. */
+async function becomeMember({
+  app,
+  key,
+  typed,
+  address,
+}: SignUpOptions): Promise<{ caller: Caller; route: LobbyRoute }> {
+  const signIn = await lookUp(app.sql, key.blob, typed)
+  if (!signIn) throw new Error(`the account of key ${key.fingerprint} was taken away while it was made`)
+  const route = routeOf(signIn, typed)
+  return { caller: callerOf(signIn, typed, address), route: route.to === 'unknown' ? route : { to: 'lobby' } }
 }
 
 /** A suspended account is told so; it signed in correctly, and silence would look like a fault. */
@@ -101,7 +110,8 @@ async function runInLobby(
 ): Promise<number> {
   const { terminal } = io
   if (kind === 'shell' && terminal) {
-    return await visit(app, lobby, caller, route, { ...io, terminal })
+    const notice = route.to === 'unknown' ? noticeOf(app, route.name) : undefined
+    return await lobby.runLobby(app, caller, { ...io, terminal }, notice)
   }
   const newline = terminal ? '\r\n' : '\n'
   if (route.to === 'unknown') {
@@ -115,21 +125,6 @@ async function runInLobby(
     return EXIT.usage
   }
   return kind === 'exec' ? await lobby.runLine(app, caller, command, io) : await runLines(app, lobby, caller, io)
-}
-
-/** Somebody sits at a terminal: the name they typed will lead here from now on. */
-async function visit(
-  app: App,
-  lobby: Lobby,
-  caller: Caller,
-  route: LobbyRoute,
-  io: SessionRequest['io'] & { terminal: Terminal },
-): Promise<number> {
-  const notice = route.to === 'unknown' ? noticeOf(app, route.name) : undefined
-  recordName(app.sql, caller.accountId, caller.sshName).catch((error) => {
-    app.log.warn({ err: error }, 'a name was not recorded')
-  })
-  return await lobby.runLobby(app, caller, io, notice)
 }
 
 /** `ssh host < commands`: each line is a command, run one after the other; the last one's status is the session's. */
@@ -160,23 +155,6 @@ async function* linesOf(stdin: SessionRequest['io']['stdin']): AsyncGenerator<st
     if (rest.length > MAX_LINE_BYTES) return yield undefined
   }
   if (rest.length > 0) yield rest.toString()
-}
-
-async function callerOf(
-  app: App,
-  member: { accountId: number; isOwner: boolean },
-  { key, address, typed }: SignUpOptions,
-): Promise<Caller> {
-  const rows = await app.sql<{ id: number }[]>`select id from keys where public_key = ${key.blob}`
-  return {
-    accountId: member.accountId,
-    isOwner: member.isOwner,
-    keyId: rows[0]?.id ?? null,
-    fingerprint: key.fingerprint,
-    address,
-    via: 'ssh',
-    sshName: typed,
-  }
 }
 
 function unknownSentence(app: App, name: string): string {

@@ -7,7 +7,7 @@ import { DISCONNECT, disconnect } from './internals.ts'
 import { AddressLimits, DEFAULT_LIMITS, type Limits, plainAddress, type Startup } from './limits.ts'
 import { LiveConnections } from './live.ts'
 import { refuseEarly, refuseWaiting } from './refuse.ts'
-import { routeOf } from './sign-in.ts'
+import { callerOf, routeOf } from './sign-in.ts'
 import { serverAlgorithms } from './transport/algorithms.ts'
 
 export type SshServerOptions = {
@@ -199,15 +199,7 @@ export class SshServer {
       return
     }
     const route = routeOf(signIn, typed)
-    const caller: Caller = {
-      accountId: signIn.accountId,
-      isOwner: signIn.isOwner,
-      keyId: signIn.keyId,
-      fingerprint: signIn.fingerprint,
-      address,
-      via: 'ssh',
-      sshName: typed,
-    }
+    const caller = callerOf(signIn, typed, address)
     app.log.info({ account: caller.accountId, address, to: route.to, key: caller.fingerprint }, 'signed in')
     onKeyUsed(signIn.keyId)
     if (route.to === 'suspended') {

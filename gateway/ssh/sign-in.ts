@@ -1,5 +1,6 @@
 import type { Sql } from '../../migrations/connect.ts'
 import { LOBBY_NAMES } from '../accounts/names.ts'
+import type { Caller } from '../app.ts'
 
 /** What one query at sign-in tells about a key and the name that was typed. */
 export type SignIn = {
@@ -61,4 +62,9 @@ export function routeOf(signIn: SignIn, typed: string): Route {
   }
   if (signIn.recorded || LOBBY_NAMES.some((name) => name === typed)) return { to: 'lobby' }
   return { to: 'unknown', name: parseTypedName(typed).machineName }
+}
+
+/** @param address IP address of the client */
+export function callerOf({ accountId, isOwner, keyId, fingerprint }: SignIn, typed: string, address: string): Caller {
+  return { accountId, isOwner, keyId, fingerprint, address, via: 'ssh', sshName: typed }
 }

@@ -5,6 +5,7 @@ import { openTerminal, type Terminal } from '../../test/e2e/terminal.ts'
 import { startTestGateway, type TestGateway } from '../../test/gateway.ts'
 import { createInvitation } from '../accounts/invitations.ts'
 import { runLine } from '../commands/run.ts'
+import { startWorld } from '../commands/testing/world.ts'
 import { runLobby } from '../lobby/lobby.ts'
 
 /** `ssh user@gateway` on a real terminal. */
@@ -247,19 +248,78 @@ describe('proving an address', () => {
 })
 
 describe('the names that people type without thinking', () => {
-  it('are recorded by a visit on a terminal, and by nothing else', async () => {
-    await using gateway = await startTestGateway()
+  const real = { lobby: { runLine, runLobby } }
+  /** `ssh user@gateway` on a terminal: types the lines and leaves. */
+  async function use(gateway: TestGateway, key: string, user: string, lines: string[]): Promise<string> {
+    const ssh = visit(gateway, key, user)
+    for (const line of [...lines, 'exit']) {
+      await ssh.expect(/berth\S*> $/)
+      ssh.type(`${line}\r`)
+    }
+    await ssh.ended
+    return ssh.output().replace(/\s+/g, ' ')
+  }
+  const notice = (name: string) =>
+    `no machine called ${name}; this is the lobby. To reach a machine: ssh NAME@localhost`
+
+  it('are recorded where somebody used the lobby by them on a terminal, and by nothing else', async () => {
+    await using gateway = await startTestGateway(real)
+    const key = gateway.makeKey('id')
+    await gateway.addAccount({ keys: [key] })
+    expect((await gateway.ssh({ key, user: 'bob', command: ['ls'] })).status).toBe(3)
+    expect(await use(gateway, key, 'bob', ['ls'])).toContain(notice('bob'))
+    expect((await gateway.ssh({ key, user: 'bob', command: ['ls'] })).status).toBe(0)
+    expect(await use(gateway, key, 'bob', [])).not.toContain('no machine called')
+  })
+
+  it('are not learned from a visit that ends at the notice, nor from one where no command was understood', async () => {
+    await using gateway = await startTestGateway(real)
+    const key = gateway.makeKey('id')
+    await gateway.addAccount({ keys: [key] })
+    expect(await use(gateway, key, 'tpyo', [])).toContain(notice('tpyo'))
+    expect(await use(gateway, key, 'tpyo', ['cd src'])).toContain(notice('tpyo'))
+    expect(await gateway.ssh({ key, user: 'tpyo', command: ['ls'] })).toMatchObject({
+      status: 3,
+      stdout: '',
+      stderr: 'no machine called tpyo; the lobby is lobby@localhost\n',
+    })
+    const command = visit(gateway, key, 'tpyo', ['ls'])
+    await command.expect('no machine called tpyo; the lobby is lobby@localhost')
+    expect(await command.ended).toBe(3)
+    expect(await gateway.sql`select name from lobby_names`).toEqual([])
+  })
+
+  it('are no slips for a machine, whatever was done in the lobby then', async () => {
+    await using gateway = await startTestGateway(real)
     const key = gateway.makeKey('id')
     const account = await gateway.addAccount({ keys: [key] })
-    expect((await gateway.ssh({ key, user: 'bob', command: ['ls'] })).status).toBe(3)
-    const ssh = visit(gateway, key, 'bob')
-    await ssh.expect('no machine called bob; this is the lobby. To reach a machine: ssh NAME@localhost')
-    ssh.type('exit\r')
-    expect(await ssh.ended).toBe(0)
-    expect((await gateway.ssh({ key, user: 'bob', command: ['ls'] })).stdout).toBe(`lobby of ${account}: ls\n`)
-    const again = visit(gateway, key, 'bob')
-    await again.expect('lobby of')
-    expect(again.output()).not.toContain('no machine called')
-    again.kill()
+    await gateway.addMachine(account, 'website')
+    await gateway.addMachine(account, 'oldie', { state: 'trashed' })
+    for (const slip of ['webstie', 'website2', 'oldie']) {
+      expect(await use(gateway, key, slip, ['ls'])).toContain(notice(slip))
+      expect((await gateway.ssh({ key, user: slip, command: ['rm', 'website'] })).status, slip).toBe(3)
+    }
+    expect(await gateway.sql`select name from lobby_names`).toEqual([])
+  })
+
+  it('leave the name to a machine that is made in the visit', async () => {
+    await using world = await startWorld()
+    const { gateway, key } = world
+    const output = await use(gateway, key, 'demo', ['ls', 'new demo --memory 512M --no-wait'])
+    expect(output).toContain(notice('demo'))
+    expect(output).toContain('demo is being made')
+    expect(await gateway.sql`select name from machine_names`).toEqual([{ name: 'demo' }])
+    expect(await gateway.sql`select name from lobby_names`).toEqual([])
+  })
+
+  it('do not lead a new account to the lobby by the name of somebody’s machine', async () => {
+    await using gateway = await startTestGateway({ ...real, env: { BERTH_SIGNUP: 'open' } })
+    await gateway.addMachine(await gateway.addAccount({ owner: true }), 'theirs')
+    const ssh = visit(gateway, gateway.makeKey('id'), 'theirs', ['whoami'])
+    await ssh.expect('E-mail address')
+    ssh.type('\r')
+    await ssh.expect('Welcome. You have an account.')
+    await ssh.expect('no machine called theirs; the lobby is lobby@localhost')
+    expect(await ssh.ended).toBe(3)
   })
 })
