@@ -1,7 +1,7 @@
 import type { Sql } from '../migrations/connect.ts'
 import type { Log } from './log.ts'
 
-const CHANNELS = ['machines', 'keys', 'console', 'settings', 'hosts', 'mails'] as const
+const CHANNELS = ['machines', 'keys', 'console', 'settings', 'hosts', 'mails', 'grants'] as const
 export type NewsChannel = (typeof CHANNELS)[number]
 
 /**

@@ -42,6 +42,7 @@ export const accounts = pgTable('accounts', {
   maxMachines: integer('max_machines'),
   suspendedAt: time('suspended_at'),
   createdAt: time('created_at').notNull().defaultNow(),
+  emailProvedAt: time('email_proved_at'),
 })
 
 export const keys = pgTable('keys', {
@@ -161,6 +162,8 @@ export const machines = pgTable('machines', {
   observedCpus: integer('observed_cpus'),
   observedMemoryBytes: int8('observed_memory_bytes'),
   observedAt: time('observed_at').notNull().defaultNow(),
+  webPort: integer('web_port'),
+  webPublic: boolean('web_public').notNull().default(false),
 })
 
 export const machineNames = pgTable('machine_names', {
@@ -222,4 +225,74 @@ export const certificates = pgTable('certificates', {
   notBefore: time('not_before').notNull(),
   notAfter: time('not_after').notNull(),
   renewAt: time('renew_at').notNull(),
+})
+
+export const webSessions = pgTable('web_sessions', {
+  id: identity(),
+  tokenHash: bytea('token_hash').notNull(),
+  accountId: integer('account_id'),
+  email: text('email'),
+  address: text('address').notNull().default(''),
+  createdAt: time('created_at').notNull().defaultNow(),
+  lastUsedAt: time('last_used_at').notNull().defaultNow(),
+  expiresAt: time('expires_at').notNull(),
+})
+
+export const signInLinks = pgTable('sign_in_links', {
+  tokenHash: bytea('token_hash').primaryKey(),
+  accountId: integer('account_id').notNull(),
+  expiresAt: time('expires_at').notNull(),
+})
+
+export const shares = pgTable('shares', {
+  id: identity(),
+  machineId: integer('machine_id').notNull(),
+  email: text('email').notNull(),
+  tokenHash: bytea('token_hash').notNull(),
+  accountId: integer('account_id'),
+  createdAt: time('created_at').notNull().defaultNow(),
+  acceptedAt: time('accepted_at'),
+})
+
+export const shareLinks = pgTable('share_links', {
+  id: identity(),
+  machineId: integer('machine_id').notNull(),
+  tokenHash: bytea('token_hash').notNull(),
+  usesLeft: integer('uses_left'),
+  used: integer('used').notNull().default(0),
+  createdAt: time('created_at').notNull().defaultNow(),
+  expiresAt: time('expires_at'),
+})
+
+export const siteCodes = pgTable('site_codes', {
+  codeHash: bytea('code_hash').primaryKey(),
+  sessionId: integer('session_id').notNull(),
+  machineId: integer('machine_id').notNull(),
+  host: text('host').notNull(),
+  path: text('path').notNull(),
+  stateHash: bytea('state_hash').notNull(),
+  expiresAt: time('expires_at').notNull(),
+})
+
+export const siteSessions = pgTable('site_sessions', {
+  id: identity(),
+  tokenHash: bytea('token_hash').notNull(),
+  machineId: integer('machine_id').notNull(),
+  sessionId: integer('session_id'),
+  linkId: integer('link_id'),
+  createdAt: time('created_at').notNull().defaultNow(),
+  expiresAt: time('expires_at').notNull(),
+})
+
+export const tokens = pgTable('tokens', {
+  id: identity(),
+  tokenHash: bytea('token_hash').notNull(),
+  accountId: integer('account_id').notNull(),
+  label: text('label').notNull().default(''),
+  machineId: integer('machine_id'),
+  tag: text('tag'),
+  commands: text('commands').array().notNull().default([]),
+  createdAt: time('created_at').notNull().defaultNow(),
+  lastUsedAt: time('last_used_at'),
+  expiresAt: time('expires_at').notNull(),
 })
