@@ -38,6 +38,20 @@ describe('the settings of a vmhost', () => {
     expect(() => parseSettings({ ...url, [name]: value })).toThrow(message)
   })
 
+  test('DNS is opened to machines as it is answered: by UDP and by TCP, on the addresses that it listens on', () => {
+    const { publicPorts } = parseSettings({
+      ...url,
+      BERTH_SSH: 'off',
+      BERTH_DNS: '203.0.113.2:53,[::1]:53',
+      BERTH_HTTPS: 'off',
+      BERTH_HTTP: 'off',
+    })
+    expect(publicPorts).toEqual([
+      { protocol: 'udp', port: 53, address: '203.0.113.2' },
+      { protocol: 'tcp', port: 53, address: '203.0.113.2' },
+    ])
+  })
+
   test('no database is said to be missing', () => {
     expect(() => parseSettings({})).toThrow(/^DATABASE_URL is missing: expected a postgres:\/\/ URL/)
   })
