@@ -1,9 +1,12 @@
 import { constants } from 'node:fs'
-import { access, readFile } from 'node:fs/promises'
+import { access } from 'node:fs/promises'
 import { freemem, totalmem } from 'node:os'
 import type { DoctorFinding } from '../migrations/schema.ts'
-import { prepareCgroups } from './hypervisor/cgroup.ts'
 import type { AcceleratorChoice } from './hypervisor/probe.ts'
+import { parseCidr } from './network/address.ts'
+import { findClosed, findOutwards } from './network/forwarding.ts'
+import { type Kernel, readKernel } from './network/kernel.ts'
+import { describeResolvers, type ResolverSettings } from './network/resolvers.ts'
 import { spaceProblem } from './storage/space.ts'
 import type { Store } from './storage/store.ts'
 
@@ -11,6 +14,9 @@ export type DoctorContext = {
   readonly store: Store
   readonly accelerator: AcceleratorChoice
   readonly unknownDisks: readonly number[]
+  /** why hypervisors have no limits; undefined: they have */
+  readonly cgroupProblem: string | undefined
+  readonly settings: ResolverSettings
 }
 
 const GiB = 2 ** 30
@@ -18,13 +24,15 @@ const memoryLeastBytes = 0.5 * GiB
 
 /** Looks at the server and says what is not as it should be, and what to do about it. Reads only. */
 export async function examine(context: DoctorContext): Promise<DoctorFinding[]> {
+  const kernel = await readKernel()
   return [
     kvm(context.accelerator),
     reflink(context.store),
     await space(context.store),
     memory(),
-    await cgroups(),
-    await forwarding(),
+    cgroups(context.cgroupProblem),
+    await forwarding(context.settings.allow, kernel),
+    resolvers(context.settings, kernel),
     await artifacts(context.store),
     await tun(),
     disks(context.unknownDisks),
@@ -60,21 +68,33 @@ function memory(): DoctorFinding {
   return bad('memory', free, 'Stop machines or give the server more memory')
 }
 
-async function cgroups(): Promise<DoctorFinding> {
-  const problem = await prepareCgroups()
+function cgroups(problem: string | undefined): DoctorFinding {
   if (problem === undefined) return good('cgroup', "Machines' hypervisors have limits of memory, CPU and threads")
   const remedy = 'Boot with systemd.unified_cgroup_hierarchy=1, or on a Debian 11 or newer'
   return bad('cgroup', `Machines' hypervisors have no limits of their own: ${problem}`, remedy)
 }
 
-async function forwarding(): Promise<DoctorFinding> {
-  const value = await readFile('/proc/sys/net/ipv4/ip_forward', 'utf8').catch(() => '')
-  if (value.trim() === '1') return good('forwarding', 'The kernel forwards packets')
+/** By device, as Berth switches it on: the kernel's one switch for all (`ip_forward`) may be off, and usually is. */
+export async function forwarding(allow: readonly string[], kernel: Kernel): Promise<DoctorFinding> {
+  const outwards = findOutwards(allow.map(parseCidr), kernel)
+  if (outwards.length === 0) {
+    const remedy = 'Give it one: ip route add default via ADDRESS-OF-ITS-ROUTER'
+    return bad('forwarding', 'This server has no default route: machines have no internet', remedy)
+  }
+  const closed = await findClosed(outwards)
+  if (closed.length === 0) return good('forwarding', `Machines' packets are forwarded by ${outwards.join(', ')}`)
+  const switches = closed.map((device) => `net.ipv4.conf.${device}.forwarding=1`).join(' ')
   return bad(
     'forwarding',
-    'The kernel does not forward packets: machines have no internet',
-    'sysctl -w net.ipv4.ip_forward=1',
+    `${closed.join(', ')} does not forward packets: machines do not get out there`,
+    `sysctl -w ${switches}. Berth does this by itself every minute: something else switches it off, such as net.ipv4.ip_forward=0 in /etc/sysctl.d`,
   )
+}
+
+function resolvers(settings: ResolverSettings, kernel: Kernel): DoctorFinding {
+  const problems = describeResolvers(settings, kernel)
+  if (problems.length === 0) return good('resolvers', `Machines may ask ${settings.resolvers.join(', ')} for names`)
+  return bad('resolvers', problems.join('. '), 'Set it in berth.env and start Berth again')
 }
 
 async function artifacts(store: Store): Promise<DoctorFinding> {

@@ -8,7 +8,9 @@ import { examine } from './doctor.ts'
 import { prepareCgroups } from './hypervisor/cgroup.ts'
 import { bootId, chooseAccelerator, nestedAvailable } from './hypervisor/probe.ts'
 import { openDevices, qemuDriver, qemuVersion } from './hypervisor/qemu.ts'
+import { readKernel } from './network/kernel.ts'
 import { createNetwork } from './network/network.ts'
+import { describeResolvers } from './network/resolvers.ts'
 import { FactsWriter } from './reconcile/facts.ts'
 import { takeLease } from './reconcile/lease.ts'
 import { lockFile } from './reconcile/lock.ts'
@@ -35,8 +37,9 @@ export type ReadyMessage = {
   readonly store: string
   readonly storeKind: 'native' | 'xfs'
   readonly machines: number
+  /** of these, those with a hypervisor: adopted ones */
   readonly running: number
-  /** processes of this vmhost's machines that were there already */
+  /** sentences about what is not as it should be, for the one who starts Berth */
   readonly notices: readonly string[]
 }
 
@@ -65,7 +68,11 @@ async function main(): Promise<void> {
     prepareCgroups(),
     network.prepareHost(),
   ])
-  if (cgroupProblem) log.warn({ reason: cgroupProblem }, 'hypervisors have no limits of their own')
+  const notices = [
+    ...(cgroupProblem ? [`hypervisors have no limits of their own: ${cgroupProblem}`] : []),
+    ...describeResolvers(settings, await readKernel()),
+  ]
+  for (const notice of notices) log.warn(notice)
   const store = await openStore(volume, join(settings.dataDirectory, 'artifacts'))
   const bootSet = await store.currentBoot().catch((error: unknown) => {
     log.error({ err: error }, 'no machine can be started')
@@ -114,7 +121,7 @@ async function main(): Promise<void> {
       accelerator_reason: accelerator.reason,
       nested: accelerated && nestedAvailable(),
       images: images.map(({ init: _, ...image }) => image),
-      doctor: await examine({ store, accelerator, unknownDisks: reconciler.unknownDisks }),
+      doctor: await examine({ store, accelerator, unknownDisks: reconciler.unknownDisks, cgroupProblem, settings }),
       version: productVersion,
     })
   }
@@ -137,7 +144,7 @@ async function main(): Promise<void> {
     store: volume.path,
     storeKind: volume.kind,
     ...reconciler.counts(),
-    notices: cgroupProblem ? [`hypervisors have no limits of their own: ${cgroupProblem}`] : [],
+    notices,
   }
   // Without a launcher, or after it was killed, there is nobody to tell.
   process.send?.(ready, undefined, {}, () => {})

@@ -1,6 +1,8 @@
 import { z } from 'zod'
+import type { Cidr } from './address.ts'
 import { runCommand } from './command.ts'
-import { readSysctl } from './kernel.ts'
+import { devicesTowards, findUplinks } from './host.ts'
+import { type Kernel, readSysctl } from './kernel.ts'
 
 /**
  * The devices that forward for machines only. Forwarding is switched on where machines' packets pass, not for the whole
@@ -9,9 +11,18 @@ import { readSysctl } from './kernel.ts'
  */
 export async function findOpened(devices: readonly string[], before: readonly string[]): Promise<string[]> {
   if ((await readSysctl('ipv4/conf/all/forwarding')) === '1') return []
-  const opened = new Set(before)
-  for (const device of devices) if ((await readSysctl(`ipv4/conf/${device}/forwarding`)) === '0') opened.add(device)
-  return [...opened].sort()
+  return [...new Set([...before, ...(await findClosed(devices))])].sort()
+}
+
+/** The devices by which machines' packets leave and answers to them come in: those must forward. Sorted. */
+export function findOutwards(allow: readonly Cidr[], kernel: Kernel): string[] {
+  return [...new Set([...findUplinks(kernel), ...devicesTowards(allow, kernel)])].sort()
+}
+
+/** @returns those of the devices on which forwarding is off */
+export async function findClosed(devices: readonly string[]): Promise<string[]> {
+  const values = await Promise.all(devices.map((device) => readSysctl(`ipv4/conf/${device}/forwarding`)))
+  return devices.filter((_, index) => values[index] === '0')
 }
 
 const openedSchema = z.object({

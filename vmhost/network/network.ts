@@ -16,13 +16,12 @@
 
 import { type Cidr, gatewayAddress, macFor, parseCidr, tapName } from './address.ts'
 import { runCommand } from './command.ts'
-import { findOpened, readOpened } from './forwarding.ts'
+import { findOpened, findOutwards, readOpened } from './forwarding.ts'
 import {
   checkMachineAddress,
   checkOverlap,
   conntrackSize,
   describeForeignDrops,
-  devicesTowards,
   findUplinks,
   planHost,
   readChains,
@@ -191,7 +190,7 @@ class HostNetwork implements Network {
   /** All of the host that is not about one machine. Repeated by every reconcile: default routes move, firewalls are reloaded. */
   async #prepare(kernel: Kernel): Promise<void> {
     this.#uplinks = findUplinks(kernel)
-    const outwards = [...new Set([...this.#uplinks, ...devicesTowards(this.#allow, kernel)])]
+    const outwards = findOutwards(this.#allow, kernel)
     this.#opened = await findOpened(outwards, this.#opened)
     if (this.#uplinks.length === 0) this.#sayOnce('This host has no default route: machines will have no internet')
     const chains = await readChains()

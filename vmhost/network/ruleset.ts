@@ -43,7 +43,7 @@ export const FLOWS_PER_MACHINE = 8192
  * Special-purpose addresses that are nobody's internet: IANA's registry (RFC 6890 and updates) without the documentation
  * networks, which are routed nowhere and which the tests play the internet with.
  */
-const NOT_THE_INTERNET = [
+export const NOT_THE_INTERNET = [
   '0.0.0.0/8', // RFC 1122, 3.2.1.3: this network
   '10.0.0.0/8', // RFC 1918
   '100.64.0.0/10', // RFC 6598: shared address space; carriers, and Tailscale
