@@ -1,10 +1,11 @@
 import { constants } from 'node:crypto'
 import { createServer as createHttpServer, type Server as HttpServer, type RequestListener } from 'node:http'
-import type { AddressInfo, Socket } from 'node:net'
+import { type AddressInfo, createServer as createNetServer, type Server as NetServer, type Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
 import { createServer as createTlsServer, type SecureContext, type TLSSocket, type Server as TlsServer } from 'node:tls'
 import type { Log } from '../log.ts'
 import type { Listen, Settings } from '../settings.ts'
+import { serveListener } from '../start/listeners.ts'
 import type { AccessLog } from './access-log.ts'
 import { parseAuthority } from './host.ts'
 import { HttpsMetrics } from './metrics.ts'
@@ -37,8 +38,8 @@ export type HttpsOptions = Seams & {
   access?: AccessLog
   metrics?: HttpsMetrics
   limits?: Partial<ProxyLimits & PoolLimits & ListenerLimits>
-  /** several processes on one port, for an upgrade that serves old connections out */
-  reusePort?: boolean
+  /** bound already, half-open connections allowed; `settings.https` is bound here unless given */
+  listeners?: readonly NetServer[]
 }
 
 export type ListenerLimits = { connections: number; connectionsPerAddress: number; handshakeMs: number; tickMs: number }
@@ -128,11 +129,13 @@ export async function startHttps(options: HttpsOptions): Promise<HttpsServer> {
         : new Http1Client(context, socket, remoteAddress, () => raws.get(peer(socket))?.resetAndDestroy(), gone)
     clients.add(client)
   }
-  const servers: TlsServer[] = []
-  for (const listen of options.settings.https) {
-    const server = tlsServer(options, limits, onSecure, metrics)
-    server.maxConnections = limits.connections
-    server.on('connection', (raw) => {
+  const tls = tlsServer(options, limits, onSecure, metrics)
+  const listeners = options.listeners ?? (await bind(options.settings.https))
+  for (const listener of listeners) {
+    listener.maxConnections = limits.connections
+    const bound = listener.address()
+    if (bound && typeof bound === 'object') listenPorts.add(bound.port)
+    serveListener(listener, (raw) => {
       const address = plainAddress(raw.remoteAddress) ?? ''
       const count = (perAddress.get(address) ?? 0) + 1
       perAddress.set(address, count)
@@ -144,26 +147,27 @@ export async function startHttps(options: HttpsOptions): Promise<HttpsServer> {
         if (left > 0) perAddress.set(address, left)
         else perAddress.delete(address)
       })
-      if (count > limits.connectionsPerAddress) raw.destroy()
+      if (count > limits.connectionsPerAddress) {
+        raw.destroy()
+        return
+      }
+      raw.setNoDelay(true)
+      tls.emit('connection', raw)
     })
-    await listening(server, listen, options.reusePort === true)
-    const bound = server.address()
-    if (bound && typeof bound === 'object') listenPorts.add(bound.port)
-    servers.push(server)
   }
   clock.onTick(() => {
     for (const client of clients) client.tick(clock.nowMs)
   })
   return {
     metrics,
-    addresses: servers.flatMap((server) => server.address() ?? []).filter((address) => typeof address === 'object'),
+    addresses: listeners.flatMap((listener) => listener.address() ?? []).filter((at) => typeof at === 'object'),
     revoke(isRevoked) {
       for (const client of clients) client.revoke(isRevoked)
     },
     forget: (address) => pool.drop(address),
     async close(drainMs) {
       context.draining = true
-      const closed = Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))))
+      const closed = Promise.all(listeners.map((listener) => new Promise((resolve) => listener.close(resolve))))
       for (const client of clients) client.drain()
       control.closeIdleConnections()
       const timer = setTimeout(() => {
@@ -251,15 +255,19 @@ function measured(seams: Seams, metrics: HttpsMetrics): Seams {
   }
 }
 
-function listening(server: TlsServer, { host, port }: Listen, reusePort: boolean): Promise<void> {
-  return new Promise((resolve, reject) => {
-    server.once('error', reject)
-    server.listen({ host, port, reusePort, backlog: 4096 }, () => {
-      server.off('error', reject)
-      server.on('error', () => {})
-      resolve()
+function bind(listens: readonly Listen[]): Promise<NetServer[]> {
+  const servers = listens.map(({ host, port }) => {
+    const server = createNetServer({ allowHalfOpen: true })
+    return new Promise<NetServer>((resolve, reject) => {
+      server.once('error', reject)
+      server.listen({ host, port, backlog: 4096 }, () => {
+        server.off('error', reject)
+        server.on('error', () => {})
+        resolve(server)
+      })
     })
   })
+  return Promise.all(servers)
 }
 
 /** IPv4-mapped IPv6 as IPv4; undefined when the socket is closed already. */

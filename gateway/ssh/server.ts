@@ -1,6 +1,7 @@
 import type { Server as NetServer, Socket } from 'node:net'
 import ssh2, { type Connection } from 'ssh2'
 import type { App, Caller, RunLine, RunLobby } from '../app.ts'
+import { serveListener } from '../start/listeners.ts'
 import { authenticate, type SignedIn } from './authentication.ts'
 import { type Served, serveAccount, serveMachine, serveSignUp, serveSuspended } from './connection.ts'
 import { DISCONNECT, disconnect } from './internals.ts'
@@ -61,7 +62,7 @@ export class SshServer {
 
   /** Serves what a bound net server accepts. */
   attach(listener: NetServer): void {
-    listener.on('connection', (socket) => this.#admit(socket))
+    serveListener(listener, (socket) => this.#admit(socket))
   }
 
   get connectionCount(): number {

@@ -1,24 +1,55 @@
-import { createServer, type Server } from 'node:net'
+import { createServer, type Server, type Socket } from 'node:net'
 import type { Listen } from '../settings.ts'
 import { SettingsError } from '../settings.ts'
 
 /** Connections that wait in the kernel while the process is busy: bursts of ssh must not be dropped. */
 const BACKLOG = 1024
 
+/** What was accepted before anybody served it. */
+const early = new WeakMap<Server, Socket[]>()
+
+export type ListenerOptions = {
+  /** a client that has ended its side is still answered; default false */
+  allowHalfOpen?: boolean
+}
+
 /**
  * Opens every address. SO_REUSEPORT lets a successor, or a second process, listen on the same ports; the kernel
- * shares new connections out among them. What is accepted waits until `attach` serves it.
+ * shares new connections out among them. What is accepted waits until `serveListener` takes it.
  * @param name the variable the addresses come from, named when one cannot be had
  * @throws SettingsError
  */
-export async function openListeners(name: string, listens: readonly Listen[]): Promise<Server[]> {
+export async function openListeners(
+  name: string,
+  listens: readonly Listen[],
+  options: ListenerOptions = {},
+): Promise<Server[]> {
   const servers: Server[] = []
   try {
-    for (const listen of listens) servers.push(await open(name, listen))
+    for (const listen of listens) {
+      const server = await open(name, listen, options)
+      const waiting: Socket[] = []
+      early.set(server, waiting)
+      server.on('connection', (socket) => waiting.push(socket.on('error', ignore)))
+      servers.push(server)
+    }
     return servers
   } catch (error) {
     for (const server of servers) server.close()
     throw error
+  }
+}
+
+/** Serves what a bound server accepts, beginning with what it has accepted already. */
+export function serveListener(server: Server, serve: (socket: Socket) => void): void {
+  const waiting = early.get(server)
+  if (waiting) server.removeAllListeners('connection')
+  early.delete(server)
+  server.on('connection', serve)
+  for (const socket of waiting ?? []) {
+    if (socket.destroyed) continue
+    serve(socket)
+    socket.off('error', ignore)
   }
 }
 
@@ -27,8 +58,8 @@ export function listenText({ host, port }: Listen): string {
   return `${host === undefined ? '' : host.includes(':') ? `[${host}]` : host}:${port}`
 }
 
-async function open(name: string, listen: Listen): Promise<Server> {
-  const server = createServer({ allowHalfOpen: false, pauseOnConnect: false })
+async function open(name: string, listen: Listen, { allowHalfOpen = false }: ListenerOptions): Promise<Server> {
+  const server = createServer({ allowHalfOpen, pauseOnConnect: false })
   try {
     await new Promise<void>((resolve, reject) => {
       server.once('error', reject)
@@ -46,3 +77,5 @@ async function open(name: string, listen: Listen): Promise<Server> {
   }
   return server
 }
+
+function ignore(): void {}
