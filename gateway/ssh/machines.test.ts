@@ -1,6 +1,5 @@
-import { readFileSync, writeFileSync } from 'node:fs'
+import { readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
-import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { run, startTestGateway, type TestGatewayOptions } from '../../test/gateway.ts'
 import { parseKeyLine } from '../accounts/public-key.ts'
@@ -15,7 +14,7 @@ async function startWithMachine(options: TestGatewayOptions = {}) {
   const gateway = stack.use(await startTestGateway({ machineSshPort: sshd.target.port, ...options }))
   const settings = await gateway.sql`select value from settings where key = 'gateway_public_key'`
   const key = gateway.makeKey('id')
-  writeFileSync(join(keys.directory, 'authorized_keys'), `${settings[0]?.value}\n${gateway.publicKey(key)}\n`)
+  sshd.authorize([String(settings[0]?.value), gateway.publicKey(key)])
   const account = await gateway.addAccount({ keys: [key], owner: true })
   const hostKey = parseKeyLine(readFileSync(`${keys.hostKey}.pub`, 'utf8')).key.blob
   const running = { address: '127.0.0.1', loginUser: 'root', hostKey }

@@ -2,15 +2,12 @@
  * What a command runs in, for tests: a real gateway over a real Postgres, a stand-in for vmhost, and OpenSSH's own
  * sshd on the loopback network in place of every machine's.
  */
-import { spawn } from 'node:child_process'
-import { once } from 'node:events'
-import { chmodSync, mkdirSync, writeFileSync } from 'node:fs'
-import { type AddressInfo, createServer } from 'node:net'
-import { join } from 'node:path'
 import { PassThrough } from 'node:stream'
 import { startTestGateway, type TestGateway } from '../../../test/gateway.ts'
 import type { App, Caller, CommandIo, RunLobby, Terminal } from '../../app.ts'
 import { runLobby } from '../../lobby/lobby.ts'
+import { freePort } from '../../ssh/relay/fixtures.ts'
+import { startSshd } from '../../ssh/testing/sshd.ts'
 import { runLine } from '../run.ts'
 import { type StandInHost, StandInVmhost } from './stand-in-vmhost.ts'
 
@@ -55,7 +52,16 @@ export async function startWorld(options: WorldOptions = {}): Promise<World> {
   const accountId = await gateway.addAccount({ keys: [key], owner: true })
   const hostKeyPath = gateway.makeKey('machine-host-key')
   const hostKey = Buffer.from(gateway.publicKey(hostKeyPath).split(' ')[1] ?? '', 'base64')
-  const sshd = options.sshd ? await startSshd(gateway, machineSshPort, hostKeyPath, options.forceCommand) : undefined
+  const [gatewayKey] = await gateway.sql<{ value: string }[]>`
+    select value from settings where key = 'gateway_public_key'`
+  const sshd = options.sshd
+    ? await startSshd({
+        listen: `0.0.0.0:${machineSshPort}`,
+        hostKey: hostKeyPath,
+        authorizedKeys: [gatewayKey?.value ?? ''],
+        config: options.forceCommand ? [`ForceCommand ${options.forceCommand}`] : [],
+      })
+    : undefined
   const vmhost = new StandInVmhost(gateway.database.as('berth_vmhost'), { hostKey, loginUser: 'root' })
   await vmhost.start(options.host)
   const { app } = gateway
@@ -89,7 +95,7 @@ export async function startWorld(options: WorldOptions = {}): Promise<World> {
     async [Symbol.asyncDispose]() {
       await vmhost.stop()
       await gateway[Symbol.asyncDispose]()
-      await sshd?.stop()
+      await sshd?.[Symbol.asyncDispose]()
     },
   }
   return world
@@ -123,46 +129,4 @@ export function recordingIo(options: {
     stdoutText: () => kept.out,
     stderrText: () => kept.err,
   }
-}
-
-async function startSshd(gateway: TestGateway, port: number, hostKeyPath: string, forceCommand: string | undefined) {
-  const [setting] = await gateway.sql<{ value: string }[]>`select value from settings where key = 'gateway_public_key'`
-  const authorized = join(gateway.directory, 'authorized_keys')
-  writeFileSync(authorized, `${setting?.value ?? ''}\n`)
-  chmodSync(authorized, 0o600)
-  mkdirSync('/run/sshd', { recursive: true })
-  const config = join(gateway.directory, 'sshd_config')
-  const lines = [
-    `ListenAddress 0.0.0.0:${port}`,
-    `HostKey ${hostKeyPath}`,
-    `AuthorizedKeysFile ${authorized}`,
-    ...['PidFile none', 'StrictModes no', 'PermitRootLogin yes', 'UsePAM no', 'AcceptEnv *', 'MaxStartups 600'],
-    ...(forceCommand ? [`ForceCommand ${forceCommand}`] : []),
-  ]
-  writeFileSync(config, `${lines.join('\n')}\n`)
-  const child = spawn('/usr/sbin/sshd', ['-D', '-e', '-f', config], { stdio: ['ignore', 'ignore', 'pipe'] })
-  let log = ''
-  await new Promise<void>((resolve, reject) => {
-    child.stderr.on('data', (chunk: Buffer) => {
-      log += chunk
-      if (log.includes('Server listening')) resolve()
-    })
-    child.once('exit', () => reject(new Error(`sshd did not start: ${log}`)))
-  })
-  return {
-    async stop() {
-      const gone = child.exitCode === null ? once(child, 'exit') : undefined
-      child.kill()
-      await gone
-    },
-  }
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
 }

@@ -1,15 +1,15 @@
 /** For tests and benchmarks: an sshd of the host as the machine, a bare gateway in front of it, the real client. */
 
-import { type ChildProcess, execFileSync, spawn } from 'node:child_process'
+import { execFileSync, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import { type AddressInfo, createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { createInterface } from 'node:readline'
 import ssh2, { type AuthContext, type Connection, type Server, type Session } from 'ssh2'
 import { MachinePool, type MachinePoolOptions } from '../pool/pool.ts'
 import type { MachineTarget } from '../pool/target.ts'
+import { type Sshd, startSshd } from '../testing/sshd.ts'
 import { serverAlgorithms } from '../transport/algorithms.ts'
 import { silentLog } from '../transport/log.ts'
 import type { RelayOptions } from './options.ts'
@@ -34,61 +34,14 @@ export function makeKeys(): Keys & Disposable {
   }
 }
 
-export type Machine = { target: MachineTarget; process: ChildProcess; log: string[] } & AsyncDisposable
+export type Machine = Sshd & { target: MachineTarget }
 
 /** An sshd on loopback, as the platform's own sshd in a machine would be. `config` lines come first and so win. */
 export async function startMachine(keys: Keys, config: readonly string[] = []): Promise<Machine> {
   const port = await freePort()
-  const path = join(keys.directory, `sshd_config.${port}`)
-  const authorized = join(keys.directory, 'authorized_keys')
-  writeFileSync(authorized, [keys.clientKey, keys.gatewayKey].map((key) => readFileSync(`${key}.pub`)).join(''))
-  mkdirSync('/run/sshd', { recursive: true })
-  writeFileSync(
-    path,
-    [
-      ...config,
-      `ListenAddress 127.0.0.1:${port}`,
-      `HostKey ${keys.hostKey}`,
-      `AuthorizedKeysFile ${authorized}`,
-      'PidFile none',
-      'StrictModes no',
-      'PermitRootLogin yes',
-      'UsePAM no',
-      'AcceptEnv *',
-      // Without the start-up files of whoever runs this, which may do anything at all
-      `SetEnv HOME=${keys.directory}`,
-      'MaxSessions 600',
-      'MaxStartups 600',
-      'AllowStreamLocalForwarding yes',
-      'X11Forwarding yes',
-      'Subsystem sftp internal-sftp',
-      '',
-    ].join('\n'),
-  )
-  // It must not outlive a test run that is killed
-  const child = spawn('setpriv', ['--pdeathsig', 'TERM', '/usr/sbin/sshd', '-D', '-e', '-f', path], {
-    stdio: ['ignore', 'ignore', 'pipe'],
-  })
-  const log: string[] = []
-  const listening = new Promise<void>((resolve, reject) => {
-    const lines = createInterface({ input: child.stderr })
-    lines.on('line', (line) => {
-      log.push(line)
-      if (line.includes('Server listening')) resolve()
-    })
-    lines.on('close', () => reject(new Error(`sshd did not start: ${log.join('\n')}`)))
-  })
-  await listening
-  return {
-    target: targetAt(keys, port),
-    process: child,
-    log,
-    [Symbol.asyncDispose]: async () => {
-      const gone = child.exitCode === null && child.signalCode === null ? once(child, 'exit') : undefined
-      child.kill()
-      await gone
-    },
-  }
+  const authorizedKeys = [keys.clientKey, keys.gatewayKey].map((key) => readFileSync(`${key}.pub`, 'utf8'))
+  const sshd = await startSshd({ listen: `127.0.0.1:${port}`, hostKey: keys.hostKey, authorizedKeys, config })
+  return { ...sshd, target: targetAt(keys, port) }
 }
 
 /** A machine made of ssh2, for what no sshd does. */
