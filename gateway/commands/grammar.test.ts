@@ -5,7 +5,7 @@ import { CommandError } from './error.ts'
 import { nearest } from './nearest.ts'
 import { parseCommand } from './parse.ts'
 import { parseDuration, parseSize, sayBytes, sayDuration } from './values.ts'
-import { quoteWord, scanWords, splitLines, splitWords } from './words.ts'
+import { LineCutter, quoteWord, scanWords, splitLines, splitWords } from './words.ts'
 
 /** mulberry32, so that a failing case can be played again. */
 function random(seed: number) {
@@ -109,6 +109,21 @@ describe('words', () => {
 
   it('split a script at line breaks outside quotes', () => {
     expect(splitLines(`a 'b\nc' d\ne\\\nf\ng`)).toEqual({ lines: [`a 'b\nc' d`, 'e\\\nf'], rest: 'g' })
+  })
+
+  it('split it alike when it arrives in pieces', () => {
+    const pick = random(5)
+    for (let round = 0; round < 500; round++) {
+      const text = Array.from({ length: pick(40) }, () => `a '"\\\r\n\n`[pick(8)]).join('')
+      const cutter = new LineCutter()
+      const lines: string[] = []
+      for (let at = 0; at < text.length; ) {
+        const end = at + 1 + pick(4)
+        lines.push(...cutter.push(text.slice(at, end)))
+        at = end
+      }
+      expect({ lines, rest: cutter.rest }, JSON.stringify(text)).toEqual(splitLines(text))
+    }
   })
 })
 

@@ -12,12 +12,11 @@ import { parseCommand } from './parse.ts'
 import { createProgress } from './progress.ts'
 import { TABLE } from './table.ts'
 import { harmless, type View, viewOf, wrap } from './text.ts'
-import { scanWords, splitWords } from './words.ts'
+import { LINE_LIMIT_BYTES, scanWords, splitWords } from './words.ts'
 
 /** 128 + SIGINT, as a shell reports it. */
 const INTERRUPTED = 130
 const INTERRUPTED_DOCUMENT = `${JSON.stringify({ error: 'interrupted', code: 'interrupted' })}\n`
-const LINE_LIMIT_BYTES = 256 * 1024
 
 /**
  * Runs one line of the lobby for a caller, with or without a terminal.

@@ -11,6 +11,9 @@ export type Word = {
   quoted: boolean
 }
 
+/** The longest line that is read. */
+export const LINE_LIMIT_BYTES = 256 * 1024
+
 const OPERATORS = new Set(['|', '&', ';', '<', '>', '(', ')', '\n'])
 const ESCAPED_IN_QUOTES = new Set(['"', '\\', '$', '`', '\n'])
 
@@ -115,18 +118,39 @@ export function quoteWord(word: string): string {
  * @returns whole lines, and what stands behind the last break
  */
 export function splitLines(text: string): { lines: string[]; rest: string } {
-  const lines: string[] = []
-  let start = 0
-  let quote = ''
-  for (let index = 0; index < text.length; index++) {
-    const character = text[index] ?? ''
-    if (character === '\\' && quote !== "'") index++
-    else if (quote) quote = character === quote ? '' : quote
-    else if (character === "'" || character === '"') quote = character
-    else if (character === '\n') {
-      lines.push(text.slice(start, index).replace(/\r$/, ''))
-      start = index + 1
-    }
+  const cutter = new LineCutter()
+  const lines = cutter.push(text)
+  return { lines, rest: cutter.rest }
+}
+
+/** The same for a text that arrives in pieces. Each character is looked at once, however small the pieces are. */
+export class LineCutter {
+  #rest = ''
+  #quote = ''
+  #escaped = false
+
+  /** what stands behind the last line break */
+  get rest(): string {
+    return this.#rest
   }
-  return { lines, rest: text.slice(start) }
+
+  /** @returns the lines that this piece completes */
+  push(piece: string): string[] {
+    const lines: string[] = []
+    let start = 0
+    for (let index = 0; index < piece.length; index++) {
+      const character = piece[index] ?? ''
+      if (this.#escaped) this.#escaped = false
+      else if (character === '\\' && this.#quote !== "'") this.#escaped = true
+      else if (this.#quote) this.#quote = character === this.#quote ? '' : this.#quote
+      else if (character === "'" || character === '"') this.#quote = character
+      else if (character === '\n') {
+        lines.push((this.#rest + piece.slice(start, index)).replace(/\r$/, ''))
+        this.#rest = ''
+        start = index + 1
+      }
+    }
+    this.#rest += piece.slice(start)
+    return lines
+  }
 }

@@ -1,6 +1,8 @@
 import { Readable } from 'node:stream'
+import { StringDecoder } from 'node:string_decoder'
 import type { Connection } from 'ssh2'
 import { type App, type Caller, EXIT, type RunLine, type RunLobby } from '../app.ts'
+import { LINE_LIMIT_BYTES, LineCutter } from '../commands/words.ts'
 import { stageInWords } from '../machines.ts'
 import { serveJumps } from './jump.ts'
 import { relayConnection } from './relay/relay.ts'
@@ -16,8 +18,6 @@ export type Served = {
 
 export type Lobby = { runLine: RunLine; runLobby: RunLobby }
 
-/** The longest command line that the lobby reads from a shell without a terminal. */
-const MAX_LINE_BYTES = 256 * 1024
 /** A machine that starts is waited for this long. */
 const READY_TIMEOUT_MS = 300_000
 
@@ -127,13 +127,16 @@ async function runInLobby(
   return kind === 'exec' ? await lobby.runLine(app, caller, command, io) : await runLines(app, lobby, caller, io)
 }
 
-/** `ssh host < commands`: each line is a command, run one after the other; the last one's status is the session's. */
+/**
+ * `ssh host < commands`: each line is a command, run one after the other; the last one's status is the session's. Line
+ * breaks inside quotes belong to the command, as in a shell's script.
+ */
 async function runLines(app: App, lobby: Lobby, caller: Caller, io: SessionRequest['io']): Promise<number> {
   let status: number = EXIT.done
   for await (const line of linesOf(io.stdin)) {
     if (io.signal.aborted) break
-    if (line === undefined) {
-      io.stderr.write(`a command line has at most ${MAX_LINE_BYTES / 1024} KiB\n`)
+    if (line.length > LINE_LIMIT_BYTES) {
+      io.stderr.write(`a command line has at most ${LINE_LIMIT_BYTES / 1024} KiB; is a quote not closed?\n`)
       return EXIT.usage
     }
     if (line.trim() === '') continue
@@ -143,18 +146,15 @@ async function runLines(app: App, lobby: Lobby, caller: Caller, io: SessionReque
   return status
 }
 
-/** @yields undefined for a line that is too long, and then nothing more */
-async function* linesOf(stdin: SessionRequest['io']['stdin']): AsyncGenerator<string | undefined> {
-  let rest = Buffer.alloc(0)
+/** @yields whole lines; one that is too long is not waited for */
+async function* linesOf(stdin: SessionRequest['io']['stdin']): AsyncGenerator<string> {
+  const cutter = new LineCutter()
+  const decoder = new StringDecoder()
   for await (const chunk of stdin.iterator({ destroyOnReturn: false })) {
-    rest = Buffer.concat([rest, chunk])
-    for (let end = rest.indexOf(10); end !== -1; end = rest.indexOf(10)) {
-      yield rest.subarray(0, end).toString().replace(/\r$/, '')
-      rest = rest.subarray(end + 1)
-    }
-    if (rest.length > MAX_LINE_BYTES) return yield undefined
+    yield* cutter.push(decoder.write(chunk))
+    if (cutter.rest.length > LINE_LIMIT_BYTES) break
   }
-  if (rest.length > 0) yield rest.toString()
+  yield cutter.rest
 }
 
 function unknownSentence(app: App, name: string): string {

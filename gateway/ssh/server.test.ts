@@ -220,10 +220,24 @@ describe('where a name leads', () => {
       stdout: `lobby of ${account}: ls\nlobby of ${account}: fail\n`,
     })
     expect(await gateway.ssh({ key, input: 'ls\nexit\nfail\n' })).toMatchObject({ status: 0 })
-    expect(await gateway.ssh({ key, input: 'x'.repeat(300_000) })).toMatchObject({
-      status: 2,
-      stderr: 'a command line has at most 256 KiB\n',
-    })
+    const quoted = `comment demo 'two\nlines'\r\nls\n`
+    expect((await gateway.ssh({ key, input: quoted })).stdout).toBe(
+      `lobby of ${account}: comment demo 'two\nlines'\nlobby of ${account}: ls\n`,
+    )
+  })
+
+  it('reads no more of a line from a pipe than a line may have, whatever it is made of', async () => {
+    await using gateway = await startTestGateway()
+    const key = gateway.makeKey('id')
+    const account = await gateway.addAccount({ keys: [key] })
+    // An open quote makes one line of all that follows.
+    for (const endless of ['x'.repeat(300_000), `ls 'a\n${'ls\n'.repeat(100_000)}`]) {
+      expect(await gateway.ssh({ key, input: `ls\n${endless}` })).toMatchObject({
+        status: 2,
+        stdout: `lobby of ${account}: ls\n`,
+        stderr: 'a command line has at most 256 KiB; is a quote not closed?\n',
+      })
+    }
   })
 
   it('has no files in the lobby', async () => {
