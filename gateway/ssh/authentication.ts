@@ -2,7 +2,7 @@
  * Sign-in by public key (RFC 4252, 7). One connection moves through:
  *
  *   asked     the client tries `none` and hears that only public keys are taken
- *   offered   it offers one key after the other without signing; each is looked up
+ *   offered   it offers one key after the other without signing; each is looked up, once a connection
  *   signed    it signs for a key that was accepted; a wrong signature counts as a failed attempt, an offer never does
  *   in        a known key signed: the account's session. An unknown key signed: a session that can only sign up
  *
@@ -41,6 +41,8 @@ export type AuthenticationOptions = {
   /** grows with each piece of news about keys */
   generation: () => number
   onFailedSignature: () => void
+  /** the database was asked for a key that no account has */
+  onUnknownKey: () => void
 }
 
 const METHODS: ['publickey'] = ['publickey']
@@ -62,8 +64,8 @@ export function authenticate(
   let failures = 0
   let provedUnknown: PublicKey | undefined
   let signedIn: SignedIn | undefined
-  // ssh2 ends a connection that changes its user name, so the last lookup holds for the signature that follows an offer.
-  let looked: SignedIn | undefined
+  // By fingerprint. ssh2 ends a connection that changes its user name, so what was found holds for all that follows.
+  const looked = new Map<string, SignedIn>()
   let lastRefusal = ''
 
   client.on('ready', () => {
@@ -87,17 +89,9 @@ export function authenticate(
   async function answer(context: PublicKeyAuthContext): Promise<void> {
     const key = parseOffered(context)
     if (!key) return context.reject(METHODS)
-    if (!looked?.key.blob.equals(key.blob) || looked.generation !== options.generation()) {
-      const generation = options.generation()
-      looked = {
-        key,
-        typed: context.username,
-        generation,
-        signIn: await lookUp(options.sql, key.blob, context.username),
-      }
-      if (!isOpen(client)) return
-    }
-    const { signIn } = looked
+    const found = await lookUpOnce(key, context.username)
+    if (!isOpen(client)) return
+    const { signIn } = found
     const returns = provedUnknown?.blob.equals(key.blob) ?? false
     if (!signIn && provedUnknown && !returns) return context.reject(METHODS)
     if (!context.signature) return context.accept()
@@ -116,8 +110,19 @@ export function authenticate(
       provedUnknown = key
       return context.reject(METHODS, true)
     }
-    signedIn = looked
+    signedIn = found
     context.accept()
+  }
+
+  /** Every connection asks anew, so a key that was just added works at once; news make it ask again in between. */
+  async function lookUpOnce(key: PublicKey, typed: string): Promise<SignedIn> {
+    const generation = options.generation()
+    const before = looked.get(key.fingerprint)
+    if (before?.generation === generation) return before
+    const found = { key, typed, generation, signIn: await lookUp(options.sql, key.blob, typed) }
+    looked.set(key.fingerprint, found)
+    if (!found.signIn) options.onUnknownKey()
+    return found
   }
 
   /** What cannot sign in at all is refused with a line that says why, once. */

@@ -138,6 +138,21 @@ describe('refusals that people read', () => {
     )
   })
 
+  it('come to an address that makes the database look for keys which no account has, each once a connection', async () => {
+    // One connection and two keys cost 3 of 4: OpenSSH comes back to the first key when nobody has the second either.
+    await using gateway = await startTestGateway({
+      limits: { connectionBurst: 4, connectionsPerSecond: 0.001, unknownKeyCost: 1 },
+    })
+    const keys = ['a', 'b'].flatMap((name) => ['-i', gateway.makeKey(name)])
+    const visit = () => gateway.ssh({ args: ['-o', 'IdentitiesOnly=yes', ...keys], command: ['ls'] })
+    expect((await visit()).status).toBe(4)
+    expect((await visit()).status).toBe(4)
+    expect(await visit()).toMatchObject({
+      status: 255,
+      stderr: expect.stringContaining('Berth: too many connections from your address; try again in'),
+    })
+  })
+
   it('come to whoever takes too long to sign in', async () => {
     await using gateway = await startTestGateway({ limits: { loginGraceMs: 1000 } })
     const device = await withDevice(gateway)

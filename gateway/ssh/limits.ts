@@ -23,6 +23,8 @@ export type Limits = {
   connectionsPerSecond: number
   /** how many connections a failed signature or a wrong join code counts for */
   failureCost: number
+  /** the same for each unknown key: an offer costs a stranger nothing, and the database a query */
+  unknownKeyCost: number
 }
 
 export const DEFAULT_LIMITS: Limits = {
@@ -38,6 +40,7 @@ export const DEFAULT_LIMITS: Limits = {
   connectionBurst: 600,
   connectionsPerSecond: 30,
   failureCost: 20,
+  unknownKeyCost: 0.2,
 }
 
 /** One connection that is not signed in. */
@@ -107,8 +110,17 @@ export class AddressLimits {
 
   /** A failed signature or a wrong code: the address may make fewer connections for a while. */
   failed(ip: string): void {
+    this.#charge(ip, this.#limits.failureCost)
+  }
+
+  /** The same, for a key that was looked up and that no account has. */
+  askedInVain(ip: string): void {
+    this.#charge(ip, this.#limits.unknownKeyCost)
+  }
+
+  #charge(ip: string, connections: number): void {
     const bucket = this.#bucket(addressGroup(ip))
-    bucket.tokens = Math.max(bucket.tokens - this.#limits.failureCost, -this.#limits.connectionBurst)
+    bucket.tokens = Math.max(bucket.tokens - connections, -this.#limits.connectionBurst)
   }
 
   #remove(pending: Pending): void {

@@ -174,6 +174,7 @@ export class SshServer {
       software,
       generation: () => this.#live.generation,
       onFailedSignature: () => this.#addresses.failed(admitted.address),
+      onUnknownKey: () => this.#addresses.askedInVain(admitted.address),
     }
     authenticate(client, options, (who) => {
       if (who.signIn) admitted.becomeMember()
