@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { spaceProblem } from '../storage/space.ts'
+import { coalesce } from './coalesce.ts'
 import { parsePublicKeyLine } from './identity.ts'
 import { renewLease } from './lease.ts'
 import { Machine } from './machine.ts'
@@ -54,10 +55,11 @@ class HostReconciler implements Reconciler {
   readonly #stop = new AbortController()
   readonly #timers: NodeJS.Timeout[] = []
   readonly #background = new Set<Promise<void>>()
+  /** After a long absence of the database, news of its return come by the hundred. */
+  readonly #rescan = coalesce(() => this.#lookAtAll())
+  readonly #allKeys = coalesce(() => this.#renewKeys())
   #unlisten: (() => Promise<void>)[] = []
   #gatewayKey: string | undefined
-  #scanning: Promise<void> | undefined
-  #scanAgain = false
   #unknownDisks: number[] = []
 
   constructor({ world, log, onLeaseLost }: ReconcilerOptions) {
@@ -81,6 +83,7 @@ class HostReconciler implements Reconciler {
     await this.#world.store.sweep(new Set(bootSets.filter((hash) => hash !== undefined)))
     await this.#listen()
     for (const machine of this.#machines.values()) this.#run(machine.poke())
+    this.#run(this.#emptyTrash())
     this.#every(rescanEveryMs, () => this.#rescan())
     this.#every(networkEveryMs, () => this.#networkRound())
     this.#every(trashEveryMs, () => this.#emptyTrash())
@@ -91,7 +94,7 @@ class HostReconciler implements Reconciler {
     this.#stop.abort()
     for (const timer of this.#timers) clearInterval(timer)
     await Promise.all([...this.#machines.values()].map((machine) => machine.release()))
-    await Promise.allSettled([...this.#background, this.#scanning])
+    await Promise.allSettled(this.#background)
     // The database may be away; its connections are closed by their owner all the same.
     await Promise.race([
       Promise.allSettled(this.#unlisten.map((end) => end())),
@@ -155,21 +158,13 @@ class HostReconciler implements Reconciler {
     if (machine.gone) this.#machines.delete(machine.id)
   }
 
-  async #rescan(): Promise<void> {
-    this.#scanAgain = true
-    this.#scanning ??= (async () => {
-      while (this.#scanAgain && !this.#stop.signal.aborted) {
-        this.#scanAgain = false
-        const rows = await this.#world.rows.all()
-        const seen = new Set(rows.map(({ id }) => id))
-        for (const row of rows) this.#run(this.#turn(this.#adopted(row)))
-        // Rows that went away (gone, or given to another server) end their machines here.
-        for (const machine of this.#machines.values()) if (!seen.has(machine.id)) this.#run(this.#turn(machine))
-      }
-    })().finally(() => {
-      this.#scanning = undefined
-    })
-    await this.#scanning
+  async #lookAtAll(): Promise<void> {
+    if (this.#stop.signal.aborted) return
+    const rows = await this.#world.rows.all()
+    const seen = new Set(rows.map(({ id }) => id))
+    for (const row of rows) this.#run(this.#turn(this.#adopted(row)))
+    // Rows that went away (gone, or given to another server) end their machines here.
+    for (const machine of this.#machines.values()) if (!seen.has(machine.id)) this.#run(this.#turn(machine))
   }
 
   async #keysOf(accountId: number): Promise<void> {
@@ -177,7 +172,7 @@ class HostReconciler implements Reconciler {
     await Promise.all(theirs.map((machine) => machine.keysChanged()))
   }
 
-  async #allKeys(): Promise<void> {
+  async #renewKeys(): Promise<void> {
     await this.#readGatewayKey()
     await Promise.all([...this.#machines.values()].map((machine) => machine.keysChanged()))
   }

@@ -51,8 +51,8 @@ export class TestServer implements AsyncDisposable {
     this.sql = database.as('owner')
   }
 
-  static async make(artifacts: string): Promise<TestServer> {
-    const server = new TestServer(await testDatabase())
+  static async make(artifacts: string, database?: TestDatabase): Promise<TestServer> {
+    const server = new TestServer(database ?? (await testDatabase()))
     chmodSync(server.dataDirectory, 0o755)
     symlinkSync(artifacts, join(server.dataDirectory, 'artifacts'))
     execFileSync('ip', ['netns', 'add', server.namespace])
@@ -97,6 +97,14 @@ export class TestServer implements AsyncDisposable {
     if (!ready) throw new Error(`the vmhost ended:\n${this.log()}`)
     this.ready = ready
     return ready
+  }
+
+  /** Resolves when the vmhost has ended by itself. @returns its exit status */
+  async ended(): Promise<number | null> {
+    const child = this.#child
+    if (!child) throw new Error('no vmhost runs')
+    const [code] = child.exitCode === null ? await once(child, 'exit') : [child.exitCode]
+    return code
   }
 
   /** As if the launcher had been killed: its end of the channel closes. */
@@ -216,7 +224,6 @@ export class TestServer implements AsyncDisposable {
       }
     }
     await this.database[Symbol.asyncDispose]()
-
     rmSync(this.dataDirectory, { recursive: true, force: true })
   }
 }

@@ -1,0 +1,123 @@
+import { chmodSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, afterEach, beforeAll, expect, test, vi } from 'vitest'
+import { connect, type Sql } from '../migrations/connect.ts'
+import { embeddedUrl, startEmbedded, stopEmbedded } from '../migrations/embedded.ts'
+import { migrate } from '../migrations/migrate.ts'
+import { artifactsFolder, TestServer } from './testing/server.ts'
+
+vi.setConfig({ testTimeout: 90_000, hookTimeout: 90_000 })
+
+/**
+ * What a vmhost does with its database and its store alone: nothing here starts a guest. The database is a server of
+ * its own, which is stopped and started.
+ */
+
+let artifacts: string
+let postgres: string
+let server: TestServer
+
+beforeAll(async () => {
+  artifacts = artifactsFolder()
+  postgres = mkdtempSync(join(tmpdir(), 'berth-postgres-'))
+  chmodSync(postgres, 0o755)
+  await startEmbedded(postgres)
+  const url = embeddedUrl(postgres)
+  const owner = connect({ url, role: 'owner', max: 1 })
+  await migrate(owner)
+  await owner.end()
+  const opened: Sql[] = []
+  server = await TestServer.make(artifacts, {
+    url,
+    as: (role) => {
+      const sql = connect({ url, role, max: 4 })
+      opened.push(sql)
+      return sql
+    },
+    [Symbol.asyncDispose]: async () => {
+      await Promise.all(opened.map((sql) => sql.end({ timeout: 2 })))
+    },
+  })
+  // Makes the server's row and its store.
+  await server.start()
+  await server.end()
+})
+
+afterAll(async () => {
+  await server[Symbol.asyncDispose]()
+  await stopEmbedded(postgres)
+  for (const folder of [postgres, artifacts]) rmSync(folder, { recursive: true })
+})
+
+afterEach(async () => {
+  await server.end()
+})
+
+/** A machine that is wanted off needs no guest to become so. */
+const off = { desired_state: 'stopped' }
+
+test('Postgres away and back: it waits, makes up for what it missed, and hears news again', async () => {
+  await server.start()
+  const pid = server.pid
+  const id = await server.insert(off)
+  await server.until(id, (row) => row.observed_state === 'stopped')
+  await stopEmbedded(postgres)
+  // The heartbeat is the first to notice.
+  await expect.poll(() => server.log(), { timeout: 30_000 }).toContain('put off')
+  await startEmbedded(postgres)
+  await server.update(id, { desired_state: 'gone' })
+  await server.until(id, (row) => row.observed_state === 'gone', 10_000)
+  // Sooner than the next look at all rows: by the news of it.
+  const another = await server.insert(off)
+  await server.until(another, (row) => row.observed_state === 'stopped', 5_000)
+  await expect
+    .poll(async () => (await server.sql`select lease_expires_at > now() as live from hosts`)[0]?.live, {
+      timeout: 30_000,
+    })
+    .toBe(true)
+  expect(server.pid).toBe(pid)
+  expect(await server.end()).toBe(0)
+})
+
+test('overtaken by another vmhost, it writes nothing more and ends; the next start takes the lease again', async () => {
+  await server.start()
+  const taken = server.sql`update hosts set lease_epoch = lease_epoch + 1 returning lease_epoch as epoch`
+  const [{ epoch } = { epoch: 0 }] = await taken
+  const id = await server.insert(off)
+  expect(await server.ended()).toBe(1)
+  expect(await server.machine(id)).toMatchObject({ observed_state: 'creating' })
+  await server.start()
+  await server.until(id, (row) => row.observed_state === 'stopped')
+  expect(await server.sql`select lease_epoch as epoch from hosts`).toMatchObject([{ epoch: epoch + 1 }])
+})
+
+test('what has lain in the trash for seven days is gone at the next start: disk, address and name are free', async () => {
+  const trashed = async (hours: number): Promise<number> => {
+    const id = await server.insert({ desired_state: 'trashed' })
+    await server.sql`update machines set observed_state = 'trashed',
+      trashed_at = now() - make_interval(hours => ${hours}) where id = ${id}`
+    const folder = join(server.dataDirectory, 'store/machines', String(id))
+    mkdirSync(folder)
+    writeFileSync(join(folder, 'root.raw'), 'all that was on it')
+    return id
+  }
+  const [old, young] = [await trashed(7 * 24 + 1), await trashed(7 * 24 - 1)]
+  await server.start()
+  await server.until(old, (row) => row.observed_state === 'gone')
+  expect(server.disks()).toEqual([String(young)])
+  for (const id of [old, young]) {
+    const kept = id === young ? 1 : 0
+    expect(await server.sql`select from addresses where machine_id = ${id}`).toHaveLength(kept)
+    expect(await server.sql`select from machine_names where machine_id = ${id}`).toHaveLength(kept)
+  }
+  expect(await server.machine(young)).toMatchObject({ desired_state: 'trashed', observed_state: 'trashed' })
+})
+
+test('name servers that machines cannot reach are told at the start', async () => {
+  const { notices } = await server.start({ BERTH_RESOLVERS: '192.168.7.53,1.1.1.1' })
+  expect(notices).toContainEqual(expect.stringContaining('set BERTH_ALLOW=192.168.7.53'))
+  await server.end()
+  const allowed = await server.start({ BERTH_RESOLVERS: '192.168.7.53', BERTH_ALLOW: '192.168.7.0/24' })
+  expect(allowed.notices.join()).not.toContain('BERTH_RESOLVERS')
+})
