@@ -1,6 +1,7 @@
-import { appendFileSync, closeSync, constants, fstatSync, openSync, renameSync } from 'node:fs'
+import { appendFileSync, closeSync, constants, existsSync, fstatSync, openSync, renameSync } from 'node:fs'
 import { Socket } from 'node:net'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import type { Rows } from './rows.ts'
 
@@ -17,6 +18,11 @@ const sendEveryMs = 400
 const burstBytes = 512 * 1024
 const bytesPerSecond = 32 * 1024
 const tailBytes = 8 * 1024
+const sendAgainMs = 5_000
+/** What a console that is closed may still wait for the database. */
+const lastSendLimitMs = 2_000
+
+type ConsoleRows = Pick<Rows, 'nextConsoleSeq' | 'appendConsole'>
 
 /**
  * Reads a machine's console: all of it goes to console.log, the end of it into the database.
@@ -27,17 +33,17 @@ const tailBytes = 8 * 1024
 export class ConsoleReader {
   readonly #machineId: number
   readonly #path: string
-  readonly #rows: Rows
+  readonly #rows: ConsoleRows
   readonly #log: Pick<Logger, 'debug' | 'warn'>
   readonly #socket: Socket
-  #boot: number
+  readonly #boot: number
   #logDescriptor: number
   #logBytes: number
   #tail = Buffer.alloc(0)
   #unsent: Buffer[] = []
   #unsentBytes = 0
   #seq: number | undefined
-  #sending = false
+  #sending: Promise<void> | undefined
   #timer: NodeJS.Timeout | undefined
   #allowance = burstBytes
   #allowanceAt = performance.now()
@@ -50,7 +56,7 @@ export class ConsoleReader {
     directory: string
     fifo: string
     boot: number
-    rows: Rows
+    rows: ConsoleRows
     log: Pick<Logger, 'debug' | 'warn'>
     /** the guest's kernel says that it has panicked; once, and only what a guest says of itself */
     onPanic: () => void
@@ -85,22 +91,17 @@ export class ConsoleReader {
     return /Kernel panic - not syncing: ([^\r\n]{1,200})/.exec(plainText(this.#tail))?.[1]
   }
 
-  /** What comes from now on belongs to another boot. */
-  nextBoot(boot: number): void {
-    this.#boot = boot
-  }
-
   /** Takes what the hypervisor has written last, then closes. */
   async close(): Promise<void> {
     if (this.#closed) return
     // One turn of the event loop reads what is in the FIFO.
-    await new Promise((resolve) => setTimeout(resolve, 20))
+    await sleep(20)
     this.#closed = true
     clearTimeout(this.#timer)
     clearTimeout(this.#resume)
     this.#socket.destroy()
     closeSync(this.#logDescriptor)
-    await this.#send()
+    await Promise.race([this.#send(), sleep(lastSendLimitMs, undefined, { ref: false })])
   }
 
   #take(chunk: Buffer): void {
@@ -136,12 +137,7 @@ export class ConsoleReader {
 
   #write(chunk: Buffer): void {
     try {
-      if (this.#logBytes + chunk.length > logMostBytes) {
-        closeSync(this.#logDescriptor)
-        renameSync(this.#path, `${this.#path}.1`)
-        this.#logDescriptor = openLog(this.#path)
-        this.#logBytes = 0
-      }
+      if (this.#logBytes + chunk.length > logMostBytes) this.#rotate()
       appendFileSync(this.#logDescriptor, chunk)
       this.#logBytes += chunk.length
     } catch (error) {
@@ -150,10 +146,25 @@ export class ConsoleReader {
     }
   }
 
-  async #send(): Promise<void> {
+  /** The descriptor is closed when there is another: its number would soon be some other file's. */
+  #rotate(): void {
+    if (existsSync(this.#path)) renameSync(this.#path, `${this.#path}.1`)
+    const next = openLog(this.#path)
+    closeSync(this.#logDescriptor)
+    this.#logDescriptor = next
+    this.#logBytes = 0
+  }
+
+  #send(): Promise<void> {
+    clearTimeout(this.#timer)
     this.#timer = undefined
-    if (this.#sending) return
-    this.#sending = true
+    this.#sending ??= this.#sendAll().finally(() => {
+      this.#sending = undefined
+    })
+    return this.#sending
+  }
+
+  async #sendAll(): Promise<void> {
     try {
       this.#seq ??= await this.#rows.nextConsoleSeq(this.#machineId)
       while (this.#unsentBytes > 0) {
@@ -170,9 +181,7 @@ export class ConsoleReader {
       }
     } catch (error) {
       this.#log.debug({ err: error }, 'the console waits for the database')
-      if (!this.#closed) this.#timer ??= setTimeout(() => this.#send(), 5_000).unref()
-    } finally {
-      this.#sending = false
+      if (!this.#closed) this.#timer ??= setTimeout(() => this.#send(), sendAgainMs).unref()
     }
   }
 }

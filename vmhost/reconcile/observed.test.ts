@@ -7,6 +7,17 @@ import { takeLease } from './lease.ts'
 import { Outbox } from './observed.ts'
 import { Rows } from './rows.ts'
 
+const report = {
+  cpuSeconds: 1,
+  memoryTotalBytes: 2,
+  memoryAvailableBytes: 3,
+  load1: 0.5,
+  uptimeSeconds: 4,
+  listeningPorts: [22],
+  txBytes: 2 ** 40,
+  rxBytes: 6,
+}
+
 const log = { warn: () => {}, error: () => {} }
 
 async function withMachine(use: (context: Awaited<ReturnType<typeof prepare>>) => Promise<void>): Promise<void> {
@@ -58,6 +69,11 @@ test('what an overtaken vmhost still reports changes nothing, and it is told', (
     outbox.report(id, { observedState: 'running' })
     await lost.promise
     expect(await rows.one(id)).toMatchObject({ observedState: 'creating' })
+    await rows.replaceReport(id, report)
+    await rows.appendConsole(id, 1, 1, Buffer.from('x'), 100)
+    expect(await sql`select machine_id from machine_reports union all select machine_id from console_chunks`).toEqual(
+      [],
+    )
   }))
 
 test('reports wait while the database is away and arrive when it is back', () =>
@@ -86,4 +102,37 @@ test('the console keeps its last bytes and no more', () =>
     const [kept] = await owner`select min(seq) as first, max(seq) as last from console_chunks`
     expect(kept).toEqual({ first: 7, last: 10 })
     expect(await rows.nextConsoleSeq(id)).toBe(11)
+  }))
+
+test('a machine has one report, its last; with the machine it goes, and with its name and address', () =>
+  withMachine(async ({ rows, owner, id }) => {
+    await owner`insert into machine_names values ('demo', ${id})`
+    await owner`insert into addresses values ('10.42.0.2', ${id})`
+    await rows.replaceReport(id, { ...report, load1: 9 })
+    await rows.replaceReport(id, report)
+    expect(
+      await owner`select machine_id, report, at > now() - interval '1 minute' as fresh from machine_reports`,
+    ).toEqual([{ machine_id: id, report, fresh: true }])
+    await rows.finishGone(id)
+    for (const table of ['machine_reports', 'machine_names', 'addresses', 'console_chunks'])
+      expect(await owner.unsafe(`select from ${table}`)).toHaveLength(0)
+    expect(await rows.one(id)).toMatchObject({ observedState: 'gone', address: null })
+  }))
+
+test('for want of space, the machine that has lain in the trash longest is given up, and no other', () =>
+  withMachine(async ({ rows, owner, id }) => {
+    const trashed = async (hours: number | null) => {
+      const [made] = await owner<{ id: number }[]>`
+        insert into machines (account_id, host_id, name, image, cpus, memory_bytes, disk_bytes, desired_state,
+          observed_state, trashed_at)
+        values (1, ${rows.lease.hostId}, ${`t${hours}`}, 'base', 1, 1048576, 1048576, 'trashed', 'trashed',
+          now() - make_interval(hours => ${hours})) returning id`
+      return made?.id
+    }
+    const [young, old] = [await trashed(1), await trashed(100)]
+    expect(await rows.expireTrash(7)).toEqual([])
+    expect(await rows.sacrificeTrash()).toBe(old)
+    expect(await rows.sacrificeTrash()).toBe(young)
+    expect(await rows.sacrificeTrash()).toBeUndefined()
+    expect(await rows.one(id)).toMatchObject({ desiredState: 'running' })
   }))

@@ -151,7 +151,8 @@ export class Rows {
 
   async replaceReport(machineId: number, report: MachineReport): Promise<void> {
     await this.sql`
-      insert into machine_reports (machine_id, at, report) values (${machineId}, now(), ${this.sql.json(report)})
+      insert into machine_reports (machine_id, at, report)
+      select ${machineId}::int, now(), ${this.sql.json(report)}::jsonb where ${this.#underLease()}
       on conflict (machine_id) do update set at = excluded.at, report = excluded.report`
   }
 
@@ -176,7 +177,8 @@ export class Rows {
   /** Appends to what the gateway shows of a console and takes the oldest away beyond `keptBytes`. */
   async appendConsole(machineId: number, boot: number, seq: number, bytes: Buffer, keptBytes: number): Promise<void> {
     await this.sql`
-      insert into console_chunks (machine_id, seq, boot, bytes) values (${machineId}, ${seq}, ${boot}, ${bytes})
+      insert into console_chunks (machine_id, seq, boot, bytes)
+      select ${machineId}::int, ${seq}::bigint, ${boot}::int, ${bytes}::bytea where ${this.#underLease()}
       on conflict do nothing`
     await this.sql`
       delete from console_chunks where machine_id = ${machineId} and seq < (
