@@ -7,6 +7,9 @@ import { Outbox } from './accounts/outbox.ts'
 import type { App, RunLine, RunLobby } from './app.ts'
 import { startSetups } from './commands/setup/runner.ts'
 import { createApp } from './create-app.ts'
+import type { AccessLog } from './https/access-log.ts'
+import { type HttpsService, serveHttps } from './https/serve.ts'
+import type { HttpsOptions } from './https/server.ts'
 import type { Log } from './log.ts'
 import type { Settings } from './settings.ts'
 import type { Limits } from './ssh/limits.ts'
@@ -24,6 +27,11 @@ export type GatewayOptions = {
   lobby: { runLine: RunLine; runLobby: RunLobby }
   /** bound, not served yet */
   sshListeners: Server[]
+  /** the same for BERTH_HTTPS; without them nothing is served over HTTPS */
+  httpsListeners?: Server[]
+  metricsListeners?: Server[]
+  access?: AccessLog
+  httpsLimits?: HttpsOptions['limits']
   limits?: Partial<Limits>
   machineSshPort?: number
   /** how long a mail waits after each failed attempt */
@@ -34,6 +42,7 @@ export type GatewayOptions = {
 export type Gateway = {
   app: App
   ssh: SshServer
+  https: HttpsService | undefined
   /** for the first owner, when the starter had no keys */
   joinCode: string | undefined
   /** Refuses new connections, lets the others end for `drainMs`, then ends the rest. */
@@ -76,14 +85,27 @@ export async function startGateway(options: GatewayOptions): Promise<Gateway> {
     ...(options.limits ? { limits: options.limits } : {}),
   })
   for (const listener of options.sshListeners) ssh.attach(listener)
+  const { httpsListeners, metricsListeners, access, httpsLimits } = options
+  const https = httpsListeners?.length
+    ? await serveHttps({
+        app,
+        secretKey,
+        listeners: httpsListeners,
+        ...(metricsListeners ? { metricsListeners } : {}),
+        ...(access ? { access } : {}),
+        ...(httpsLimits ? { limits: httpsLimits } : {}),
+      })
+    : undefined
   return {
     app,
     ssh,
+    https,
     joinCode,
     async close(drainMs) {
       // A second process on the same port goes on accepting; this one refuses what the kernel still hands it.
       for (const listener of options.sshListeners) listener.close()
-      await ssh.drain(drainMs)
+      await Promise.all([ssh.drain(drainMs), https?.close(drainMs)])
+      access?.close()
       await setups.close()
       await outbox?.close()
       await lastUsed.close()

@@ -12,7 +12,7 @@ import { pino } from 'pino'
 import { addKey } from '../gateway/accounts/keys.ts'
 import { parseKeyLine } from '../gateway/accounts/public-key.ts'
 import type { RunLine, RunLobby } from '../gateway/app.ts'
-import { type Gateway, startGateway } from '../gateway/gateway.ts'
+import { type Gateway, type GatewayOptions, startGateway } from '../gateway/gateway.ts'
 import { parseSettings } from '../gateway/settings.ts'
 import type { Limits } from '../gateway/ssh/limits.ts'
 import type { SshServer } from '../gateway/ssh/server.ts'
@@ -29,6 +29,9 @@ export type TestGatewayOptions = {
   starter?: Starter
   /** where `ssh NAME@host` finds a machine's sshd; default 22 of its address */
   machineSshPort?: number
+  /** serves HTTPS at BERTH_HTTPS too, which is on loopback, at a port the system chooses, unless `env` says otherwise */
+  https?: boolean
+  httpsLimits?: GatewayOptions['httpsLimits']
   /** another gateway's database, for two of them over one */
   database?: TestDatabase
   secretKey?: Buffer
@@ -106,6 +109,7 @@ export async function startTestGateway(options: TestGatewayOptions = {}): Promis
     BERTH_DATA: directory,
     DATABASE_URL: database.url,
     BERTH_SSH: '127.0.0.1:0',
+    ...(options.https ? { BERTH_HTTPS: '127.0.0.1:0' } : {}),
     ...options.env,
   })
   const listeners = await openListeners('BERTH_SSH', settings.ssh)
@@ -117,6 +121,10 @@ export async function startTestGateway(options: TestGatewayOptions = {}): Promis
     starter: options.starter ?? { keys: [], names: [] },
     lobby: options.lobby ?? standInLobby,
     sshListeners: listeners,
+    ...(options.https
+      ? { httpsListeners: await openListeners('BERTH_HTTPS', settings.https, { allowHalfOpen: true }) }
+      : {}),
+    ...(options.httpsLimits ? { httpsLimits: options.httpsLimits } : {}),
     ...(options.limits ? { limits: options.limits } : {}),
     ...(options.mailRetrySeconds ? { mailRetrySeconds: options.mailRetrySeconds } : {}),
     ...(options.machineSshPort === undefined ? {} : { machineSshPort: options.machineSshPort }),
@@ -129,6 +137,7 @@ export async function startTestGateway(options: TestGatewayOptions = {}): Promis
 
   const harness: TestGateway = {
     app: gateway.app,
+    https: gateway.https,
     joinCode: gateway.joinCode,
     close: gateway.close,
     server: gateway.ssh,

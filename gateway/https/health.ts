@@ -1,7 +1,8 @@
 import { createServer, type IncomingMessage, type RequestListener, type ServerResponse } from 'node:http'
-import type { AddressInfo } from 'node:net'
+import type { AddressInfo, Server } from 'node:net'
 import type { Registry } from 'prom-client'
 import type { Listen } from '../settings.ts'
+import { serveListener } from '../start/listeners.ts'
 
 /** What keeps the gateway from serving, one sentence each; none: ready. */
 export type Readiness = () => Promise<readonly string[]>
@@ -30,9 +31,10 @@ export function answerHealth(request: IncomingMessage, response: ServerResponse,
 
 /**
  * Serves `/metrics` in Prometheus' text format, and the two health pages, on BERTH_METRICS.
+ * @param listens addresses, or servers that are bound already
  * @throws when an address cannot be listened on
  */
-export async function serveMetrics(listens: readonly Listen[], registry: Registry, readiness: Readiness) {
+export async function serveMetrics(listens: readonly (Listen | Server)[], registry: Registry, readiness: Readiness) {
   const listener: RequestListener = (request, response) => {
     if (answerHealth(request, response, readiness)) return
     if (request.url?.split('?')[0] !== '/metrics') {
@@ -44,20 +46,27 @@ export async function serveMetrics(listens: readonly Listen[], registry: Registr
       () => response.writeHead(500, PLAIN).end('The metrics could not be read\n'),
     )
   }
-  const servers = await Promise.all(
-    listens.map(({ host, port }) => {
-      const server = createServer({ requestTimeout: 10_000 }, listener)
-      return new Promise<typeof server>((resolve, reject) => {
-        server.once('error', reject)
-        server.listen({ host, port }, () => resolve(server))
-      })
-    }),
-  )
+  const doors: Server[] = []
+  const servers = listens.map((listen) => {
+    const server = createServer({ requestTimeout: 10_000 }, listener)
+    if ('address' in listen) {
+      serveListener(listen, (socket) => server.emit('connection', socket))
+      doors.push(listen)
+      return Promise.resolve(server)
+    }
+    doors.push(server)
+    return new Promise<typeof server>((resolve, reject) => {
+      server.once('error', reject)
+      server.listen({ host: listen.host, port: listen.port }, () => resolve(server))
+    })
+  })
+  const serving = await Promise.all(servers)
   return {
-    addresses: servers.map((server) => server.address() as AddressInfo),
+    addresses: doors.map((door) => door.address() as AddressInfo),
     async close() {
-      for (const server of servers) server.closeAllConnections()
-      await Promise.all(servers.map((server) => new Promise((resolve) => server.close(resolve))))
+      const closed = Promise.all(doors.map((door) => new Promise((resolve) => door.close(resolve))))
+      for (const server of serving) server.closeAllConnections()
+      await closed
     },
   }
 }

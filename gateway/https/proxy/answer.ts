@@ -19,12 +19,14 @@ export function render(refused: Refused, fields: readonly Field[], page: Seams['
   if ('answer' in refused) return renderAnswer(refused.answer)
   const { problem } = refused
   const html = fields.some(({ name, value }) => name === 'accept' && /\btext\/html\b/i.test(value))
-  const text = html ? (page ?? plainPage)(problem) : `${JSON.stringify(problemJson(problem))}\n`
+  const made = html
+    ? (page ?? plainPage)(problem)
+    : { text: `${JSON.stringify(problemJson(problem))}\n`, fields: HEADERS }
   const rendered = renderAnswer({
     status: problem.status,
-    body: { type: html ? 'text/html; charset=utf-8' : 'application/json', text },
+    fields: made.fields,
+    body: { type: html ? 'text/html; charset=utf-8' : 'application/json', text: made.text },
   })
-  rendered.fields.push(...HEADERS)
   if (problem.retryAfterS !== undefined) rendered.fields.push(['Retry-After', String(problem.retryAfterS)])
   return rendered
 }
@@ -52,13 +54,14 @@ function problemJson({ code, title, detail, listeningPorts }: Problem) {
   return { error: `${title}: ${detail}`, code, ...(listeningPorts ? { listening_ports: listeningPorts } : {}) }
 }
 
-function plainPage({ title, detail, listeningPorts, route }: Problem): string {
+function plainPage({ title, detail, listeningPorts, route }: Problem) {
   const ports = (listeningPorts ?? []).map((port) => `<li>${port}</li>`).join('')
   const list = ports ? `<p>${escapeHtml(route?.name ?? 'The machine')} listens on:</p><ul>${ports}</ul>` : ''
-  return `<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+  const text = `<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <meta name="color-scheme" content="light dark"><title>${escapeHtml(title)}</title>
 <h1>${escapeHtml(title)}</h1><p>${escapeHtml(detail)}</p>${list}</html>
 `
+  return { text, fields: HEADERS }
 }
 
 function escapeHtml(text: string): string {

@@ -85,7 +85,7 @@ function decide(
   { seams }: GateOptions,
   signal: () => AbortSignal,
 ): MaybePromise<Outcome> {
-  if (!access.allow) return { answer: access.answer }
+  if (!access.allow) return refused(access)
   if (access.by === 'cookie') {
     const problem = foreignPage(visit)
     if (problem) return { problem }
@@ -93,21 +93,30 @@ function decide(
   seams.used?.(visit.route)
   if (visit.route.awake || !seams.wake) return { route: visit.route, port: visit.port, access }
   return seams.wake(visit.route, signal()).then(
-    (route): Outcome => ({ route, port: visit.port, access }),
+    // Waking takes its time, and the grant may have been taken back meanwhile.
+    (route): MaybePromise<Outcome> =>
+      chain(
+        seams.authorize({ ...visit, route }),
+        (again): Outcome => (again.allow ? { route, port: visit.port, access: again } : refused(again)),
+      ),
     (error: unknown): Outcome => {
       if (!(error instanceof WakeError)) throw error
       return {
         problem: {
           status: 503,
-          code: 'machine.not_awake',
-          title: `${visit.route.name} is not awake`,
+          code: error.code,
+          title: error.title ?? `${visit.route.name} is not awake`,
           detail: error.message,
-          retryAfterS: error.retryAfterS,
+          ...(error.retryAfterS === undefined ? {} : { retryAfterS: error.retryAfterS }),
           route: visit.route,
         },
       }
     },
   )
+}
+
+function refused(access: Extract<Access, { allow: false }>): Refused {
+  return 'answer' in access ? { answer: access.answer } : { problem: access.problem }
 }
 
 function visitOf(arrival: Arrival, route: Route): Visit {

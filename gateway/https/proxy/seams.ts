@@ -69,6 +69,7 @@ export type Access =
       grant?: string
     }
   | { allow: false; answer: Answer }
+  | { allow: false; problem: Problem }
 
 export type Seams = {
   /**
@@ -87,17 +88,30 @@ export type Seams = {
   listeningPorts?(route: Route): MaybePromise<readonly number[]>
   /** called for each exchange, and again when a tunnel carries bytes (at most every 30 s): keeps the machine awake */
   used?(route: Route): void
-  /** the page for a problem; plain text pages of our own unless given */
-  page?(problem: Problem): string
+  /** the page for a problem, as HTML, and the fields it is sent with; a plain one unless given */
+  page?(problem: Problem): { text: string; fields: NonNullable<Answer['fields']> }
+}
+
+export type WakeErrorOptions = ErrorOptions & {
+  /** for programs; `machine.not_awake` unless given */
+  code?: string
+  /** how the page is headed */
+  title?: string
+  /** when to come again; undefined where waiting does not help */
+  retryAfterS?: number | undefined
 }
 
 /** The machine could not be woken; `message` is for the person. */
 export class WakeError extends Error {
   override readonly name = 'WakeError'
-  readonly retryAfterS: number
+  readonly code: string
+  readonly title: string | undefined
+  readonly retryAfterS: number | undefined
 
-  constructor(message: string, options: { retryAfterS?: number } & ErrorOptions = {}) {
+  constructor(message: string, { code = 'machine.not_awake', title, retryAfterS, ...options }: WakeErrorOptions = {}) {
     super(message, options)
-    this.retryAfterS = options.retryAfterS ?? 10
+    this.code = code
+    this.title = title
+    this.retryAfterS = retryAfterS
   }
 }

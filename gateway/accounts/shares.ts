@@ -1,0 +1,151 @@
+/** What a machine's owner shares of its pages: with the reader of a mailbox, or with whoever has a link. */
+import type { Sql } from '../../migrations/connect.ts'
+import { hashToken, makeToken } from './web-sessions.ts'
+
+export type Share = { id: number; email: string; createdAt: Date; acceptedAt: Date | null }
+export type ShareLink = { id: number; usesLeft: number | null; used: number; createdAt: Date; expiresAt: Date | null }
+
+/** `message` is a sentence for the person. */
+export class ShareError extends Error {
+  override readonly name = 'ShareError'
+  readonly code: 'share.too_many' | 'share.busy'
+
+  constructor(code: ShareError['code'], message: string) {
+    super(message)
+    this.code = code
+  }
+}
+
+const MAX_SHARES = 200
+const MAX_LINKS = 100
+/** Mails that an account may have sent to strangers. */
+const INVITATIONS_A_DAY = 50
+
+export async function listShares(sql: Sql, machineId: number): Promise<{ shares: Share[]; links: ShareLink[] }> {
+  const shares = await sql<Share[]>`
+    select id, email, created_at as "createdAt", accepted_at as "acceptedAt" from shares
+    where machine_id = ${machineId} order by email`
+  const links = await sql<ShareLink[]>`
+    select id, uses_left as "usesLeft", used, created_at as "createdAt", expires_at as "expiresAt" from share_links
+    where machine_id = ${machineId} and (expires_at is null or expires_at > now()) order by id`
+  return { shares, links }
+}
+
+/**
+ * Shares with an address. Sharing again with one that has not come yet makes a new link and mails it.
+ * @param mail what the invitation says, given its token
+ * @returns whether the share was new
+ * @throws ShareError
+ */
+export async function addShare(
+  sql: Sql,
+  { machineId, accountId, email }: { machineId: number; accountId: number; email: string },
+  mail: (token: string) => { subject: string; body: string },
+): Promise<{ added: boolean; accepted: boolean }> {
+  return await sql.begin(async (tx) => {
+    await tx`select from accounts where id = ${accountId} for update`
+    const [counts] = await tx<{ all: number; today: number }[]>`
+      select count(*) filter (where h.machine_id = ${machineId})::int as all,
+        count(*) filter (where h.created_at > now() - interval '1 day')::int as today
+      from shares h join machines m on m.id = h.machine_id where m.account_id = ${accountId}`
+    const [known] = await tx<{ accepted: boolean }[]>`
+      select accepted_at is not null as accepted from shares where machine_id = ${machineId} and email = ${email}`
+    if (known?.accepted) return { added: false, accepted: true }
+    if (!known && (counts?.all ?? 0) >= MAX_SHARES) {
+      throw new ShareError('share.too_many', `a machine is shared with at most ${MAX_SHARES} addresses`)
+    }
+    if ((counts?.today ?? 0) >= INVITATIONS_A_DAY) {
+      throw new ShareError('share.busy', `an account sends at most ${INVITATIONS_A_DAY} invitations a day`)
+    }
+    const token = makeToken()
+    await tx`
+      insert into shares (machine_id, email, token_hash) values (${machineId}, ${email}, ${hashToken(token)})
+      on conflict (machine_id, email) do update set token_hash = excluded.token_hash, created_at = now()`
+    const { subject, body } = mail(token)
+    await tx`insert into mails (recipient, subject, body) values (${email}, ${subject}, ${body})`
+    return { added: !known, accepted: false }
+  })
+}
+
+/** @returns whether there was one; whoever came by it is cut off within a second */
+export async function removeShare(sql: Sql, machineId: number, email: string): Promise<boolean> {
+  const rows = await sql`delete from shares where machine_id = ${machineId} and email = ${email} returning id`
+  return rows.length > 0
+}
+
+export type Invitation = { shareId: number; machineName: string; email: string; ownerEmail: string | null }
+
+/** What an invitation's link is for. It stays good while the share is there, for the mailbox is what it proves. */
+export async function findInvitation(sql: Sql, token: string): Promise<Invitation | undefined> {
+  const rows = await sql<Invitation[]>`
+    select h.id as "shareId", n.name as "machineName", h.email, o.email as "ownerEmail"
+    from shares h join machine_names n on n.machine_id = h.machine_id join machines m on m.id = h.machine_id
+      join accounts o on o.id = m.account_id
+    where h.token_hash = ${hashToken(token)} and h.accepted_at is null and o.suspended_at is null`
+  return rows[0]
+}
+
+/** Accepts as an account, which sees the machine from then on, or as the reader of the mailbox alone. */
+export async function acceptInvitation(sql: Sql, token: string, accountId: number | null): Promise<boolean> {
+  const rows = await sql`
+    update shares set accepted_at = now(), account_id = ${accountId}
+    where token_hash = ${hashToken(token)} and accepted_at is null returning id`
+  return rows.length > 0
+}
+
+/**
+ * @param uses browsers that it lets in; any number unless given
+ * @param expiresInMs after that the link and everybody's access by it are over; never unless given
+ * @throws ShareError
+ */
+export async function addLink(
+  sql: Sql,
+  { machineId, uses, expiresInMs }: { machineId: number; uses?: number | undefined; expiresInMs?: number | undefined },
+): Promise<{ token: string; link: ShareLink }> {
+  if ((await listShares(sql, machineId)).links.length >= MAX_LINKS) {
+    throw new ShareError('share.too_many', `a machine has at most ${MAX_LINKS} links`)
+  }
+  const token = makeToken()
+  const [link] = await sql<ShareLink[]>`
+    insert into share_links (machine_id, token_hash, uses_left, expires_at)
+    values (${machineId}, ${hashToken(token)}, ${uses ?? null}, now() + ${expiresInMs ?? null} * interval '1 ms')
+    returning id, uses_left as "usesLeft", used, created_at as "createdAt", expires_at as "expiresAt"`
+  if (!link) throw new ShareError('share.too_many', 'the link was not made')
+  return { token, link }
+}
+
+/** @returns whether there was one; whoever came by it is cut off within a second */
+export async function removeLink(sql: Sql, machineId: number, id: number): Promise<boolean> {
+  const rows = await sql`delete from share_links where machine_id = ${machineId} and id = ${id} returning id`
+  return rows.length > 0
+}
+
+/** Whether a link would let a browser in now; it is not used up. */
+export async function isOpenLink(sql: Sql, machineId: number, token: string): Promise<boolean> {
+  const rows = await sql`
+    select from share_links where token_hash = ${hashToken(token)} and machine_id = ${machineId}
+      and (uses_left is null or uses_left > 0) and (expires_at is null or expires_at > now())`
+  return rows.length > 0
+}
+
+/** Lets one browser in. @returns its cookie and when that ends, or undefined when the link is used up or over */
+export async function takeLink(
+  sql: Sql,
+  machineId: number,
+  token: string,
+): Promise<{ token: string; expiresAt: Date } | undefined> {
+  return await sql.begin(async (tx) => {
+    const rows = await tx<{ id: number }[]>`
+      update share_links set uses_left = uses_left - 1, used = used + 1
+      where token_hash = ${hashToken(token)} and machine_id = ${machineId}
+        and (uses_left is null or uses_left > 0) and (expires_at is null or expires_at > now()) returning id`
+    const link = rows[0]
+    if (!link) return undefined
+    const cookie = makeToken()
+    const [session] = await tx<{ expiresAt: Date }[]>`
+      insert into site_sessions (token_hash, machine_id, link_id, expires_at)
+      select ${hashToken(cookie)}, ${machineId}, id, least(expires_at, now() + interval '30 days') from share_links
+      where id = ${link.id} returning expires_at as "expiresAt"`
+    return session && { token: cookie, expiresAt: session.expiresAt }
+  })
+}

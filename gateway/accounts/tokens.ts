@@ -1,0 +1,62 @@
+/** Short tokens that programs show, revocable: `exe1.` and 26 characters of base 32. Only their hash is kept. */
+import { randomBytes } from 'node:crypto'
+import type { Sql } from '../../migrations/connect.ts'
+import { hashToken } from './web-sessions.ts'
+
+export const TOKEN_PREFIX = 'exe1.'
+const ALPHABET = '0123456789abcdefghjkmnpqrstvwxyz'
+const LENGTH = 26
+const MAX_TOKENS = 200
+
+export type Token = {
+  id: number
+  label: string
+  machineName: string | null
+  tag: string | null
+  createdAt: Date
+  lastUsedAt: Date | null
+  expiresAt: Date
+}
+
+/** `message` is a sentence for the person. */
+export class TokenError extends Error {
+  override readonly name = 'TokenError'
+}
+
+/** @returns the token, which is kept nowhere, and its number @throws TokenError */
+export async function createToken(
+  sql: Sql,
+  options: {
+    accountId: number
+    label: string
+    machineId?: number | undefined
+    tag?: string | undefined
+    expiresInMs: number
+  },
+): Promise<{ token: string; id: number; expiresAt: Date }> {
+  const token = `${TOKEN_PREFIX}${Array.from(randomBytes(LENGTH), (byte) => ALPHABET[byte & 31]).join('')}`
+  const rows = await sql<{ id: number; expiresAt: Date }[]>`
+    insert into tokens (token_hash, account_id, label, machine_id, tag, expires_at)
+    select ${hashToken(token)}, ${options.accountId}, ${options.label}, ${options.machineId ?? null}::int,
+      ${options.tag ?? null}::text, now() + ${options.expiresInMs} * interval '1 ms'
+    where (select count(*) from tokens where account_id = ${options.accountId} and expires_at > now()) < ${MAX_TOKENS}
+    returning id, expires_at as "expiresAt"`
+  const made = rows[0]
+  if (!made) throw new TokenError(`an account has at most ${MAX_TOKENS} tokens`)
+  return { token, ...made }
+}
+
+/** Those that are still good. */
+export async function listTokens(sql: Sql, accountId: number): Promise<Token[]> {
+  return await sql<Token[]>`
+    select t.id, t.label, m.name as "machineName", t.tag, t.created_at as "createdAt", t.last_used_at as "lastUsedAt",
+      t.expires_at as "expiresAt"
+    from tokens t left join machines m on m.id = t.machine_id
+    where t.account_id = ${accountId} and t.expires_at > now() order by t.id`
+}
+
+/** @returns whether there was such a token of the account; whoever came by it is cut off within a second */
+export async function removeToken(sql: Sql, accountId: number, id: number): Promise<boolean> {
+  const rows = await sql`delete from tokens where id = ${id} and account_id = ${accountId} returning id`
+  return rows.length > 0
+}

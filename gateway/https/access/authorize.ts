@@ -1,0 +1,90 @@
+/**
+ * Who is let in at a machine's host. In this order: Berth's own paths; a token; the host's cookie; a port that is open
+ * to all. Who has none of them signs in, when a person navigates, and gets 401 otherwise.
+ */
+import type { MachineRoute } from '../machines/routes.ts'
+import { foreignPage } from '../proxy/gate.ts'
+import type { Access, MaybePromise, Problem, Visit } from '../proxy/seams.ts'
+import { credentialOf } from './credentials.ts'
+import { COOKIE, cookieOf, fieldOf, isNavigation } from './fields.ts'
+import type { Grant, Grants } from './grants.ts'
+import { OWN_PREFIX, type SitePaths } from './site-paths.ts'
+
+export type AuthorizeOptions = {
+  grants: Grants
+  paths: SitePaths
+  machineDomain: string
+}
+
+export function authorizer({ grants, paths, machineDomain }: AuthorizeOptions) {
+  return (visit: Visit): MaybePromise<Access> => {
+    // What `resolve` gave is what comes back here.
+    const route = visit.route as MachineRoute
+    if (visit.target.startsWith(OWN_PREFIX)) return paths.answer(visit)
+    if (route.isSuspended) return { allow: false, problem: suspended(route) }
+    const credential = credentialOf(visit.fields)
+    if (credential) {
+      const { token, inAuthorization } = credential
+      return then(grants.byToken(route.machineId, `${route.name}.${machineDomain}`, token), (grant) =>
+        grant
+          ? { ...admitted(grant, 'credential'), ...(inAuthorization ? { stripAuthorization: true } : {}) }
+          : { allow: false, answer: unauthorized(visit, 'auth.invalid', 'This token does not open this machine.') },
+      )
+    }
+    const cookie = cookieOf(visit.fields, COOKIE)
+    if (cookie === undefined) return withoutCredential(visit, route, paths)
+    return then(grants.byCookie(route.machineId, cookie), (grant) => {
+      if (!grant) return withoutCredential(visit, route, paths)
+      // Another site's page gets of an open port what everybody gets, and not the visitor's name with it.
+      if (isOpen(visit, route) && foreignPage(visit)) return publicly(visit)
+      return admitted(grant, 'cookie')
+    })
+  }
+}
+
+function admitted({ key, identity }: Grant, by: 'cookie' | 'credential'): Extract<Access, { allow: true }> {
+  return { allow: true, by, grant: key, ...(identity ? { identity } : {}) }
+}
+
+function isOpen(visit: Visit, route: MachineRoute): boolean {
+  return route.isPublic && visit.port === route.primaryPort
+}
+
+function publicly(visit: Visit): Access {
+  return { allow: true, by: 'public', grant: `public:${visit.port}` }
+}
+
+function withoutCredential(visit: Visit, route: MachineRoute, paths: SitePaths): Access {
+  if (isOpen(visit, route)) return publicly(visit)
+  if (visit.upgrade === undefined && isNavigation(visit.method, visit.fields)) {
+    return { allow: false, answer: paths.toSignIn(visit, visit.target) }
+  }
+  return { allow: false, answer: unauthorized(visit, 'auth.required', 'Sign in, or send a token.') }
+}
+
+function unauthorized(visit: Visit, code: string, text: string) {
+  const realm = visit.route.name
+  // A browser's page would see a password dialog pop up; git, on the other hand, sends nothing before it is asked so.
+  const basic = fieldOf(visit.fields, 'sec-fetch-mode') === undefined
+  const fields: [string, string][] = [
+    ['WWW-Authenticate', `Bearer realm="${realm}"`],
+    ...(basic ? ([['WWW-Authenticate', `Basic realm="${realm}", charset="UTF-8"`]] as [string, string][]) : []),
+    ['Cache-Control', 'no-store'],
+    ['X-Content-Type-Options', 'nosniff'],
+  ]
+  return { status: 401, fields, body: { type: 'application/json', text: `${JSON.stringify({ error: text, code })}\n` } }
+}
+
+function suspended(route: MachineRoute): Problem {
+  return {
+    status: 403,
+    code: 'account.suspended',
+    title: 'Not available',
+    detail: 'The account that this machine belongs to is suspended.',
+    route,
+  }
+}
+
+function then<T, R>(value: MaybePromise<T>, next: (value: T) => R): MaybePromise<R> {
+  return value instanceof Promise ? value.then(next) : next(value)
+}

@@ -1,0 +1,178 @@
+/**
+ * The control host's application. Nothing on it runs without a person's own doing: a request that another site's page
+ * caused is refused unless it only navigates here, and whatever changes something wants the exact Origin of these
+ * pages. Machines are on the same site as this host, so SameSite cookies alone would prove nothing.
+ */
+import type { IncomingMessage } from 'node:http'
+import { getRequestListener, type Http2Bindings, type HttpBindings } from '@hono/node-server'
+import { type Context, Hono } from 'hono'
+import { bodyLimit } from 'hono/body-limit'
+import type { Sql } from '../../../migrations/connect.ts'
+import { findSession, type WebSession } from '../../accounts/web-sessions.ts'
+import type { Log } from '../../log.ts'
+import { COOKIE, setCookie } from '../access/fields.ts'
+import { pageFields } from '../pages/page.ts'
+import { addInvitations } from './invitations.ts'
+import { addMachines } from './machines.ts'
+import { addOpen, type OpenOptions } from './open.ts'
+import { type Installation, messagePage } from './pages.ts'
+import { Rate } from './rate.ts'
+import { addSignIn } from './sign-in.ts'
+
+export type ControlOptions = OpenOptions & {
+  sql: Sql
+  log: Log
+  installation: Installation
+  /** keys the hashes of mailed codes */
+  codeSecret: Buffer
+  /** PEM of Berth's own root, where certificates are its */
+  root: string | undefined
+  machineDomain: string
+}
+
+export type ControlEnv = {
+  Bindings: HttpBindings | Http2Bindings
+  Variables: { session: WebSession | undefined; address: string }
+}
+export type ControlContext = Context<ControlEnv>
+
+/** What the rooms of the control host are handed. */
+export type Control = ControlOptions & {
+  app: Hono<ControlEnv>
+  /** attempts that cost a mail, or guess at a secret */
+  rate: Rate
+  /** sends a page with the fields that all pages have */
+  show(context: ControlContext, status: number, text: string): Response
+  /** a page for people, JSON for programs */
+  refuse(context: ControlContext, problem: { status: number; code: string; title: string; detail: string }): Response
+  signIn(context: ControlContext, token: string): void
+}
+
+const MAX_BODY_BYTES = 16_384
+const ATTEMPTS_A_MINUTE = 30
+
+/** @returns Node's own listener, for HTTP/1.1 and HTTP/2 */
+export function controlApp(options: ControlOptions) {
+  const { log, installation, sql, machineDomain } = options
+  const app = new Hono<ControlEnv>()
+  const rate = new Rate(ATTEMPTS_A_MINUTE)
+  const fields = pageFields([`https://*.${machineDomain}:*`])
+  const show = (context: ControlContext, status: number, text: string): Response => {
+    for (const [name, value] of fields) context.header(name, value)
+    return context.body(text, status as 200, { 'Content-Type': 'text/html; charset=utf-8' })
+  }
+  const refuse: Control['refuse'] = (context, { status, code, title, detail }) => {
+    if (wantsHtml(context)) {
+      const session = context.get('session')
+      return show(context, status, messagePage(installation, { title, detail, session }))
+    }
+    context.header('Cache-Control', 'no-store')
+    return context.json({ error: `${title}: ${detail}`, code }, status as 200)
+  }
+  const control: Control = {
+    ...options,
+    app,
+    rate,
+    show,
+    refuse,
+    signIn: (context, token) => {
+      const [name, value] = setCookie(COOKIE, token, 365 * 86_400)
+      context.header(name, value, { append: true })
+    },
+  }
+
+  app.onError((error, context) => {
+    log.error({ err: error, path: context.req.path.split('/')[1] }, 'a page of the control host failed')
+    return refuse(context, {
+      status: 500,
+      code: 'gateway.failed',
+      title: 'Something went wrong here',
+      detail: 'It has been noted; try again.',
+    })
+  })
+  app.notFound((context) =>
+    refuse(context, { status: 404, code: 'path.not_found', title: 'No such page', detail: 'There is nothing here.' }),
+  )
+  app.use(async (context, next) => {
+    const foreign = foreignRequest(context)
+    if (foreign !== undefined) {
+      return refuse(context, { status: 403, code: 'request.foreign_page', title: 'Refused', detail: foreign })
+    }
+    context.set('address', addressOf(context))
+    return await next()
+  })
+  app.use(bodyLimit({ maxSize: MAX_BODY_BYTES }))
+  app.use(async (context, next) => {
+    const cookie = cookieIn(context, COOKIE)
+    context.set('session', cookie === undefined ? undefined : await findSession(sql, cookie))
+    return await next()
+  })
+  addMachines(control)
+  addSignIn(control)
+  addOpen(control)
+  addInvitations(control)
+  if (options.root !== undefined) {
+    const { root } = options
+    app.get('/ca.pem', (context) => context.body(root, 200, { 'Content-Type': 'application/x-pem-file' }))
+  }
+  return getRequestListener(app.fetch as Parameters<typeof getRequestListener>[0], { overrideGlobalObjects: false })
+}
+
+/**
+ * Why a request must not count, undefined when it may. Fetch metadata is sent by every current browser; where it is
+ * missing, Origin still comes with all that is not GET.
+ * @see https://www.w3.org/TR/fetch-metadata/
+ */
+function foreignRequest(context: ControlContext): string | undefined {
+  const { method } = context.req
+  const reads = method === 'GET' || method === 'HEAD'
+  const own = `https://${authorityOf(context)}`
+  const origin = context.req.header('origin')
+  const site = context.req.header('sec-fetch-site')
+  const navigates =
+    reads && context.req.header('sec-fetch-mode') === 'navigate' && context.req.header('sec-fetch-dest') === 'document'
+  if (!reads && origin !== own) return 'This is asked for from Berth’s own pages only.'
+  if (reads && origin !== undefined && origin !== own && !navigates) {
+    return 'Another site’s page asked for this.'
+  }
+  if (site === undefined || site === 'same-origin' || site === 'none' || navigates) return undefined
+  return 'Another site’s page asked for this.'
+}
+
+/** One cookie of the request; the value as makeToken writes them, or nothing. */
+export function cookieIn(context: ControlContext, name: string): string | undefined {
+  for (const pair of (context.req.header('cookie') ?? '').split(';')) {
+    const equals = pair.indexOf('=')
+    const value = pair.slice(equals + 1).trim()
+    if (pair.slice(0, equals).trim() === name && /^[A-Za-z0-9_-]{43}$/.test(value)) return value
+  }
+  return undefined
+}
+
+export function wantsHtml(context: ControlContext): boolean {
+  return /\btext\/html\b/i.test(context.req.header('accept') ?? '')
+}
+
+/** A field of a form, without control characters. */
+export async function formOf(context: ControlContext): Promise<(name: string) => string> {
+  const form = await context.req.parseBody().catch(() => ({}) as Record<string, string | File>)
+  return (name) => {
+    const value = (form as Record<string, unknown>)[name]
+    return typeof value === 'string' ? value.replace(/[\p{Cc}]/gu, '').trim() : ''
+  }
+}
+
+/** The host as the browser has it in its origin; HTTP/2 names it beside the fields. */
+function authorityOf(context: ControlContext): string {
+  const { headers } = context.env.incoming
+  const written = headers.host ?? headers[':authority']
+  return String(written ?? '')
+    .toLowerCase()
+    .replace(/:443$/, '')
+}
+
+function addressOf(context: ControlContext): string {
+  const incoming = context.env.incoming as IncomingMessage
+  const address = incoming.socket?.remoteAddress ?? ''
+  return address.startsWith('::ffff:') ? address.slice(7) : address
+}

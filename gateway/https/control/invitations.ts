@@ -1,0 +1,34 @@
+import { acceptInvitation, findInvitation } from '../../accounts/shares.ts'
+import { createSession } from '../../accounts/web-sessions.ts'
+import type { Control } from './app.ts'
+import { invitationPage } from './pages.ts'
+
+/** `/invitation/TOKEN`, from an invitation's mail: who has it reads that mailbox, or was told by who does. */
+export function addInvitations({ app, sql, installation, show, refuse, signIn }: Control): void {
+  app.get('/invitation/:token', async (context) => {
+    const token = context.req.param('token')
+    const invitation = await findInvitation(sql, token)
+    if (!invitation) return refuse(context, GONE)
+    return show(context, 200, invitationPage(installation, { token, ...invitation }, context.get('session')))
+  })
+
+  app.post('/invitation/:token', async (context) => {
+    const token = context.req.param('token')
+    const invitation = await findInvitation(sql, token)
+    if (!invitation) return refuse(context, GONE)
+    const session = context.get('session')
+    const accountId = session?.accountId ?? null
+    if (!(await acceptInvitation(sql, token, accountId))) return refuse(context, GONE)
+    if (accountId === null && !session?.emails.includes(invitation.email)) {
+      signIn(context, await createSession(sql, { accountId: null, email: invitation.email }, context.get('address')))
+    }
+    return context.redirect(installation.machineUrl(invitation.machineName), 303)
+  })
+}
+
+const GONE = {
+  status: 404,
+  code: 'invitation.not_found',
+  title: 'This invitation is no longer good',
+  detail: 'It was accepted before, or taken back. Whoever was invited by mail can sign in with that address.',
+}

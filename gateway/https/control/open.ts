@@ -1,0 +1,82 @@
+import { createSiteCode } from '../../accounts/site-sessions.ts'
+import { hashToken } from '../../accounts/web-sessions.ts'
+import type { Settings } from '../../settings.ts'
+import { safePath } from '../access/fields.ts'
+import { parseAuthority, type Site, siteOf } from '../host.ts'
+import type { MachineRoute } from '../machines/routes.ts'
+import { html } from '../pages/html.ts'
+import type { Control } from './app.ts'
+import { messagePage, nameOf } from './pages.ts'
+
+export type OpenOptions = {
+  settings: Pick<Settings, 'domain' | 'machineDomain' | 'ports'>
+  /** ports of the HTTPS listeners */
+  listenPorts: ReadonlySet<number>
+  find(name: string): MachineRoute | undefined | Promise<MachineRoute | undefined>
+}
+
+/**
+ * `GET /open?to=HOST&path=PATH&state=STATE`: sends a signed-in browser on to a machine's host with a code for it.
+ * It goes to machines' hosts only, at ports that are Berth's, so it is no way to be sent anywhere else.
+ */
+export function addOpen({ app, sql, installation, show, refuse, settings, listenPorts, find }: Control): void {
+  app.get('/open', async (context) => {
+    const target = targetOf(context.req.query('to') ?? '', settings, listenPorts)
+    const state = context.req.query('state') ?? ''
+    if (!target || !/^[A-Za-z0-9_-]{43}$/.test(state)) {
+      return refuse(context, {
+        status: 400,
+        code: 'request.malformed',
+        title: 'Not understood',
+        detail: 'This address leads to no machine.',
+      })
+    }
+    const session = context.get('session')
+    if (!session) {
+      const here = new URL(context.req.url)
+      return context.redirect(`/signin?${new URLSearchParams({ next: `${here.pathname}${here.search}` })}`, 303)
+    }
+    const { site, host } = target
+    const route = await find(site.name)
+    const code =
+      route &&
+      (await createSiteCode(sql, {
+        sessionId: session.id,
+        machineId: route.machineId,
+        host,
+        path: safePath(context.req.query('path')),
+        stateHash: hashToken(state),
+      }))
+    if (code === undefined) {
+      return show(
+        context,
+        403,
+        messagePage(installation, {
+          title: 'Not shared with you',
+          detail: `${nameOf(session)} may not see ${site.name}. Whoever runs it can let you in:`,
+          session,
+          more: html`<pre><code>${installation.lobby} share add ${site.name} ${session.emails[0] ?? 'YOUR-ADDRESS'}</code></pre>
+<form class="inline" method="post" action="/signout"><button class="plain">Sign in as somebody else</button></form>
+<p><a href="/">Machines you can see</a></p>`,
+        }),
+      )
+    }
+    context.header('Cache-Control', 'no-store')
+    context.header('Referrer-Policy', 'no-referrer')
+    return context.redirect(`https://${host}/__berth/callback?${new URLSearchParams({ code })}`, 303)
+  })
+}
+
+function targetOf(
+  to: string,
+  settings: OpenOptions['settings'],
+  listenPorts: ReadonlySet<number>,
+): { site: Extract<Site, { kind: 'machine' }>; host: string } | undefined {
+  const authority = parseAuthority(to)
+  if (!authority) return undefined
+  const { host, port = 443 } = authority
+  const site = siteOf(authority, settings, listenPorts)
+  if (site.kind !== 'machine') return undefined
+  const isOurs = port === 443 || listenPorts.has(port) || (settings.ports && port >= 3000 && port <= 9999)
+  return isOurs ? { site, host: port === 443 ? host : `${host}:${port}` } : undefined
+}

@@ -1,0 +1,26 @@
+const MINUTE_MS = 60_000
+const ADDRESSES_MOST = 10_000
+
+/** So many attempts a minute from one address; of IPv6 the /64 that one customer has. */
+export class Rate {
+  readonly #most: number
+  readonly #counts = new Map<string, number>()
+  #sinceMs = performance.now()
+
+  constructor(most: number) {
+    this.#most = most
+  }
+
+  /** Counts an attempt. @returns whether it is one too many */
+  exceeded(address: string): boolean {
+    const nowMs = performance.now()
+    if (nowMs - this.#sinceMs > MINUTE_MS || this.#counts.size > ADDRESSES_MOST) {
+      this.#counts.clear()
+      this.#sinceMs = nowMs
+    }
+    const key = address.includes(':') ? address.split(':').slice(0, 4).join(':') : address
+    const count = (this.#counts.get(key) ?? 0) + 1
+    this.#counts.set(key, count)
+    return count > this.#most
+  }
+}

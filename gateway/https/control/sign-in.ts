@@ -1,0 +1,149 @@
+/**
+ * Signing in and out. By link: `browser` prints one, the page asks whether it was wanted, the POST uses it up. By
+ * mail: an address, then the code; the code is bound to a cookie of the browser that asked for it, and the answer is
+ * the same whether the address is known or not.
+ */
+import { checkCode, EmailCodeError, mailCode } from '../../accounts/email-codes.ts'
+import { isEmail } from '../../accounts/people.ts'
+import {
+  createSession,
+  endAllSessions,
+  endAllSessionsOfReader,
+  endSession,
+  hashToken,
+  identityOfReader,
+  makeToken,
+  peekSignInLink,
+  takeSignInLink,
+} from '../../accounts/web-sessions.ts'
+import { COOKIE, safePath, setCookie } from '../access/fields.ts'
+import { html } from '../pages/html.ts'
+import { type Control, type ControlContext, cookieIn, formOf } from './app.ts'
+import { codePage, confirmPage, messagePage, signInPage } from './pages.ts'
+
+/** Which browser a mailed code is for. */
+const CODE_COOKIE = '__Host-berth-code'
+const CODE_S = 600
+
+export function addSignIn(control: Control): void {
+  const { app, sql, installation, codeSecret, rate, show, refuse, signIn } = control
+  const tooMany = (context: ControlContext) => {
+    if (!rate.exceeded(context.get('address'))) return undefined
+    context.header('Retry-After', '60')
+    return refuse(context, {
+      status: 429,
+      code: 'request.too_many',
+      title: 'Too many attempts',
+      detail: 'Wait a minute, then try again.',
+    })
+  }
+
+  app.get('/signin', (context) =>
+    show(context, 200, signInPage(installation, { next: safePath(context.req.query('next')) })),
+  )
+
+  app.post('/signin', async (context) => {
+    const refused = tooMany(context)
+    if (refused) return refused
+    const form = await formOf(context)
+    const next = safePath(form('next'))
+    const email = form('email').toLowerCase()
+    if (!isEmail(email)) {
+      const notice = 'That is not an e-mail address.'
+      return show(context, 400, signInPage(installation, { next, notice }))
+    }
+    const browser = makeToken()
+    try {
+      if (await identityOfReader(sql, email)) {
+        await mailCode(sql, codeSecret, { email, publicKey: hashToken(browser), domain: installation.domain })
+      }
+    } catch (error) {
+      // Told to nobody: it would say that the address is known. The codes that were mailed are still good.
+      if (!(error instanceof EmailCodeError)) throw error
+    }
+    context.header(...setCookie(CODE_COOKIE, browser, CODE_S), { append: true })
+    return show(context, 200, codePage(installation, { email, next }))
+  })
+
+  app.post('/signin/code', async (context) => {
+    const refused = tooMany(context)
+    if (refused) return refused
+    const form = await formOf(context)
+    const next = safePath(form('next'))
+    const email = form('email').toLowerCase()
+    const browser = cookieIn(context, CODE_COOKIE)
+    const isRight =
+      browser !== undefined &&
+      isEmail(email) &&
+      (await checkCode(sql, codeSecret, { email, publicKey: hashToken(browser), code: form('code') }))
+    const who = isRight ? await identityOfReader(sql, email) : undefined
+    if (!who) {
+      const notice = 'That is not the code, or it is too old.'
+      return show(context, 403, codePage(installation, { email, next, notice }))
+    }
+    signIn(context, await createSession(sql, who, context.get('address')))
+    context.header(...setCookie(CODE_COOKIE, '', 0), { append: true })
+    return context.redirect(next, 303)
+  })
+
+  app.get('/login/:token', async (context) => {
+    const token = context.req.param('token')
+    const link = await peekSignInLink(sql, token)
+    if (!link) return refuse(context, STALE_LINK)
+    const who = link.email ?? `account ${link.accountId}`
+    return show(context, 200, confirmPage(installation, { token, who, next: safePath(context.req.query('next')) }))
+  })
+
+  app.post('/login/:token', async (context) => {
+    const refused = tooMany(context)
+    if (refused) return refused
+    const form = await formOf(context)
+    const session = await takeSignInLink(sql, context.req.param('token'), context.get('address'))
+    if (session === undefined) return refuse(context, STALE_LINK)
+    signIn(context, session)
+    return context.redirect(safePath(form('next')), 303)
+  })
+
+  const signedOut = (context: ControlContext) => {
+    context.header(...setCookie(COOKIE, '', 0), { append: true })
+    return context.redirect('/signin', 303)
+  }
+
+  app.post('/signout', async (context) => {
+    const session = context.get('session')
+    if (session) await endSession(sql, session.id)
+    return signedOut(context)
+  })
+
+  app.post('/signout/everywhere', async (context) => {
+    const session = context.get('session')
+    if (session?.accountId != null) await endAllSessions(sql, session.accountId)
+    else if (session) for (const email of session.emails) await endAllSessionsOfReader(sql, email)
+    return signedOut(context)
+  })
+
+  // Where a machine's own sign-out leads: it ended there, and not here.
+  app.get('/signed-out', (context) => {
+    const session = context.get('session')
+    if (!session) return context.redirect('/signin', 303)
+    return show(
+      context,
+      200,
+      messagePage(installation, {
+        title: 'Signed out of that machine',
+        detail: 'This browser is still signed in here, so opening the machine again signs it in again.',
+        session,
+        more: html`<form class="inline" method="post" action="/signout"><button>Sign out</button></form>
+<form class="inline" method="post" action="/signout/everywhere"><button class="plain">Sign out everywhere</button></form>
+<p><a href="/">Machines</a></p>`,
+      }),
+    )
+  })
+}
+
+const STALE_LINK = {
+  status: 404,
+  code: 'link.not_found',
+  title: 'This link is no longer good',
+  detail: 'It was used, or is older than 10 minutes. The command browser prints another one.',
+}

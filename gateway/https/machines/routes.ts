@@ -1,0 +1,206 @@
+/**
+ * Where a host name leads: a machine's row as the proxy needs it, from memory or from Postgres.
+ *
+ * News of a machine drops what is remembered of it at once, and what is remembered as "no such name", which may be its
+ * new name. A row that was being read when news came is read again, so that nothing older than the news is kept.
+ */
+import type { Sql } from '../../../migrations/connect.ts'
+import type { Log } from '../../log.ts'
+import type { News } from '../../news.ts'
+import type { Route } from '../proxy/seams.ts'
+
+/** The port that `https://NAME.domain/` shows when neither the owner nor the image chose one. */
+export const DEFAULT_PORT = 8000
+
+/** A machine's route with what decides who may take it. */
+export type MachineRoute = Route & {
+  accountId: number
+  /** its primary port is open to everybody */
+  isPublic: boolean
+  /** its account is suspended: nothing of it is shown */
+  isSuspended: boolean
+  /** tells one run of the machine from the next */
+  run: string
+}
+
+export type RouteTableOptions = {
+  sql: Sql
+  news: News
+  log: Log
+  /** a machine that was reached stopped, or runs anew elsewhere: connections to it are dead */
+  onEnded(route: MachineRoute): void
+  /** what decides access to a machine changed */
+  onAccessChanged(machineId: number): void
+}
+
+/** Names remembered; the oldest go first. */
+const NAMES_MOST = 10_000
+const UNKNOWN_MOST = 1000
+/** Without news a row is read again after this long: a connection to Postgres may have gone silent. */
+const FRESH_MS = 60_000
+/** News come in bursts while a machine starts. */
+const GATHER_MS = 20
+
+/** A name that news keep changing under the reader is answered all the same, and not remembered. */
+const READS_MOST = 5
+
+type Entry = { route: MachineRoute; readAtMs: number }
+
+export class RouteTable {
+  readonly #options: RouteTableOptions
+  readonly #entries = new Map<string, Entry>()
+  readonly #names = new Map<number, string>()
+  /** names of no machine, and when that was seen */
+  readonly #unknown = new Map<string, number>()
+  readonly #reading = new Map<string, Promise<MachineRoute | undefined>>()
+  /** machines with news, as they were before, until it was seen what changed */
+  readonly #changed = new Map<number, MachineRoute>()
+  readonly #stop: (() => void)[]
+  #timer: NodeJS.Timeout | undefined
+  /** grows with each piece of news */
+  #generation = 0
+
+  constructor(options: RouteTableOptions) {
+    this.#options = options
+    const { news } = options
+    this.#stop = [
+      news.on('machines', (id) => this.#note(Number(id))),
+      // Suspension, told with the account's number.
+      news.on('keys', (id) => {
+        const theirs = [...this.#entries.values()].filter(({ route }) => route.accountId === Number(id))
+        for (const { route } of theirs) this.#note(route.machineId)
+      }),
+      news.onRescan(() => {
+        this.#unknown.clear()
+        for (const id of [...this.#names.keys()]) this.#note(id)
+      }),
+    ]
+  }
+
+  /** @returns at once where it is remembered */
+  find(name: string): MachineRoute | undefined | Promise<MachineRoute | undefined> {
+    const entry = this.#entries.get(name)
+    const nowMs = performance.now()
+    if (entry && nowMs - entry.readAtMs < FRESH_MS) return entry.route
+    const unknownAtMs = this.#unknown.get(name)
+    if (unknownAtMs !== undefined && nowMs - unknownAtMs < FRESH_MS) return undefined
+    const reading = this.#reading.get(name)
+    if (reading) return reading
+    const read = this.#read(name).finally(() => this.#reading.delete(name))
+    this.#reading.set(name, read)
+    return read
+  }
+
+  /** The machine whose row this is, as it is now. */
+  async byId(machineId: number): Promise<MachineRoute | undefined> {
+    const rows = await this.#select(this.#options.sql`m.id = ${machineId}`)
+    return rows[0] && routeOf(rows[0])
+  }
+
+  close(): void {
+    for (const stop of this.#stop) stop()
+    clearTimeout(this.#timer)
+  }
+
+  async #read(name: string): Promise<MachineRoute | undefined> {
+    for (let reads = 1; ; reads++) {
+      const generation = this.#generation
+      const rows = await this.#select(this.#options.sql`n.name = ${name}`)
+      const route = rows[0] && routeOf(rows[0])
+      if (generation === this.#generation) this.#keep(name, route)
+      else if (reads < READS_MOST) continue
+      return route
+    }
+  }
+
+  /** Indexes: machine_names_pkey or machines_pkey, accounts_pkey, addresses_machine_id_key. */
+  async #select(which: ReturnType<Sql>): Promise<Row[]> {
+    return await this.#options.sql<Row[]>`
+      select m.id, n.name, m.account_id as "accountId", host(a.address) as address, m.web_port as "webPort",
+        m.web_public as "isPublic", c.suspended_at is not null as "isSuspended", m.observed_boot as boot,
+        m.observed_ready_at as "readyAt",
+        m.desired_state = 'running' and m.observed_state = 'running' and m.observed_boot = m.desired_boot
+          and m.observed_ready_at is not null as "isAwake"
+      from machine_names n join machines m on m.id = n.machine_id join accounts c on c.id = m.account_id
+        left join addresses a on a.machine_id = m.id
+      where ${which} and m.observed_state <> 'gone'`
+  }
+
+  #keep(name: string, route: MachineRoute | undefined): void {
+    const was = this.#entries.get(name)?.route
+    if (was && was.run !== route?.run) this.#options.onEnded(was)
+    this.#entries.delete(name)
+    if (!route) {
+      this.#unknown.set(name, performance.now())
+      if (this.#unknown.size > UNKNOWN_MOST) this.#unknown.clear()
+      return
+    }
+    this.#entries.set(name, { route, readAtMs: performance.now() })
+    this.#names.set(route.machineId, name)
+    for (const [oldest, entry] of this.#entries) {
+      if (this.#entries.size <= NAMES_MOST) break
+      this.#entries.delete(oldest)
+      this.#names.delete(entry.route.machineId)
+    }
+  }
+
+  #note(machineId: number): void {
+    this.#generation++
+    this.#unknown.clear()
+    const name = this.#names.get(machineId)
+    const route = name === undefined ? undefined : this.#entries.get(name)?.route
+    if (name === undefined || !route) return
+    this.#entries.delete(name)
+    this.#names.delete(machineId)
+    if (!this.#changed.has(machineId)) this.#changed.set(machineId, route)
+    this.#timer ??= setTimeout(() => void this.#look(), GATHER_MS)
+  }
+
+  async #look(): Promise<void> {
+    this.#timer = undefined
+    const { sql, log, onEnded, onAccessChanged } = this.#options
+    const changed = [...this.#changed.values()]
+    this.#changed.clear()
+    const ids = changed.map(({ machineId }) => machineId)
+    try {
+      const now = new Map((await this.#select(sql`m.id in ${sql(ids)}`)).map((row) => [row.id, routeOf(row)]))
+      for (const was of changed) {
+        const id = was.machineId
+        const is = now.get(id)
+        if (was.awake && (!is?.awake || is.run !== was.run)) onEnded(was)
+        if (!is || is.isPublic !== was.isPublic || is.isSuspended !== was.isSuspended) onAccessChanged(id)
+        else if (is.primaryPort !== was.primaryPort || is.accountId !== was.accountId) onAccessChanged(id)
+      }
+    } catch (error) {
+      log.warn({ err: error }, 'could not see which machines changed')
+      for (const id of ids) onAccessChanged(id)
+    }
+  }
+}
+
+type Row = {
+  id: number
+  name: string
+  accountId: number
+  address: string | null
+  webPort: number | null
+  isPublic: boolean
+  isSuspended: boolean
+  boot: number
+  readyAt: Date | null
+  isAwake: boolean
+}
+
+function routeOf(row: Row): MachineRoute {
+  return {
+    machineId: row.id,
+    name: row.name,
+    address: row.address ?? '',
+    primaryPort: row.webPort ?? DEFAULT_PORT,
+    awake: row.isAwake && row.address !== null,
+    accountId: row.accountId,
+    isPublic: row.isPublic,
+    isSuspended: row.isSuspended,
+    run: `${row.address} ${row.boot} ${row.readyAt?.getTime() ?? ''}`,
+  }
+}

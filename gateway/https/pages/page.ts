@@ -1,0 +1,69 @@
+import { createHash } from 'node:crypto'
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { Html, html } from './html.ts'
+
+/** Read while the process may still read its checkout: it gives root up before it serves. */
+const STYLE = squeeze(readFileSync(join(import.meta.dirname, '../../../web/pages/page.css'), 'utf8'))
+const STYLE_HASH = createHash('sha256').update(STYLE).digest('base64')
+
+export type Page = {
+  title: string
+  /** the installation's name, which heads the page */
+  domain: string
+  body: Html
+  /** stands at the top right */
+  corner?: Html | undefined
+  /** the page looks again by itself after this long */
+  refreshS?: number | undefined
+}
+
+/** A whole page: one file, no script, nothing to be fetched. */
+export function page({ title, domain, body, corner, refreshS }: Page): string {
+  return html`<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta name="robots" content="noindex">
+${refreshS === undefined ? undefined : html`<meta http-equiv="refresh" content="${refreshS}">\n`}<title>${title} · ${domain}</title>
+<style>${new Html(STYLE)}</style>
+</head>
+<body>
+<header><span>Berth at <span class="mono">${domain}</span></span>${corner}</header>
+<main>
+${body}
+</main>
+</body>
+</html>
+`.text
+}
+
+/**
+ * What every page of ours is sent with: never kept, never framed, nothing loaded, forms only to where they belong.
+ * The referrer stays on the origin: with `no-referrer` a form's Origin would be `null`.
+ * @param formTargets origins that a form may lead to by redirects, beside the page's own
+ */
+export function pageFields(formTargets: readonly string[] = []): [name: string, value: string][] {
+  const forms = ["'self'", ...formTargets].join(' ')
+  return [
+    [
+      'Content-Security-Policy',
+      `default-src 'none'; style-src 'sha256-${STYLE_HASH}'; form-action ${forms}; frame-ancestors 'none'; base-uri 'none'`,
+    ],
+    ['X-Frame-Options', 'DENY'],
+    ['X-Content-Type-Options', 'nosniff'],
+    ['Referrer-Policy', 'same-origin'],
+    ['Cross-Origin-Opener-Policy', 'same-origin'],
+    ['Cross-Origin-Resource-Policy', 'same-origin'],
+    ['Cache-Control', 'no-store'],
+  ]
+}
+
+function squeeze(css: string): string {
+  return css
+    .replace(/\s+/g, ' ')
+    .replace(/ ?([{};:,>]) ?/g, '$1')
+    .trim()
+}

@@ -1,0 +1,119 @@
+import { X509Certificate } from 'node:crypto'
+import { readFileSync, statSync } from 'node:fs'
+import { join } from 'node:path'
+import { expect, it } from 'vitest'
+import { startSite } from './testing/site.ts'
+
+const PATIENT = { timeout: 10_000, interval: 10 }
+
+it('a private machine is shown to its owner, who signs in once, and the machine is told who it is', async () => {
+  await using site = await startSite()
+  const browser = await site.signedIn()
+  const answer = await browser.get(`${site.machine()}/a/b?c=%64`)
+  expect(answer).toMatchObject({ status: 200, text: 'machine says GET /a/b?c=%64' })
+  expect(browser.trail.map((url) => new URL(url).pathname)).toEqual(['/a/b', '/open', '/__berth/callback', '/a/b'])
+  expect(site.asked[0]?.headers).toMatchObject({ 'x-berth-user': String(site.ownerId), 'x-forwarded-proto': 'https' })
+  expect(site.asked[0]?.headers.cookie).toBeUndefined()
+  await browser.get(`${site.machine()}/again`)
+  expect(browser.trail).toHaveLength(1)
+})
+
+it('a stranger is sent to sign in where a person navigates, and gets 401 elsewhere', async () => {
+  await using site = await startSite()
+  const browser = site.browser()
+  const page = await browser.get(`${site.machine()}/x`)
+  expect(page.status).toBe(200)
+  expect(new URL(page.url).pathname).toBe('/signin')
+  expect(page.text).toContain('ssh -p')
+  const script = await browser.get(`${site.machine()}/x`, { mode: 'cors', from: `${site.machine()}/` })
+  expect(script.status).toBe(401)
+  expect(script.headers['www-authenticate']).toBe('Bearer realm="demo"')
+  expect(JSON.parse(script.text)).toMatchObject({ code: 'auth.required' })
+  expect(site.asked).toEqual([])
+})
+
+it('an account that a machine is not shared with is told so, and comes no further', async () => {
+  await using site = await startSite()
+  const browser = await site.signedIn(await site.account('eve@example.com'))
+  const page = await browser.get(`${site.machine()}/`)
+  expect(page.status).toBe(403)
+  expect(page.text).toContain('share add demo eve@example.com')
+  expect(site.asked).toEqual([])
+})
+
+it('the root certificate lies in the data directory for everybody to read, and every host has a certificate of it', async () => {
+  await using site = await startSite()
+  const path = join(site.gateway.directory, 'gateway', 'ca.pem')
+  expect(readFileSync(path, 'utf8')).toBe(site.ca)
+  expect(statSync(path).mode & 0o777).toBe(0o644)
+  expect(new X509Certificate(site.ca).ca).toBe(true)
+  expect((await site.browser().get(`${site.control}/ca.pem`)).text).toBe(site.ca)
+  expect((await site.browser().get(`https://demo--3000.localhost:${site.port}/`)).status).toBe(200)
+  await expect(site.browser().get(site.machine('nobody'))).rejects.toThrow()
+})
+
+it('the control host answers /healthz and /readyz, and 404 in JSON for programs', async () => {
+  await using site = await startSite()
+  const browser = site.browser()
+  expect(await browser.get(`${site.control}/healthz`)).toMatchObject({ status: 200, text: 'ok\n' })
+  expect(await browser.get(`${site.control}/readyz`)).toMatchObject({ status: 200 })
+  const missing = await browser.get(`${site.control}/nothing`, { headers: { accept: 'application/json' } })
+  expect([missing.status, JSON.parse(missing.text).code]).toEqual([404, 'path.not_found'])
+  expect((await browser.get(`${site.control}/nothing`)).text).toContain('<h1>No such page</h1>')
+})
+
+it('a machine that is stopped stays stopped: its page says so', async () => {
+  await using site = await startSite()
+  await site.addMachine('off', site.ownerId, { state: 'stopped' })
+  const browser = await site.signedIn()
+  const page = await browser.get(site.machine('off'))
+  expect(page.status).toBe(503)
+  expect(page.text).toContain('<h1>off is stopped</h1>')
+  const [row] = await site.sql`select desired_state from machines where name = 'off'`
+  expect(row).toEqual({ desired_state: 'stopped' })
+})
+
+it('a request to a machine that is starting is held until it runs', async () => {
+  await using site = await startSite()
+  const id = await site.addMachine('late', site.ownerId, { state: 'creating' })
+  const browser = await site.signedIn()
+  const page = browser.get(site.machine('late'))
+  // Held: the code that led here is used up.
+  const arrived = async () => (await site.sql`select from site_sessions`).length
+  await expect.poll(arrived, PATIENT).toBe(1)
+  await site.sql`update machines set observed_state = 'running', observed_stage = 'ready', observed_boot = 1,
+    observed_ready_at = now() where id = ${id}`
+  expect(await page).toMatchObject({ status: 200, text: 'machine says GET /' })
+})
+
+it('nothing that listens: 502, and which ports do', async () => {
+  await using site = await startSite()
+  await site.sql`update machines set web_port = 1 where id = ${site.machineId}`
+  await site.sql`insert into machine_reports (machine_id, at, report)
+    values (${site.machineId}, now(), ${site.sql.json({ listeningPorts: [22, 5173] })})`
+  const browser = await site.signedIn()
+  const page = await browser.get(site.machine())
+  expect(page.status).toBe(502)
+  expect(page.text).toContain('<h1>Nothing listens on port 1</h1>')
+  expect(page.text).toContain('<code>5173</code>')
+  const json = await browser.get(site.machine(), { headers: { accept: 'application/json' } })
+  expect(JSON.parse(json.text)).toMatchObject({ code: 'port.refused', listening_ports: [22, 5173] })
+})
+
+it('another name and another port are followed at once', async () => {
+  await using site = await startSite()
+  const browser = await site.signedIn()
+  await browser.get(site.machine())
+  await site.sql.begin(async (sql) => {
+    await sql`update machines set name = 'other' where id = ${site.machineId}`
+    await sql`update machine_names set name = 'other' where machine_id = ${site.machineId}`
+  })
+  await expect.poll(async () => (await browser.get(site.machine('other'))).status, PATIENT).toBe(200)
+  const [before] = await site.sql<
+    { port: number }[]
+  >`select web_port as port from machines where id = ${site.machineId}`
+  await site.sql`update machines set web_port = 1 where id = ${site.machineId}`
+  await expect.poll(async () => (await browser.get(site.machine('other'))).status, PATIENT).toBe(502)
+  await site.sql`update machines set web_port = ${before?.port ?? 0} where id = ${site.machineId}`
+  await expect.poll(async () => (await browser.get(site.machine('other'))).status, PATIENT).toBe(200)
+})
