@@ -1,8 +1,8 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { chmodSync, readFileSync } from 'node:fs'
+import { chmodSync, readdirSync, readFileSync } from 'node:fs'
 import { chown, mkdir, mkdtemp, rm, truncate, writeFile } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+import { getPriority, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest'
@@ -166,6 +166,21 @@ describe('the QEMU driver', () => {
     if (!again) throw new Error('not found')
     running.push(again)
     expect(again.pid).toBe(one.pid)
+  })
+
+  test('one that yielded when its vmhost was killed yields no more once it is adopted', async () => {
+    const nices = (pid: number) => {
+      const threads = readdirSync(`/proc/${pid}/task`).map((thread) => getPriority(Number(thread)))
+      return [...new Set(threads)]
+    }
+    const one = await driver().start(await specOf('idle'))
+    await one.yieldToOthers(true)
+    expect(nices(one.pid)).toEqual([19])
+    one.release()
+    const again = await driver().adopt(machineId, directory)
+    if (!again) throw new Error('not found')
+    running.push(again)
+    expect(nices(again.pid)).toEqual([0])
   })
 
   test('a hypervisor that does not answer is not adopted, and ended all the same', async () => {

@@ -41,9 +41,11 @@ const killLimitMs = 10_000
 const exitEventLimitMs = 200
 /** How often a process that this vmhost did not start is looked at; its QMP socket closing tells sooner. */
 const watchEveryMs = 1_000
-/** A thirtieth of what others get, by either way of saying it. @see sched(7), cgroup-v2 "cpu.weight" */
-const yieldingNice = 15
-const yieldingWeight = 4
+/**
+ * The least there is: twenty that yield still take a seventh of what two that do not get. @see sched(7), cgroup-v2 "cpu.weight"
+ */
+const yieldingNice = 19
+const yieldingWeight = 1
 /** Guests go before Postgres and the gateway when the kernel must kill somebody. */
 const oomScoreAdjustment = 300
 
@@ -138,6 +140,8 @@ async function adopt(
   if (!identity) return undefined
   const running = new QemuProcess(machineId, directory, identity, undefined)
   await running.attach(options.adoptLimitMs ?? adoptLimitMs)
+  // The vmhost before may have been killed while this one yielded: nobody else would ever take that back.
+  await running.yieldToOthers(false)
   return running
 }
 
