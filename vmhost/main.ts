@@ -11,6 +11,7 @@ import { openDevices, qemuDriver, qemuVersion } from './hypervisor/qemu.ts'
 import { readKernel } from './network/kernel.ts'
 import { createNetwork } from './network/network.ts'
 import { describeResolvers } from './network/resolvers.ts'
+import { NetworkTakenError } from './network/types.ts'
 import { FactsWriter } from './reconcile/facts.ts'
 import { takeLease } from './reconcile/lease.ts'
 import { lockFile } from './reconcile/lock.ts'
@@ -202,10 +203,11 @@ async function readVersion(): Promise<string> {
 }
 
 main().catch((error: unknown) => {
-  if (error instanceof SettingsError) process.stderr.write(`${error.message}\n`)
+  const badSetting = error instanceof SettingsError || error instanceof NetworkTakenError
+  if (badSetting) process.stderr.write(`${error.message}\n`)
   else process.stderr.write(`The vmhost cannot start: ${chain(error)}\n`)
   // 2 tells the launcher that another start would not help.
-  process.exit(error instanceof SettingsError ? 2 : 1)
+  process.exit(badSetting ? 2 : 1)
 })
 
 /** The message for a person, then what it came from, each link once. */

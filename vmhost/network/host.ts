@@ -12,7 +12,7 @@ import {
 } from './address.ts'
 import { runCommand } from './command.ts'
 import { isOurTap, type Kernel, ROUTE_PROTOCOL, type Route } from './kernel.ts'
-import { NetworkError } from './types.ts'
+import { NetworkError, NetworkTakenError } from './types.ts'
 
 /** Label of the gateway address on `lo`: marks it as ours. @see ip-address(8), at most 15 characters, interface name first */
 export const GATEWAY_LABEL = 'lo:berth'
@@ -27,7 +27,7 @@ const FLOWS_OF_HOST = 65_536
 const DEFAULT_ROUTE_PREFIX = 7
 
 /**
- * @throws NetworkError when `network` overlaps an address or route of the host that is not Berth's own; the message names
+ * @throws NetworkTakenError when `network` overlaps an address or route of the host that is not Berth's own; the message names
  *   it and suggests a /16 that is free
  */
 export function checkOverlap(network: Cidr, kernel: Kernel): void {
@@ -39,7 +39,7 @@ export function checkOverlap(network: Cidr, kernel: Kernel): void {
     free === undefined
       ? 'set BERTH_NETWORK to a network that is free here'
       : `set BERTH_NETWORK=${free}, which is free here`
-  throw new NetworkError(
+  throw new NetworkTakenError(
     `BERTH_NETWORK ${formatCidr(network)} overlaps ${formatCidr(clash.network)}, a network of this host (${clash.device}); ${advice}`,
   )
 }

@@ -69,5 +69,10 @@ export type NetworkContext = { readonly log: Pick<Logger, 'info' | 'warn' | 'err
 
 /** A failure of the host's network; the message is a sentence for the operator. */
 export class NetworkError extends Error {
-  override readonly name = 'NetworkError'
+  override readonly name: string = 'NetworkError'
+}
+
+/** The network that the settings ask for is in use on this host: only another setting helps. */
+export class NetworkTakenError extends NetworkError {
+  override readonly name = 'NetworkTakenError'
 }
