@@ -1,4 +1,5 @@
 import type { Sql } from '../migrations/connect.ts'
+import { listenTo } from '../migrations/listen.ts'
 import type { Log } from './log.ts'
 
 const CHANNELS = ['machines', 'keys', 'console', 'settings', 'hosts', 'mails', 'grants'] as const
@@ -20,11 +21,8 @@ const RESCAN_INTERVAL_MS = 60_000
 
 /** Resolves when every channel is being listened to. */
 export async function startNews(sql: Sql, log: Log): Promise<News> {
-  const listeners = new Map<NewsChannel, Set<(id: string) => void>>(CHANNELS.map((channel) => [channel, new Set()]))
+  const listeners = new Map<string, Set<(id: string) => void>>(CHANNELS.map((channel) => [channel, new Set()]))
   const rescanListeners = new Set<() => void>()
-  let started = false
-  let announced = false
-
   const call = (listener: () => void) => {
     try {
       listener()
@@ -35,29 +33,15 @@ export async function startNews(sql: Sql, log: Log): Promise<News> {
   const rescan = () => {
     for (const listener of [...rescanListeners]) call(listener)
   }
-  // After a reconnect postgres.js reports every channel by itself; one rescan is enough for all.
-  const reconnected = () => {
-    if (!started || announced) return
-    announced = true
-    setTimeout(() => {
-      announced = false
+  const listening = await listenTo(sql, CHANNELS, {
+    onNotification(channel, id) {
+      for (const listener of [...(listeners.get(channel) ?? [])]) call(() => listener(id))
+    },
+    onListeningAgain() {
       log.info({}, 'listening to Postgres again')
       rescan()
-    }, 50).unref()
-  }
-
-  const subscriptions = await Promise.all(
-    CHANNELS.map((channel) =>
-      sql.listen(
-        channel,
-        (id) => {
-          for (const listener of [...(listeners.get(channel) ?? [])]) call(() => listener(id))
-        },
-        reconnected,
-      ),
-    ),
-  )
-  started = true
+    },
+  })
   const timer = setInterval(rescan, RESCAN_INTERVAL_MS)
   timer.unref()
 
@@ -73,7 +57,7 @@ export async function startNews(sql: Sql, log: Log): Promise<News> {
     async close() {
       clearInterval(timer)
       rescanListeners.clear()
-      await Promise.all(subscriptions.map((subscription) => subscription.unlisten().catch(() => {})))
+      await listening.close()
     },
   }
 }

@@ -1,6 +1,7 @@
 import { once } from 'node:events'
 import type { Readable, Writable } from 'node:stream'
-import type { App, Caller, CommandIo, RunLine } from '../app.ts'
+import { type App, type Caller, type CommandIo, EXIT, type RunLine } from '../app.ts'
+import { faultOf } from '../fault.ts'
 import { openSeat, type Seat } from '../lobby/seat.ts'
 import { MachineNotReadyError } from '../machines.ts'
 import { MachineUnreachableError } from '../ssh/pool/target.ts'
@@ -157,12 +158,11 @@ function asCommandError(error: unknown, context: Context): CommandError {
     return new CommandError(error.code, error.code === 'machine.not_found' ? 3 : 1, error.message, { cause: error })
   }
   if (error instanceof MachineUnreachableError) return new CommandError(error.code, 1, error.message, { cause: error })
-  const reference = Math.random().toString(36).slice(2, 10)
-  context.app.log.error({ err: error, reference, account: context.caller.accountId }, 'a command failed')
-  return new CommandError('internal', 1, 'that failed for a reason of ours, and nothing you typed', {
-    wayOn: `tell the operator to look for ${reference} in the log`,
-    cause: error,
-  })
+  const { app, caller } = context
+  const { isAway, message, wayOn } = faultOf(error, app.log, 'a command failed', { account: caller.accountId })
+  return isAway
+    ? new CommandError('busy', EXIT.busy, message, { wayOn, cause: error })
+    : new CommandError('internal', EXIT.failed, message, { wayOn, cause: error })
 }
 
 /** Whether a line that could not be read wanted its error as a document. */

@@ -4,6 +4,7 @@ import { runInSeat } from '../commands/run.ts'
 import { commandsFor } from '../commands/table.ts'
 import { type View, viewOf, wrap } from '../commands/text.ts'
 import { splitLines } from '../commands/words.ts'
+import { faultSentence } from '../fault.ts'
 import { readLine } from './editor.ts'
 import { greeting } from './greeting.ts'
 import { historyOf } from './history.ts'
@@ -61,7 +62,7 @@ export const runLobby: RunLobby = async (app, caller, io, notice) => {
       }
     }
   } catch (error) {
-    app.log.error({ err: error, account: caller.accountId }, 'the lobby broke off')
+    say(`${faultSentence(error, app.log, 'the lobby broke off')}\n`)
     status = 1
   } finally {
     keyboard.release()

@@ -15,6 +15,7 @@
 import type { AuthContext, Connection, PublicKeyAuthContext } from 'ssh2'
 import type { Sql } from '../../migrations/connect.ts'
 import { type PublicKey, PublicKeyError, parsePublicKey } from '../accounts/public-key.ts'
+import { faultSentence } from '../fault.ts'
 import type { Log } from '../log.ts'
 import { DISCONNECT, disconnect, isOpen, sendBanner } from './internals.ts'
 import type { Limits } from './limits.ts'
@@ -81,8 +82,7 @@ export function authenticate(
     }
     if (!isPublicKey(context)) return context.reject(METHODS)
     answer(context).catch((error) => {
-      log.error({ err: error }, 'sign-in failed for a reason of ours')
-      disconnect(client, DISCONNECT.serviceNotAvailable, 'Berth: the database does not answer; try again in a moment')
+      disconnect(client, DISCONNECT.serviceNotAvailable, `Berth: ${faultSentence(error, log, 'a sign-in failed')}`)
     })
   })
 

@@ -3,7 +3,8 @@ import { StringDecoder } from 'node:string_decoder'
 import type { Connection } from 'ssh2'
 import { type App, type Caller, EXIT, type RunLine, type RunLobby } from '../app.ts'
 import { LINE_LIMIT_BYTES, LineCutter } from '../commands/words.ts'
-import { stageInWords } from '../machines.ts'
+import { faultSentence } from '../fault.ts'
+import { MachineNotReadyError, stageInWords } from '../machines.ts'
 import { serveJumps } from './jump.ts'
 import { relayConnection } from './relay/relay.ts'
 import { type SessionRequest, serveSessions } from './session.ts'
@@ -18,9 +19,6 @@ export type Served = {
 
 export type Lobby = { runLine: RunLine; runLobby: RunLobby }
 
-/** A machine that starts is waited for this long. */
-const READY_TIMEOUT_MS = 300_000
-
 type MachineRoute = Extract<Route, { to: 'machine' }>
 type LobbyRoute = Extract<Route, { to: 'lobby' | 'unknown' }>
 
@@ -31,16 +29,21 @@ export function serveMachine(client: Connection, app: App, caller: Caller, route
     log: app.log,
     resolve: async (signal, say) => {
       let told = false
-      const machine = await app.machines.whenReady(route.machineId, caller, {
-        signal,
-        timeoutMs: READY_TIMEOUT_MS,
-        onStage: ({ name, observedStage }) => {
-          if (!told)
-            say(`${name} is starting (${stageInWords(observedStage)}); the session begins as soon as it answers`)
-          told = true
-        },
-      })
-      return app.machines.target(machine, caller, route.guestUser)
+      try {
+        const machine = await app.machines.whenReady(route.machineId, caller, {
+          signal,
+          onStage: ({ name, observedStage }) => {
+            if (!told)
+              say(`${name} is starting (${stageInWords(observedStage)}); the session begins as soon as it answers`)
+            told = true
+          },
+        })
+        return app.machines.target(machine, caller, route.guestUser)
+      } catch (error) {
+        if (signal.aborted || error instanceof MachineNotReadyError) throw error
+        // The relay shows the message of what is thrown here.
+        throw new Error(faultSentence(error, app.log, 'a machine was not found'), { cause: error })
+      }
     },
   })
 }

@@ -1,11 +1,11 @@
 import { connect, type Socket } from 'node:net'
 import type { Connection, ServerChannel } from 'ssh2'
 import type { App, Caller } from '../app.ts'
+import { faultSentence } from '../fault.ts'
 import { type Machine, MachineNotReadyError } from '../machines.ts'
 import { rejectChannel } from './internals.ts'
 
 const CONNECT_TIMEOUT_MS = 10_000
-const READY_TIMEOUT_MS = 120_000
 
 /**
  * `ssh -J host dev@demo`, -W and -L through the lobby: direct-tcpip channels (RFC 4254, 7.2) to machines of the
@@ -18,8 +18,8 @@ export function serveJumps(client: Connection, app: App, caller: Caller): void {
     open(app, caller, destIP, destPort, gone.signal)
       .then((socket) => join(accept(), socket))
       .catch((error) => {
-        rejectChannel(client, reject, error instanceof JumpError ? error.message : 'that failed for a reason of ours')
-        if (!(error instanceof JumpError)) app.log.error({ err: error }, 'a jump failed')
+        const sentence = error instanceof JumpError ? error.message : faultSentence(error, app.log, 'a jump failed')
+        rejectChannel(client, reject, sentence)
       })
   })
   // Both would make the gateway listen for the client.
@@ -53,7 +53,7 @@ async function open(app: App, caller: Caller, host: string, port: number, signal
     throw new JumpError(`port ${port} of ${machine.name} is not open to you; ports 22 and 3000-9999 are`)
   }
   try {
-    const ready = await app.machines.whenReady(machine.id, caller, { signal, timeoutMs: READY_TIMEOUT_MS })
+    const ready = await app.machines.whenReady(machine.id, caller, { signal })
     return await connectTo(app.machines.target(ready, caller), port, signal)
   } catch (error) {
     if (error instanceof MachineNotReadyError) throw new JumpError(error.message, { cause: error })

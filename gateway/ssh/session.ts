@@ -1,5 +1,6 @@
 import type { Connection, ServerChannel, Session } from 'ssh2'
 import type { CommandIo, Terminal } from '../app.ts'
+import { faultSentence } from '../fault.ts'
 import type { Log } from '../log.ts'
 
 /** One session channel of the lobby: what was asked for, and the streams to answer on. */
@@ -88,7 +89,8 @@ function serveSession(
     if (terminal) io.terminal = terminal
     handler({ kind, command, io })
       .catch((error) => {
-        log.error({ err: error }, 'a session of the lobby failed')
+        const sentence = faultSentence(error, log, 'a session of the lobby failed')
+        if (channel.writable) channel.stderr.write(terminal ? `\r\n${sentence}\r\n` : `${sentence}\n`)
         return 1
       })
       .then((status) => finish(channel, status))
