@@ -1,14 +1,12 @@
-import { createHash } from 'node:crypto'
-import { readFile, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { type AgentChannel, ChannelError, connectAgent } from '../guest/channel.ts'
-import { type AgentEvent, type BootStage, bootStages, type MachineIdentity } from '../guest/messages.ts'
+import { type AgentEvent, type BootStage, bootStages } from '../guest/messages.ts'
 import type { Hypervisor, HypervisorEvent } from '../hypervisor/driver.ts'
 import type { MachineFiles } from '../storage/store.ts'
 import { ConsoleReader } from './console.ts'
-import { authorizedKeyLine, publicPart } from './identity.ts'
+import { publicPart } from './identity.ts'
+import { Introduction } from './introduction.ts'
 import { toStoredReport } from './report.ts'
 import type { MachineRow, Observation } from './rows.ts'
 import type { World } from './world.ts'
@@ -36,13 +34,12 @@ export class Guest {
   readonly #log: Logger
   readonly #channel: AgentChannel
   readonly #console: ConsoleReader
+  readonly #introduction: Introduction
   readonly #slot: Disposable | undefined
   readonly #off = Promise.withResolvers<void>()
   #ready: boolean
   #stage: BootStage | undefined
   #fatal: string | undefined
-  /** what it was told it is; undefined until it has been told */
-  #identity: string | undefined
   #limit: NodeJS.Timeout | undefined
   #reports: NodeJS.Timeout | undefined
   #fullRetry: NodeJS.Timeout | undefined
@@ -81,6 +78,9 @@ export class Guest {
     })
     const { socketPath, vsockPort } = hypervisor.agent
     this.#channel = connectAgent(socketPath, { log, ...(vsockPort === undefined ? {} : { vsockPort }) })
+    const channel = this.#channel
+    const limitMs = this.#bootLimitMs()
+    this.#introduction = new Introduction({ channel, files, owner: options.owner, world, log, limitMs })
     hypervisor.on((event) => this.#onHypervisor(event))
     this.#channel.on((event) => this.#onAgent(event))
     if (this.#ready) this.#reportSoon(firstReportMs)
@@ -122,17 +122,14 @@ export class Guest {
     }
   }
 
-  /** Gives it the keys as they are now; the next hello would bring them anyway. */
+  /** The account's keys, or the gateway's, have changed. */
   async updateKeys(): Promise<void> {
-    if (this.#identity === undefined) return
-    await this.#channel.updateKeys(await this.#keys()).catch((error) => this.#log.debug({ err: error }, 'keys wait'))
+    await this.#introduction.updateKeys()
   }
 
-  /** A machine that was renamed, or given other variables, hears of it while it runs. */
-  async updateIdentity(): Promise<void> {
-    if (this.#identity === undefined || this.#identity === hashOf(await this.#whoItIs())) return
-    this.#identity = undefined
-    this.#introduceOrRetry(true)
+  /** Its row may have changed: it hears of it, which may take as long as it likes. */
+  updateIdentity(): void {
+    void this.#introduction.update()
   }
 
   /** Says once more that it is ready: an earlier vmhost may have been ended before it could. */
@@ -245,7 +242,7 @@ export class Guest {
   }
 
   #bootsAgain(): void {
-    this.#identity = undefined
+    this.#introduction.forget()
     this.#stage = undefined
     this.#ready = false
     clearTimeout(this.#reports)
@@ -258,24 +255,12 @@ export class Guest {
    * earlier would lie in a folder of the initramfs that the tools' mount then covers.
    */
   #introduceOrRetry(identified: boolean): void {
-    this.#introduce(identified).catch((error: unknown) => this.#onIdentifyError(error))
-  }
-
-  /** Tells it who it is, or, when it has heard that already, which keys are good now. */
-  async #introduce(identified: boolean): Promise<void> {
-    const identity = await this.#whoItIs()
-    const fingerprint = hashOf(identity)
-    // What it was told last is kept beside its disk: a vmhost that adopts it need not disturb it.
-    const path = join(this.files.directory, 'identity')
-    const told = identified ? await readFile(path, 'utf8').catch(() => undefined) : undefined
-    if (told === fingerprint) await this.#channel.updateKeys(identity.authorizedKeys)
-    else {
-      await this.#channel.identify(identity, { timeoutMs: this.#bootLimitMs() })
-      await writeFile(path, fingerprint, { mode: 0o600 })
-    }
-    if (this.#over) return
-    this.#identity = fingerprint
-    this.#lookReady()
+    this.#introduction.introduce(identified).then(
+      () => {
+        if (!this.#over) this.#lookReady()
+      },
+      (error: unknown) => this.#onIdentifyError(error),
+    )
   }
 
   #onIdentifyError(error: unknown): void {
@@ -289,33 +274,13 @@ export class Guest {
     this.#log.warn({ err: error }, 'identity')
     if (!refused && !(error instanceof ChannelError)) {
       setTimeout(() => {
-        if (!this.#over && this.#identity === undefined && has(this.#stage, 'tools')) {
-          this.#introduceOrRetry(false)
-        }
+        if (!this.#over && !this.#introduction.made && has(this.#stage, 'tools')) this.#introduceOrRetry(false)
       }, introduceAgainMs).unref()
     }
   }
 
-  async #whoItIs(): Promise<MachineIdentity> {
-    const { record, hostKey } = this.files
-    const { name, env } = this.#owner.row
-    return {
-      hostname: name,
-      loginUser: record.loginUser,
-      authorizedKeys: await this.#keys(),
-      environment: env,
-      hostKey,
-      machineId: record.systemId,
-    }
-  }
-
-  async #keys(): Promise<string[]> {
-    const wires = await this.#world.rows.keysOf(this.#owner.row.accountId)
-    return [this.#world.gatewayKey(), ...wires.map(authorizedKeyLine)].filter((line) => line !== undefined)
-  }
-
   #lookReady(): void {
-    if (this.#ready || this.#identity === undefined || !has(this.#stage, 'sshd')) return
+    if (this.#ready || !this.#introduction.made || !has(this.#stage, 'sshd')) return
     this.#ready = true
     clearTimeout(this.#limit)
     this.#slot?.[Symbol.dispose]()
@@ -448,11 +413,4 @@ export function saidLast(line: string | undefined): string {
 
 function has(stage: BootStage | undefined, passed: BootStage): boolean {
   return stage !== undefined && bootStages.indexOf(stage) >= bootStages.indexOf(passed)
-}
-
-function hashOf({ hostname, loginUser, environment, machineId }: MachineIdentity): string {
-  // Keys go their own way, and none of the secrets is kept twice.
-  return createHash('sha256')
-    .update(JSON.stringify([hostname, loginUser, environment, machineId]))
-    .digest('hex')
 }

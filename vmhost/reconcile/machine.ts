@@ -189,7 +189,7 @@ export class Machine {
     }
     // Adopted, and reported as something else by a vmhost that was ended half way.
     if (guest.ready && row.observedState !== 'running') guest.sayReady()
-    await guest.updateIdentity()
+    guest.updateIdentity()
   }
 
   async #start(row: MachineRow): Promise<void> {

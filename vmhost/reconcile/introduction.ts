@@ -1,0 +1,131 @@
+import { createHash } from 'node:crypto'
+import { readFile, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import type { Logger } from 'pino'
+import type { AgentChannel } from '../guest/channel.ts'
+import type { MachineIdentity } from '../guest/messages.ts'
+import type { MachineFiles } from '../storage/store.ts'
+import { authorizedKeyLine } from './identity.ts'
+import type { MachineRow } from './rows.ts'
+import type { World } from './world.ts'
+
+/**
+ * What a guest has been told of itself: who it is, and whose keys are good.
+ *
+ *     nothing --introduce--> told --the row or the keys change--> behind --update--> told
+ *     any --the guest boots again--> nothing
+ *
+ * What it was told last is kept beside its disk, so that a vmhost that adopts it need not disturb it. A guest that
+ * does not take a change keeps what it has, and is told again at the next look.
+ */
+export class Introduction {
+  readonly #options: IntroductionOptions
+  /** hash of the identity that it was told in this boot */
+  #told: string | undefined
+  #keysBehind = false
+  #telling = 0
+  /** grows with every boot: what was told to the one before does not count */
+  #boot = 0
+
+  constructor(options: IntroductionOptions) {
+    this.#options = options
+  }
+
+  /** In this boot, it has heard who it is. */
+  get made(): boolean {
+    return this.#told !== undefined
+  }
+
+  /** The guest boots again: its memory knows nothing any more. */
+  forget(): void {
+    this.#boot++
+    this.#told = undefined
+  }
+
+  /**
+   * Tells it who it is, or, when it has heard that already, which keys are good now.
+   * @param identified it says that it knows who it is
+   * @throws ChannelError, or the database's errors
+   */
+  async introduce(identified: boolean): Promise<void> {
+    const { channel, files, limitMs } = this.#options
+    const boot = this.#boot
+    this.#telling++
+    try {
+      const identity = await this.#identity()
+      const fingerprint = hashOf(identity)
+      const path = join(files.directory, 'identity')
+      const told = identified ? await readFile(path, 'utf8').catch(() => undefined) : undefined
+      if (told === fingerprint) await channel.updateKeys(identity.authorizedKeys)
+      else {
+        await channel.identify(identity, { timeoutMs: limitMs })
+        await writeFile(path, fingerprint, { mode: 0o600 })
+      }
+      if (boot === this.#boot) this.#told = fingerprint
+    } finally {
+      this.#telling--
+    }
+  }
+
+  /** Gives it the keys as they are now; one that has not heard who it is gets them with that. */
+  async updateKeys(): Promise<void> {
+    if (this.#told === undefined) return
+    this.#keysBehind = true
+    try {
+      await this.#options.channel.updateKeys(await this.#keys())
+      this.#keysBehind = false
+    } catch (error) {
+      this.#options.log.warn({ err: error }, 'the machine has its former keys until the next look')
+    }
+  }
+
+  /** A machine that was renamed, or given other variables, hears of it while it runs; and of keys it did not take. */
+  async update(): Promise<void> {
+    if (this.#told === undefined || this.#telling > 0) return
+    this.#telling++
+    try {
+      if (this.#told !== hashOf(await this.#identity())) await this.introduce(true)
+      else if (this.#keysBehind) await this.updateKeys()
+    } catch (error) {
+      this.#options.log.warn({ err: error }, 'the machine has its former identity until the next look')
+    } finally {
+      this.#telling--
+    }
+  }
+
+  async #identity(): Promise<MachineIdentity> {
+    const { files, owner } = this.#options
+    const { name, env } = owner.row
+    return {
+      hostname: name,
+      loginUser: files.record.loginUser,
+      authorizedKeys: await this.#keys(),
+      environment: env,
+      hostKey: files.hostKey,
+      machineId: files.record.systemId,
+    }
+  }
+
+  async #keys(): Promise<string[]> {
+    const { world, owner } = this.#options
+    const wires = await world.rows.keysOf(owner.row.accountId)
+    return [world.gatewayKey(), ...wires.map(authorizedKeyLine)].filter((line) => line !== undefined)
+  }
+}
+
+export type IntroductionOptions = {
+  readonly channel: Pick<AgentChannel, 'identify' | 'updateKeys'>
+  readonly files: Pick<MachineFiles, 'directory' | 'record' | 'hostKey'>
+  readonly owner: { readonly row: Pick<MachineRow, 'name' | 'env' | 'accountId'> }
+  readonly world: Pick<World, 'gatewayKey'> & { readonly rows: Pick<World['rows'], 'keysOf'> }
+  readonly log: Pick<Logger, 'warn'>
+  /** until a guest has taken its identity */
+  readonly limitMs: number
+}
+
+function hashOf({ hostname, loginUser, environment, machineId }: MachineIdentity): string {
+  // Keys go their own way, and none of the secrets is kept twice.
+  return createHash('sha256')
+    .update(JSON.stringify([hostname, loginUser, environment, machineId]))
+    .digest('hex')
+}
