@@ -8,6 +8,8 @@ export type Limits = {
   loginGraceMs: number
   /** from the TCP connection to having an account, for an unknown key; it keeps its place among the startups */
   signUpMs: number
+  /** from the first question of a sign-up to its last answer; less than `signUpMs`, so that the person is told */
+  signUpDialogMs: number
   /** failed signatures on one connection (OpenSSH's MaxAuthTries) */
   failedSignatures: number
   /** sign-in requests of any kind on one connection: a client offers each of its keys */
@@ -31,6 +33,7 @@ export const DEFAULT_LIMITS: Limits = {
   handshakeMs: 30_000,
   loginGraceMs: 120_000,
   signUpMs: 20 * 60_000,
+  signUpDialogMs: 15 * 60_000,
   failedSignatures: 6,
   signInRequests: 200,
   startups: 512,

@@ -189,11 +189,18 @@ export class SshServer {
     const { signIn, typed, key } = who
     if (!signIn) {
       const onFailure = () => this.#addresses.failed(address)
-      serveSignUp(client, app, lobby, { app, key, typed, address, codeSecret, onFailure }, (caller, served) => {
-        admitted.becomeMember()
-        this.#keep(client, caller, served, -1)
-        app.log.info({ account: caller.accountId, address, key: key.fingerprint }, 'an account was made')
-      })
+      const timeoutMs = this.#limits.signUpDialogMs
+      serveSignUp(
+        client,
+        app,
+        lobby,
+        { app, key, typed, address, codeSecret, timeoutMs, onFailure },
+        (caller, served) => {
+          admitted.becomeMember()
+          this.#keep(client, caller, served, -1)
+          app.log.info({ account: caller.accountId, address, key: key.fingerprint }, 'an account was made')
+        },
+      )
       return
     }
     if (this.#live.countOf(signIn.accountId) >= this.#limits.connectionsPerAccount) {

@@ -136,6 +136,21 @@ describe('signing up on a terminal', () => {
     expect(await people(gateway)).toEqual([])
   })
 
+  it('ends by itself when nobody answers, says so, and made nothing', async () => {
+    await using gateway = await startTestGateway({ limits: { signUpDialogMs: 1000 } })
+    const key = gateway.makeKey('id')
+    const ssh = visit(gateway, key)
+    await ssh.expect('Join code: ')
+    ssh.type(`${gateway.joinCode}\r`)
+    await ssh.expect(/This sign-up was open for 1(\.0)? s and ends now/)
+    await ssh.expect('Nothing was made. Connect again whenever you like.')
+    expect(await ssh.ended).toBe(4)
+    expect(await people(gateway)).toEqual([])
+    const again = visit(gateway, key)
+    await again.expect('Join code: ')
+    again.kill()
+  })
+
   it('asks for no code where sign-up is open, once somebody owns the installation', async () => {
     await using gateway = await startTestGateway({ env: { BERTH_SIGNUP: 'open' } })
     const early = visit(gateway, gateway.makeKey('early'))

@@ -3,6 +3,7 @@ import { isOpenCode } from '../accounts/invitations.ts'
 import { hasOwner, isEmail, SignUpError, signUp } from '../accounts/people.ts'
 import type { PublicKey } from '../accounts/public-key.ts'
 import { type App, type CommandIo, EXIT, type Terminal } from '../app.ts'
+import { sayDuration } from '../commands/values.ts'
 import { openSeat } from '../lobby/seat.ts'
 
 export type SignUpOptions = {
@@ -13,6 +14,8 @@ export type SignUpOptions = {
   address: string
   /** keys the hashes of mailed codes */
   codeSecret: Buffer
+  /** an abandoned sign-up ends by itself after this long */
+  timeoutMs: number
   /** a wrong code was given */
   onFailure: () => void
 }
@@ -20,8 +23,6 @@ export type SignUpOptions = {
 export type Member = { accountId: number; isOwner: boolean }
 
 const MAX_TRIES = 5
-/** An abandoned sign-up ends by itself. */
-const SIGN_UP_TIMEOUT_MS = 15 * 60_000
 
 /** What a key that no account has gets without a terminal: one sentence that says what to type. */
 export function signUpSentence(app: App): string {
@@ -40,7 +41,8 @@ export async function signUpOnTerminal(
   options: SignUpOptions,
   io: CommandIo & { terminal: Terminal },
 ): Promise<Member | undefined> {
-  const limited = { ...io, signal: AbortSignal.any([io.signal, AbortSignal.timeout(SIGN_UP_TIMEOUT_MS)]) }
+  const timedOut = AbortSignal.timeout(options.timeoutMs)
+  const limited = { ...io, signal: AbortSignal.any([io.signal, timedOut]) }
   using seat = openSeat(limited)
   const say = (...lines: string[]) => {
     if (!io.stdout.destroyed && !io.stdout.writableEnded) io.stdout.write(lines.map((line) => `${line}\r\n`).join(''))
@@ -50,6 +52,7 @@ export async function signUpOnTerminal(
     return await dialog.run()
   } catch (error) {
     if (limited.signal.aborted || error instanceof Left) {
+      if (timedOut.aborted) say('', `This sign-up was open for ${sayDuration(options.timeoutMs)} and ends now.`)
       say('', 'Nothing was made. Connect again whenever you like.')
       return undefined
     }
