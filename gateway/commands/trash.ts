@@ -60,13 +60,18 @@ export const trash = defineCommand({
                 { title: 'image', value: (m) => m.image, flexible: true, optional: 1 },
                 { title: 'disk', value: (m) => sayBytes(m.disk_bytes), right: true, optional: 2 },
                 { title: 'trashed', value: (m) => sayWhen(m.trashed_at) },
-                { title: 'goes', value: (m) => sayWhen(goesAt(m)), optional: 3 },
+                { title: 'goes', value: (m) => sayExpiry(goesAt(m)), optional: 3 },
               ],
               view,
             ),
     }
   },
 })
+
+/** Its server empties the trash when it next looks, which takes longer when the server is away. */
+function sayExpiry(at: Date): string {
+  return at.getTime() <= Date.now() ? 'any moment' : sayWhen(at)
+}
 
 export const untrash = defineCommand({
   name: 'untrash',

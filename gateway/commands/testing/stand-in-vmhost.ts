@@ -60,6 +60,12 @@ export class StandInVmhost {
     this.#work = this.#work.then(() => this.#reconcile()).catch(() => {})
   }
 
+  /** What the vmhost does once a minute. */
+  async emptyTrash(days: number): Promise<void> {
+    await this.#sql`update machines set desired_state = 'gone' where desired_state = 'trashed'
+      and observed_state = 'trashed' and trashed_at < now() - make_interval(days => ${days})`
+  }
+
   async stop(): Promise<void> {
     this.paused = true
     await this.#unlisten()

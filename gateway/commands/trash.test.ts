@@ -1,0 +1,57 @@
+import { describe, expect, it } from 'vitest'
+import { addressesInUse, machineRow } from './testing/rows.ts'
+import { startWorld, type World } from './testing/world.ts'
+import { TRASH_DAYS } from './trash.ts'
+
+const PATIENT = { timeout: 20_000, interval: 20 }
+
+/** Two machines in the trash; `old` has lain there for as long as it may. */
+async function startWithTrash(): Promise<World> {
+  const world = await startWorld()
+  for (const name of ['old', 'young']) {
+    expect((await world.run(`new ${name} --memory 512M --no-wait`)).status).toBe(0)
+    await expect.poll(async () => (await machineRow(world, name))?.observed_state, PATIENT).toBe('running')
+    expect((await world.run(`rm ${name}`)).status).toBe(0)
+    await expect.poll(() => observed(world, name), PATIENT).toBe('trashed')
+  }
+  await world.gateway
+    .sql`update machines set trashed_at = now() - make_interval(days => ${TRASH_DAYS}) where name = 'old'`
+  return world
+}
+
+async function observed(world: World, name: string): Promise<unknown> {
+  return (await world.gateway.sql`select observed_state from machines where name = ${name}`)[0]?.observed_state
+}
+
+describe('a machine whose time in the trash is up', () => {
+  it('is shown as such and comes back, as long as its server has not deleted it', async () => {
+    await using world = await startWithTrash()
+    const { stdout } = await world.run('trash')
+    expect(stdout).toMatch(/young .* in 7 days\n/)
+    expect(stdout).toMatch(/old .* any moment\n/)
+    expect((await world.run('untrash old --no-wait')).status).toBe(0)
+    await world.vmhost.emptyTrash(TRASH_DAYS)
+    await expect.poll(() => observed(world, 'old'), PATIENT).toBe('running')
+  })
+
+  it('is out of reach from the moment its server deletes it, and leaves nothing behind', async () => {
+    await using world = await startWithTrash()
+    world.vmhost.paused = true
+    await world.vmhost.emptyTrash(TRASH_DAYS)
+    const gone = {
+      status: 3,
+      stdout: '',
+      stderr: expect.stringMatching(/nothing called old is in the trash\nin the trash: young\n$/),
+    }
+    // Wanted gone and still seen in the trash: the server is at it.
+    expect(await world.run('untrash old')).toMatchObject(gone)
+    world.vmhost.paused = false
+    world.vmhost.look()
+    await expect.poll(() => observed(world, 'old'), PATIENT).toBe('gone')
+    expect(await world.run('untrash old')).toMatchObject(gone)
+    expect((await world.run('rm --now old')).status).toBe(3)
+    expect((await world.json('trash')).document).toMatchObject({ vms: [{ vm_name: 'young' }] })
+    expect(await addressesInUse(world)).toBe(1)
+    expect((await world.run('new old --memory 512M --no-wait')).status).toBe(0)
+  })
+})
