@@ -30,7 +30,7 @@ export class Guest {
   /** Resolves when the guest is off, or is beyond that: panicked, its process gone. */
   readonly off: Promise<void>
   readonly #owner: GuestOwner
-  readonly #world: World
+  readonly #world: GuestWorld
   readonly #log: Logger
   readonly #channel: AgentChannel
   readonly #console: ConsoleReader
@@ -54,7 +54,7 @@ export class Guest {
     /** its place among the machines that boot; given back when it is ready or over */
     slot: Disposable | undefined
     owner: GuestOwner
-    world: World
+    world: GuestWorld
     log: Logger
   }) {
     const { hypervisor, files, boot, world, log } = options
@@ -384,6 +384,12 @@ export class Guest {
 export type Ending =
   | { readonly kind: 'off' | 'panicked' | 'gone' }
   | { readonly kind: 'failed'; readonly reason: string }
+
+/** What it needs of all that machines work with. */
+export type GuestWorld = Pick<World, 'rows' | 'slots' | 'gatewayKey'> & {
+  readonly driver: Pick<World['driver'], 'accelerator'>
+  readonly store: Pick<World['store'], 'space'>
+}
 
 export type GuestOwner = {
   /** as the database had it last */

@@ -1,0 +1,246 @@
+import { execFileSync } from 'node:child_process'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { createServer, type Server, type Socket } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import pino from 'pino'
+import { afterEach, beforeEach, expect, test } from 'vitest'
+import type { Sql } from '../../migrations/connect.ts'
+import { type TestDatabase, testDatabase } from '../../test/database.ts'
+import { encodeFrame, type Field, FrameReader } from '../guest/frames.ts'
+import { fieldTag, messageType } from '../guest/messages.ts'
+import type { Hypervisor, HypervisorEvent } from '../hypervisor/driver.ts'
+import { type Ending, Guest } from './guest.ts'
+import { makeHostKey } from './identity.ts'
+import { takeLease } from './lease.ts'
+import { type MachineRow, Rows } from './rows.ts'
+import { Slots } from './slots.ts'
+
+/** A guest without a guest: its hypervisor does nothing, its agent says what the test says, its database is real. */
+
+const field = (tag: number, value: string | number | Buffer): Field => {
+  if (typeof value !== 'number') return { tag, bytes: Buffer.from(value) }
+  const bytes = Buffer.alloc(8)
+  bytes.writeBigUInt64BE(BigInt(value))
+  return { tag, bytes }
+}
+
+/** The agent: answers hellos with the stage it is at, reports with its numbers, and remembers who it was told it is. */
+class Agent {
+  stage = 'tools'
+  hostname: string | undefined
+  readonly identified = Promise.withResolvers<void>()
+  readonly #server: Server
+  #socket: Socket | undefined
+
+  constructor(path: string) {
+    this.#server = createServer((socket) => {
+      this.#socket = socket
+      const reader = new FrameReader()
+      socket.on('error', () => {})
+      socket.on('data', (chunk: Buffer) => {
+        for (const { type, id, fields } of reader.push(chunk)) this.#answer(type, id, fields)
+      })
+    }).listen(path)
+  }
+
+  reaches(stage: string): void {
+    this.stage = stage
+    this.#send(messageType.stage, 0, [field(fieldTag.stage, stage)])
+  }
+
+  /** As after a reset: nothing is known, and the host is told to begin again. */
+  boots(): void {
+    this.hostname = undefined
+    this.stage = 'kernel'
+    this.#send(messageType.born, 0, [])
+  }
+
+  close(): void {
+    this.#server.close()
+    this.#socket?.destroy()
+  }
+
+  #answer(type: number, id: number, fields: Field[]): void {
+    const answer: Field[] = []
+    if (type === messageType.hello) {
+      const identified = this.hostname === undefined ? 0 : 1
+      const nonce = fields.find(({ tag }) => tag === fieldTag.nonce)?.bytes ?? Buffer.alloc(0)
+      answer.push(
+        field(fieldTag.nonce, nonce),
+        field(fieldTag.stage, this.stage),
+        field(fieldTag.identified, identified),
+      )
+    }
+    if (type === messageType.identify) {
+      this.hostname = fields.find(({ tag }) => tag === fieldTag.hostname)?.bytes.toString()
+      this.identified.resolve()
+    }
+    if (type === messageType.report)
+      answer.push(field(fieldTag.txBytes, 4711), field(fieldTag.listeningPort, 8000), field(fieldTag.cpuBusyMs, 1500))
+    this.#send(messageType.ok, id, answer)
+  }
+
+  #send(type: number, id: number, fields: Field[]): void {
+    this.#socket?.write(encodeFrame({ type, id, fields }))
+  }
+}
+
+let directory: string
+let database: TestDatabase
+let owner: Sql
+let rows: Rows
+let row: MachineRow
+let agent: Agent
+let guest: Guest | undefined
+let happened: string[]
+let freeBytes: number
+let raise: (event: HypervisorEvent) => void
+
+beforeEach(async () => {
+  directory = mkdtempSync(join(tmpdir(), 'berth-guest-'))
+  execFileSync('mkfifo', [join(directory, 'fifo')])
+  database = await testDatabase()
+  owner = database.as('owner')
+  rows = new Rows(database.as('berth_vmhost'), await takeLease(database.as('berth_vmhost'), directory))
+  await owner`insert into accounts (is_owner) values (true)`
+  const [made] = await owner<{ id: number }[]>`
+    insert into machines (account_id, host_id, name, image, cpus, memory_bytes, disk_bytes)
+    values (1, ${rows.lease.hostId}, 'demo', 'minimal', 1, 1048576, 1048576) returning id`
+  const found = await rows.one(made?.id ?? 0)
+  if (!found) throw new Error('no machine')
+  row = found
+  happened = []
+  freeBytes = 0
+  agent = new Agent(join(directory, 'agent.sock'))
+})
+
+afterEach(async () => {
+  await guest?.release()
+  agent.close()
+  await database[Symbol.asyncDispose]()
+  rmSync(directory, { recursive: true })
+})
+
+function attend(ready = false): Guest {
+  const nothing = async () => {}
+  const hypervisor: Hypervisor = {
+    machineId: row.id,
+    pid: process.pid,
+    agent: { socketPath: join(directory, 'agent.sock') },
+    consolePath: join(directory, 'fifo'),
+    state: async () => 'running',
+    on: (listener) => {
+      raise = listener
+      return () => {}
+    },
+    resume: async () => {
+      happened.push('resumed')
+    },
+    powerButton: nothing,
+    setBalloon: nothing,
+    balloon: async () => 0,
+    diskGrown: nothing,
+    yieldToOthers: nothing,
+    quit: nothing,
+    kill: nothing,
+    release: () => {},
+  }
+  const record = { image: 'minimal', imageHash: '0', loginUser: 'dev', init: true, systemId: 'f'.repeat(32) }
+  guest = new Guest({
+    hypervisor,
+    files: { directory, disk: '', diskBytes: 0, record, hostKey: makeHostKey('').privateKey },
+    boot: 1,
+    ready,
+    slot: undefined,
+    owner: {
+      row,
+      ended: (ending: Ending) => happened.push(ending.kind),
+      observe: ({ observedStage, observedReason }) =>
+        happened.push(observedStage ? `stage ${observedStage}` : `reason ${observedReason}`),
+      record: (kind) => happened.push(kind),
+    },
+    world: {
+      rows,
+      slots: new Slots(1),
+      gatewayKey: () => undefined,
+      driver: { accelerator: 'kvm' },
+      store: {
+        space: async () => ({
+          freeBytes,
+          totalBytes: 9,
+          volumeFreeBytes: freeBytes,
+          underlyingFreeBytes: undefined,
+          reserveBytes: 4,
+        }),
+      },
+    },
+    log: pino({ level: 'silent' }),
+  })
+  return guest
+}
+
+test('it is ready when it knows who it is and its sshd listens, and then reports', async () => {
+  const one = attend()
+  await agent.identified.promise
+  expect(agent.hostname).toBe('demo')
+  agent.reaches('identity')
+  agent.reaches('sshd')
+  await expect.poll(() => one.ready, { timeout: 10_000 }).toBe(true)
+  expect(happened).toEqual(['stage ssh', 'stage ready', 'running'])
+  await expect
+    .poll(() => owner`select machine_id, report from machine_reports`, { timeout: 10_000 })
+    .toMatchObject([{ machine_id: row.id, report: { txBytes: 4711, listeningPorts: [8000], cpuSeconds: 1.5 } }])
+})
+
+test('after a reboot it is told anew, once its tools are there, and is not ready before', async () => {
+  const one = attend()
+  await agent.identified.promise
+  agent.reaches('sshd')
+  await expect.poll(() => one.ready, { timeout: 10_000 }).toBe(true)
+  raise({ type: 'reset', byGuest: true })
+  raise({ type: 'reset', byGuest: true })
+  expect(one.ready).toBe(false)
+  agent.boots()
+  agent.reaches('tools')
+  await expect.poll(() => agent.hostname, { timeout: 10_000 }).toBe('demo')
+  agent.reaches('sshd')
+  await expect.poll(() => one.ready, { timeout: 10_000 }).toBe(true)
+  expect(happened).toEqual(['stage ready', 'running', 'rebooted', 'stage boot', 'stage ready', 'running'])
+})
+
+test('one that was adopted as ready hears nothing but its keys', async () => {
+  agent.stage = 'init'
+  attend()
+  await agent.identified.promise
+  await expect.poll(() => guest?.ready, { timeout: 10_000 }).toBe(true)
+  await guest?.release()
+  agent.hostname = 'what it was told before'
+  expect(attend(true).ready).toBe(true)
+  await expect
+    .poll(() => owner`select count(*)::int as reports from machine_reports`, { timeout: 10_000 })
+    .toEqual([{ reports: 1 }])
+  expect(agent.hostname).toBe('what it was told before')
+})
+
+test('switched off by itself, it has ended once, whatever follows from it', async () => {
+  const one = attend()
+  raise({ type: 'shutdown', byGuest: true })
+  await one.off
+  await one.end('quit')
+  raise({ type: 'exited', detail: '' })
+  expect(happened).toEqual(['off'])
+})
+
+test('one that stands still for want of disk says so, goes on when there is space, and says that too', async () => {
+  agent.stage = 'init'
+  agent.hostname = 'demo'
+  const one = attend(true)
+  raise({ type: 'ioError', noSpace: true })
+  raise({ type: 'ioError', noSpace: true })
+  const reason = "reason It stands still: its server's disk is full. It goes on by itself when there is space"
+  expect(happened).toEqual([reason, 'disk-error'])
+  freeBytes = 9
+  await expect.poll(() => happened.slice(2), { timeout: 20_000 }).toEqual(['resumed', 'reason null'])
+  expect(one.ready).toBe(true)
+})
