@@ -1,23 +1,20 @@
 import { execFile, spawn } from 'node:child_process'
-import { createHash } from 'node:crypto'
 import { chmodSync, closeSync, openSync, statSync } from 'node:fs'
 import { chown, lchown, mkdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { confine, setWeight, unconfine } from './cgroup.ts'
+import { confine, unconfine } from './cgroup.ts'
 import {
   type Accelerator,
-  type GuestState,
   type Hypervisor,
   type HypervisorDriver,
   HypervisorError,
-  type HypervisorEvent,
   hypervisorUid,
   type MachineSpec,
 } from './driver.ts'
-import { awaitExit, findProcesses, identify, isAlive, type ProcessIdentity, setNice, signalProcess } from './process.ts'
+import { awaitExit, findProcesses, identify, type ProcessIdentity, signalProcess } from './process.ts'
 import { files, qemuArguments } from './qemu-command.ts'
-import { asObject, connectQmp, type QmpClient, type QmpEvent } from './qmp.ts'
+import { groupName, killLimitMs, QemuProcess } from './qemu-process.ts'
 
 const execFileAsync = promisify(execFile)
 
@@ -35,17 +32,8 @@ export type QemuDriverOptions = {
 const binary = 'qemu-system-x86_64'
 const startLimitMs = 60_000
 const adoptLimitMs = 30_000
-const quitLimitMs = 10_000
-const killLimitMs = 10_000
 /** A control socket that closes and the end of its process are seen in either order. */
 const exitEventLimitMs = 200
-/** How often a process that this vmhost did not start is looked at; its QMP socket closing tells sooner. */
-const watchEveryMs = 1_000
-/**
- * The least there is: twenty that yield still take a seventh of what two that do not get. @see sched(7), cgroup-v2 "cpu.weight"
- */
-const yieldingNice = 19
-const yieldingWeight = 1
 /** Guests go before Postgres and the gateway when the kernel must kill somebody. */
 const oomScoreAdjustment = 300
 
@@ -159,170 +147,6 @@ async function end(identity: ProcessIdentity): Promise<void> {
   }
 }
 
-class QemuProcess implements Hypervisor {
-  readonly machineId: number
-  readonly agent: { readonly socketPath: string }
-  readonly consolePath: string
-  readonly #directory: string
-  readonly #identity: ProcessIdentity
-  readonly #listeners = new Set<(event: HypervisorEvent) => void>()
-  readonly #gone = Promise.withResolvers<string>()
-  #qmp: QmpClient | undefined
-  #watch: NodeJS.Timeout | undefined
-  #released = false
-
-  constructor(machineId: number, directory: string, identity: ProcessIdentity, exited: Promise<string> | undefined) {
-    this.machineId = machineId
-    this.#directory = directory
-    this.#identity = identity
-    this.agent = { socketPath: join(directory, files.agent) }
-    this.consolePath = join(directory, `${files.consoleFifo}.out`)
-    exited?.then((detail) => this.#ended(detail))
-    this.#gone.promise.then((detail) => this.#emit({ type: 'exited', detail }))
-  }
-
-  get pid(): number {
-    return this.#identity.pid
-  }
-
-  /** Connects to QMP; QEMU is there and answers when this returns. */
-  async attach(timeoutMs: number, signal?: AbortSignal): Promise<void> {
-    const qmp = await connectQmp(join(this.#directory, files.qmp), {
-      timeoutMs,
-      onEvent: (event) => this.#onEvent(event),
-      ...(signal ? { signal } : {}),
-    })
-    this.#qmp = qmp
-    const look = () => {
-      isAlive(this.#identity).then((alive) => {
-        if (!alive) this.#ended('the process is gone')
-      })
-    }
-    qmp.closed.then(async () => {
-      if (this.#released) return
-      if (await awaitExit(this.#identity, 1_000)) this.#ended('the process is gone')
-    })
-    this.#watch = setInterval(look, watchEveryMs)
-    this.#watch.unref()
-  }
-
-  async state(): Promise<GuestState> {
-    const status = asObject(await this.#execute('query-status')).status
-    switch (status) {
-      case 'shutdown':
-        return 'shutdown'
-      case 'guest-panicked':
-        return 'panicked'
-      case 'io-error':
-        return 'ioError'
-      case 'running':
-        return 'running'
-      default:
-        return 'paused'
-    }
-  }
-
-  on(listener: (event: HypervisorEvent) => void): () => void {
-    this.#listeners.add(listener)
-    return () => {
-      this.#listeners.delete(listener)
-    }
-  }
-
-  async resume(): Promise<void> {
-    await this.#execute('cont')
-  }
-
-  async powerButton(): Promise<void> {
-    await this.#execute('system_powerdown')
-  }
-
-  async setBalloon(targetBytes: number): Promise<void> {
-    const { 'base-memory': whole } = asObject(await this.#execute('query-memory-size-summary'))
-    // QEMU's `balloon` takes what the guest keeps, not what it gives back.
-    await this.#execute('balloon', { value: Math.max(Number(whole) - targetBytes, 2 ** 20) })
-  }
-
-  async balloon(): Promise<number> {
-    const { 'base-memory': whole } = asObject(await this.#execute('query-memory-size-summary'))
-    return Number(whole) - Number(asObject(await this.#execute('query-balloon')).actual)
-  }
-
-  async diskGrown(sizeBytes: number): Promise<void> {
-    await this.#execute('block_resize', { 'node-name': 'root', size: sizeBytes })
-  }
-
-  async yieldToOthers(yields: boolean): Promise<void> {
-    await setNice(this.pid, yields ? yieldingNice : 0)
-    await setWeight(groupName(this.machineId, this.#directory), yields ? yieldingWeight : 100)
-  }
-
-  async quit(limitMs = quitLimitMs): Promise<void> {
-    await this.#execute('quit', undefined, limitMs).catch(() => {})
-    if (!(await awaitExit(this.#identity, limitMs))) await signalProcess(this.#identity, 'SIGKILL')
-    await this.#awaitGone()
-  }
-
-  async kill(): Promise<void> {
-    await signalProcess(this.#identity, 'SIGKILL')
-    await this.#awaitGone()
-  }
-
-  release(): void {
-    this.#released = true
-    clearInterval(this.#watch)
-    this.#listeners.clear()
-    this.#qmp?.close()
-  }
-
-  async #awaitGone(): Promise<void> {
-    if (!(await awaitExit(this.#identity, killLimitMs))) {
-      throw new HypervisorError('hypervisor.timeout', `QEMU (process ${this.pid}) does not end, even by SIGKILL`)
-    }
-    this.#ended('ended')
-    await unconfine(groupName(this.machineId, this.#directory))
-  }
-
-  async #execute(command: string, args?: object, timeoutMs?: number): Promise<unknown> {
-    if (!this.#qmp) throw new HypervisorError('hypervisor.gone', 'QEMU is not connected')
-    return this.#qmp.execute(command, args, timeoutMs)
-  }
-
-  #ended(detail: string): void {
-    clearInterval(this.#watch)
-    this.#qmp?.close()
-    this.#gone.resolve(detail)
-  }
-
-  #onEvent({ event, data }: QmpEvent): void {
-    const byGuest = data.guest === true
-    switch (event) {
-      case 'GUEST_PANICKED':
-        this.#emit({ type: 'panicked' })
-        return
-      case 'SHUTDOWN':
-        // A reset announces itself as SHUTDOWN too when it is taken for one (-no-reboot); not with reboot=reset.
-        if (data.reason === 'guest-panic') return
-        this.#emit({ type: 'shutdown', byGuest })
-        return
-      case 'RESET':
-        this.#emit({ type: 'reset', byGuest })
-        return
-      case 'RESUME':
-        this.#emit({ type: 'resumed' })
-        return
-      case 'BLOCK_IO_ERROR':
-        if (data.action === 'stop') this.#emit({ type: 'ioError', noSpace: data.nospace === true })
-        return
-    }
-  }
-
-  #emit(event: HypervisorEvent): void {
-    if (this.#released) return
-    for (const listener of [...this.#listeners]) listener(event)
-  }
-}
-
 /**
  * The user of its own, no group but the one that /dev/kvm is open to, no capability, no way to gain any.
  * @see setpriv(1)
@@ -371,11 +195,6 @@ function openVhost(): number | undefined {
 async function limit(spec: MachineSpec, pid: number, options: QemuDriverOptions): Promise<void> {
   if (options.cgroups) await confine(groupName(spec.machineId, spec.directory), pid, spec)
   await writeFile(`/proc/${pid}/oom_score_adj`, String(oomScoreAdjustment)).catch(() => {})
-}
-
-/** Two data directories on one server may each have a machine 1. */
-function groupName(machineId: number, directory: string): string {
-  return `vm${machineId}-${createHash('sha256').update(directory).digest('hex').slice(0, 8)}`
 }
 
 async function lastWords(directory: string): Promise<string> {

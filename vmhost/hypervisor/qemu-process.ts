@@ -1,0 +1,188 @@
+import { createHash } from 'node:crypto'
+import { join } from 'node:path'
+import { setWeight, unconfine } from './cgroup.ts'
+import { type GuestState, type Hypervisor, HypervisorError, type HypervisorEvent } from './driver.ts'
+import { awaitExit, isAlive, type ProcessIdentity, setNice, signalProcess } from './process.ts'
+import { files } from './qemu-command.ts'
+import { asObject, connectQmp, type QmpClient, type QmpEvent } from './qmp.ts'
+
+const quitLimitMs = 10_000
+/** From SIGKILL to the end of a process. */
+export const killLimitMs = 10_000
+/** How often a process that this vmhost did not start is looked at; its QMP socket closing tells sooner. */
+const watchEveryMs = 1_000
+/**
+ * The least there is: twenty that yield still take a seventh of what two that do not get. @see sched(7), cgroup-v2 "cpu.weight"
+ */
+const yieldingNice = 19
+const yieldingWeight = 1
+
+/** A QEMU that runs, started or adopted: what is asked of it over QMP, and what it tells. */
+export class QemuProcess implements Hypervisor {
+  readonly machineId: number
+  readonly agent: { readonly socketPath: string }
+  readonly consolePath: string
+  readonly #directory: string
+  readonly #identity: ProcessIdentity
+  readonly #listeners = new Set<(event: HypervisorEvent) => void>()
+  readonly #gone = Promise.withResolvers<string>()
+  #qmp: QmpClient | undefined
+  #watch: NodeJS.Timeout | undefined
+  #released = false
+
+  constructor(machineId: number, directory: string, identity: ProcessIdentity, exited: Promise<string> | undefined) {
+    this.machineId = machineId
+    this.#directory = directory
+    this.#identity = identity
+    this.agent = { socketPath: join(directory, files.agent) }
+    this.consolePath = join(directory, `${files.consoleFifo}.out`)
+    exited?.then((detail) => this.#ended(detail))
+    this.#gone.promise.then((detail) => this.#emit({ type: 'exited', detail }))
+  }
+
+  get pid(): number {
+    return this.#identity.pid
+  }
+
+  /** Connects to QMP; QEMU is there and answers when this returns. */
+  async attach(timeoutMs: number, signal?: AbortSignal): Promise<void> {
+    const qmp = await connectQmp(join(this.#directory, files.qmp), {
+      timeoutMs,
+      onEvent: (event) => this.#onEvent(event),
+      ...(signal ? { signal } : {}),
+    })
+    this.#qmp = qmp
+    const look = () => {
+      isAlive(this.#identity).then((alive) => {
+        if (!alive) this.#ended('the process is gone')
+      })
+    }
+    qmp.closed.then(async () => {
+      if (this.#released) return
+      if (await awaitExit(this.#identity, 1_000)) this.#ended('the process is gone')
+    })
+    this.#watch = setInterval(look, watchEveryMs)
+    this.#watch.unref()
+  }
+
+  async state(): Promise<GuestState> {
+    const status = asObject(await this.#execute('query-status')).status
+    switch (status) {
+      case 'shutdown':
+        return 'shutdown'
+      case 'guest-panicked':
+        return 'panicked'
+      case 'io-error':
+        return 'ioError'
+      case 'running':
+        return 'running'
+      default:
+        return 'paused'
+    }
+  }
+
+  on(listener: (event: HypervisorEvent) => void): () => void {
+    this.#listeners.add(listener)
+    return () => {
+      this.#listeners.delete(listener)
+    }
+  }
+
+  async resume(): Promise<void> {
+    await this.#execute('cont')
+  }
+
+  async powerButton(): Promise<void> {
+    await this.#execute('system_powerdown')
+  }
+
+  async setBalloon(targetBytes: number): Promise<void> {
+    const { 'base-memory': whole } = asObject(await this.#execute('query-memory-size-summary'))
+    // QEMU's `balloon` takes what the guest keeps, not what it gives back.
+    await this.#execute('balloon', { value: Math.max(Number(whole) - targetBytes, 2 ** 20) })
+  }
+
+  async balloon(): Promise<number> {
+    const { 'base-memory': whole } = asObject(await this.#execute('query-memory-size-summary'))
+    return Number(whole) - Number(asObject(await this.#execute('query-balloon')).actual)
+  }
+
+  async diskGrown(sizeBytes: number): Promise<void> {
+    await this.#execute('block_resize', { 'node-name': 'root', size: sizeBytes })
+  }
+
+  async yieldToOthers(yields: boolean): Promise<void> {
+    await setNice(this.pid, yields ? yieldingNice : 0)
+    await setWeight(groupName(this.machineId, this.#directory), yields ? yieldingWeight : 100)
+  }
+
+  async quit(limitMs = quitLimitMs): Promise<void> {
+    await this.#execute('quit', undefined, limitMs).catch(() => {})
+    if (!(await awaitExit(this.#identity, limitMs))) await signalProcess(this.#identity, 'SIGKILL')
+    await this.#awaitGone()
+  }
+
+  async kill(): Promise<void> {
+    await signalProcess(this.#identity, 'SIGKILL')
+    await this.#awaitGone()
+  }
+
+  release(): void {
+    this.#released = true
+    clearInterval(this.#watch)
+    this.#listeners.clear()
+    this.#qmp?.close()
+  }
+
+  async #awaitGone(): Promise<void> {
+    if (!(await awaitExit(this.#identity, killLimitMs))) {
+      throw new HypervisorError('hypervisor.timeout', `QEMU (process ${this.pid}) does not end, even by SIGKILL`)
+    }
+    this.#ended('ended')
+    await unconfine(groupName(this.machineId, this.#directory))
+  }
+
+  async #execute(command: string, args?: object, timeoutMs?: number): Promise<unknown> {
+    if (!this.#qmp) throw new HypervisorError('hypervisor.gone', 'QEMU is not connected')
+    return this.#qmp.execute(command, args, timeoutMs)
+  }
+
+  #ended(detail: string): void {
+    clearInterval(this.#watch)
+    this.#qmp?.close()
+    this.#gone.resolve(detail)
+  }
+
+  #onEvent({ event, data }: QmpEvent): void {
+    const byGuest = data.guest === true
+    switch (event) {
+      case 'GUEST_PANICKED':
+        this.#emit({ type: 'panicked' })
+        return
+      case 'SHUTDOWN':
+        // A reset announces itself as SHUTDOWN too when it is taken for one (-no-reboot); not with reboot=reset.
+        if (data.reason === 'guest-panic') return
+        this.#emit({ type: 'shutdown', byGuest })
+        return
+      case 'RESET':
+        this.#emit({ type: 'reset', byGuest })
+        return
+      case 'RESUME':
+        this.#emit({ type: 'resumed' })
+        return
+      case 'BLOCK_IO_ERROR':
+        if (data.action === 'stop') this.#emit({ type: 'ioError', noSpace: data.nospace === true })
+        return
+    }
+  }
+
+  #emit(event: HypervisorEvent): void {
+    if (this.#released) return
+    for (const listener of [...this.#listeners]) listener(event)
+  }
+}
+
+/** Two data directories on one server may each have a machine 1. */
+export function groupName(machineId: number, directory: string): string {
+  return `vm${machineId}-${createHash('sha256').update(directory).digest('hex').slice(0, 8)}`
+}
