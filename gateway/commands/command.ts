@@ -129,7 +129,7 @@ export type CommandSpec<F extends FlagSpecs, A extends ArgumentSpecs> = {
   /** for the operator's account only; not listed for others */
   operator?: true
   /** listed under this heading in `help` */
-  group: 'machines' | 'you' | 'operator' | 'lobby'
+  group: 'machines' | 'web' | 'you' | 'operator' | 'lobby'
   run(context: Context, input: { flags: FlagValues<F>; args: ArgumentValues<A> }): Promise<Result>
 }
 

@@ -45,6 +45,7 @@ export function commandDescription(command: Command) {
 
 const GROUPS = [
   ['machines', 'machines'],
+  ['web', 'their pages, over HTTPS'],
   ['you', 'you'],
   ['operator', 'this installation'],
   ['lobby', 'the lobby'],
