@@ -7,6 +7,7 @@ import pino from 'pino'
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import type { Sql } from '../../migrations/connect.ts'
 import { type TestDatabase, testDatabase } from '../../test/database.ts'
+import { number, text } from '../guest/fields.ts'
 import { encodeFrame, type Field, FrameReader } from '../guest/frames.ts'
 import { fieldTag, messageType } from '../guest/messages.ts'
 import type { Hypervisor, HypervisorEvent } from '../hypervisor/driver.ts'
@@ -17,13 +18,6 @@ import { type MachineRow, Rows } from './rows.ts'
 import { Slots } from './slots.ts'
 
 /** A guest without a guest: its hypervisor does nothing, its agent says what the test says, its database is real. */
-
-const field = (tag: number, value: string | number | Buffer): Field => {
-  if (typeof value !== 'number') return { tag, bytes: Buffer.from(value) }
-  const bytes = Buffer.alloc(8)
-  bytes.writeBigUInt64BE(BigInt(value))
-  return { tag, bytes }
-}
 
 /** The agent: answers hellos with the stage it is at, reports with its numbers, and remembers who it was told it is. */
 class Agent {
@@ -46,7 +40,7 @@ class Agent {
 
   reaches(stage: string): void {
     this.stage = stage
-    this.#send(messageType.stage, 0, [field(fieldTag.stage, stage)])
+    this.#send(messageType.stage, 0, [text(fieldTag.stage, stage)])
   }
 
   /** As after a reset: nothing is known, and the host is told to begin again. */
@@ -67,9 +61,9 @@ class Agent {
       const identified = this.hostname === undefined ? 0 : 1
       const nonce = fields.find(({ tag }) => tag === fieldTag.nonce)?.bytes ?? Buffer.alloc(0)
       answer.push(
-        field(fieldTag.nonce, nonce),
-        field(fieldTag.stage, this.stage),
-        field(fieldTag.identified, identified),
+        { tag: fieldTag.nonce, bytes: nonce },
+        text(fieldTag.stage, this.stage),
+        number(fieldTag.identified, identified),
       )
     }
     if (type === messageType.identify) {
@@ -77,7 +71,11 @@ class Agent {
       this.identified.resolve()
     }
     if (type === messageType.report)
-      answer.push(field(fieldTag.txBytes, 4711), field(fieldTag.listeningPort, 8000), field(fieldTag.cpuBusyMs, 1500))
+      answer.push(
+        number(fieldTag.txBytes, 4711),
+        number(fieldTag.listeningPort, 8000),
+        number(fieldTag.cpuBusyMs, 1500),
+      )
     this.#send(messageType.ok, id, answer)
   }
 

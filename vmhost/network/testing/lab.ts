@@ -228,34 +228,11 @@ export async function createLab(): Promise<Lab> {
     return namespace
   }
   const [host, internet, lan] = [await add('host'), await add('internet'), await add('lan')]
-  await run('ip', [
-    'link',
-    'add',
-    'eth0',
-    'netns',
-    host.name,
-    'type',
-    'veth',
-    'peer',
-    'name',
-    'eth0',
-    'netns',
-    internet.name,
-  ])
-  await run('ip', [
-    'link',
-    'add',
-    'lan0',
-    'netns',
-    host.name,
-    'type',
-    'veth',
-    'peer',
-    'name',
-    'eth0',
-    'netns',
-    lan.name,
-  ])
+  for (const [device, peer] of [
+    ['eth0', internet],
+    ['lan0', lan],
+  ] as const)
+    await host.run(`ip link add ${device} type veth peer name eth0 netns ${peer.name}`)
   await host.run(
     'ip addr add 203.0.113.2/24 dev eth0; ip link set eth0 up; ip addr add 192.168.7.2/24 dev lan0; ip link set lan0 up;' +
       'ip route add default via 203.0.113.1',
