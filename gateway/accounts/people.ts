@@ -18,8 +18,9 @@ export type SignUp = {
   key: PublicKey
   /** the join code; undefined only where sign-up is open */
   code?: string
-  /** proved when mail works, as typed when it does not */
   email?: string
+  /** a mailed code proved the address; without, it is only what was typed */
+  emailProved?: boolean
   /** the SSH user name that was typed; it is recorded */
   sshName: string
   /** IP address, for the record */
@@ -55,7 +56,9 @@ export async function signUp(sql: Sql, request: SignUp): Promise<{ accountId: nu
         )
       }
       const accounts = await tx<{ id: number }[]>`
-        insert into accounts (email, is_owner) values (${request.email?.toLowerCase() ?? null}, ${isOwner})
+        insert into accounts (email, is_owner, email_proved_at)
+        values (${request.email?.toLowerCase() ?? null}, ${isOwner},
+          case when ${request.emailProved === true && request.email !== undefined} then now() end)
         on conflict (email) do nothing returning id`
       const accountId = accounts[0]?.id
       if (accountId === undefined) throw new SignUpError('signup.email', 'that address belongs to another account')

@@ -7,6 +7,15 @@ it('an address is taken as typed where there is no mail, once for all accounts',
     status: 0,
     document: { email: 'me@example.com' },
   })
+  const proved = () =>
+    world.gateway.sql`select email, email_proved_at is not null as proved from accounts where is_owner`
+  expect(await proved()).toEqual([{ email: 'me@example.com', proved: false }])
+  await world.gateway.sql`update accounts set email_proved_at = now() where is_owner`
+  await world.run('whoami --email me@example.com')
+  expect(await proved()).toEqual([{ email: 'me@example.com', proved: true }])
+  await world.run('whoami --email another@example.com')
+  expect(await proved()).toEqual([{ email: 'another@example.com', proved: false }])
+  await world.run('whoami --email me@example.com')
   const other = await world.account()
   expect(await world.run('whoami --email me@example.com', { caller: other })).toMatchObject({ status: 4, stdout: '' })
   expect(await world.run('whoami --email nonsense')).toMatchObject({ status: 2 })
@@ -30,5 +39,7 @@ it('where mail works an address is proved by the code that was mailed there', as
   expect(await world.json(`whoami --email me@example.com --code ${code}`)).toMatchObject({
     document: { email: 'me@example.com' },
   })
+  const [account] = await world.gateway.sql`select email_proved_at from accounts where is_owner`
+  expect(account?.email_proved_at).toBeInstanceOf(Date)
   expect(await world.run(`whoami --email me@example.com --code ${code}`)).toMatchObject({ status: 4 })
 })

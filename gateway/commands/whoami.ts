@@ -66,7 +66,10 @@ async function setEmail(context: Context, typed: string, code: string | undefine
   if (other) throw emailTaken()
   if (app.settings.smtp !== undefined) await prove(context, email, code)
   try {
-    await app.sql`update accounts set email = ${email} where id = ${caller.accountId}`
+    // Another address that nobody proved must not inherit the proof of the one before.
+    await app.sql`
+      update accounts set email = ${email}, email_proved_at = case when ${app.settings.smtp !== undefined} then now() end
+      where id = ${caller.accountId} and (email is distinct from ${email} or ${app.settings.smtp !== undefined})`
   } catch (error) {
     // Somebody else proved it in the meantime.
     if (error instanceof Error && 'constraint_name' in error && error.constraint_name === 'accounts_email_key')

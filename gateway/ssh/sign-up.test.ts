@@ -237,6 +237,8 @@ describe('proving an address', () => {
     await ssh.expect('Welcome. This installation is yours.')
     ssh.kill()
     expect(await people(gateway)).toMatchObject([{ email: 'alice@example.com', is_owner: true }])
+    const [proved] = await gateway.sql`select email_proved_at from accounts`
+    expect(proved?.email_proved_at).toBeInstanceOf(Date)
     await expect
       .poll(() => gateway.sql`select body, sent_at is not null as sent, attempts from mails`)
       .toEqual([{ body: '', sent: true, attempts: 2 }])

@@ -104,7 +104,7 @@ class Dialog {
           sshName: typed,
           address,
           ...(code === undefined ? {} : { code }),
-          ...(email === undefined ? {} : { email }),
+          ...(email === undefined ? {} : { email, emailProved: app.settings.smtp !== undefined }),
         })
         this.#say('', member.isOwner ? 'Welcome. This installation is yours.' : 'Welcome. You have an account.', '')
         return member
