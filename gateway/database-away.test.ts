@@ -9,13 +9,12 @@ import { connect, type DatabaseRole, type Sql } from '../migrations/connect.ts'
 import { embeddedPaths, embeddedUrl, startEmbedded, stopEmbedded } from '../migrations/embedded.ts'
 import { migrate } from '../migrations/migrate.ts'
 import { openTerminal } from '../test/e2e/terminal.ts'
-import { startTestGateway } from '../test/gateway.ts'
-import { removeKey } from './accounts/keys.ts'
+import { addKey, removeKey } from './accounts/keys.ts'
 import { parseKeyLine } from './accounts/public-key.ts'
 import { runLine } from './commands/run.ts'
 import { runLobby } from './lobby/lobby.ts'
 import { startNews } from './news.ts'
-import { makeKeys, startMachine } from './ssh/relay/fixtures.ts'
+import { startWithMachine } from './ssh/testing/with-machine.ts'
 
 const secretKey = randomBytes(32)
 const PATIENT = { timeout: 20_000, interval: 50 }
@@ -91,22 +90,15 @@ describe('news', () => {
 describe('a gateway whose Postgres goes away and comes back', () => {
   const AWAY = 'the database does not answer; try again in a moment'
 
-  async function startWithMachine() {
+  async function start() {
     const stack = new AsyncDisposableStack()
-    const keys = stack.use(makeKeys())
-    const sshd = stack.use(await startMachine(keys))
-    const url = embeddedUrl(directory)
-    const database = { url, as, [Symbol.asyncDispose]: async () => {} }
-    const gateway = stack.use(
-      await startTestGateway({ database, lobby: { runLine, runLobby }, machineSshPort: sshd.target.port, secretKey }),
-    )
-    const [setting] = await gateway.sql`select value from settings where key = 'gateway_public_key'`
-    sshd.authorize([String(setting?.value)])
-    const [key, spare] = [gateway.makeKey('id'), gateway.makeKey('spare')]
-    const account = await gateway.addAccount({ keys: [key, spare] })
-    const hostKey = parseKeyLine(readFileSync(`${keys.hostKey}.pub`, 'utf8')).key.blob
+    const database = { url: embeddedUrl(directory), as, [Symbol.asyncDispose]: async () => {} }
+    const options = { database, secretKey, lobby: { runLine, runLobby } }
+    const world = stack.use(await startWithMachine(options))
+    const { gateway, key, account } = world
+    await addKey(gateway.sql, account, parseKeyLine(gateway.publicKey(gateway.makeKey('spare'))))
     await gateway.sql`truncate machine_names, addresses`
-    await gateway.addMachine(account, 'demo', { address: '127.0.0.1', loginUser: 'root', hostKey })
+    await gateway.addMachine(account, 'demo', world.running)
     const visit = (user: string) => {
       const options = { cwd: gateway.directory, home: gateway.directory, columns: 200 }
       const terminal = openTerminal('ssh', [...gateway.sshOptions(key), `${user}@127.0.0.1`], options)
@@ -117,7 +109,7 @@ describe('a gateway whose Postgres goes away and comes back', () => {
   }
 
   it('keeps open sessions, tells new ones to try again, and serves them and hears of changes afterwards', async () => {
-    await using world = await startWithMachine()
+    await using world = await start()
     const { gateway, key, account, visit } = world
     const [machine, lobby] = [visit('demo'), visit('lobby')]
     await machine.expect(/[#$] $/)
@@ -150,7 +142,7 @@ describe('a gateway whose Postgres goes away and comes back', () => {
   }, 90_000)
 
   it('serves the next visitor when its sessions with Postgres are ended', async () => {
-    await using world = await startWithMachine()
+    await using world = await start()
     const { gateway, key } = world
     const owner = as('owner')
     for (let round = 0; round < 5; round++) {

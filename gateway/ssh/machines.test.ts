@@ -1,25 +1,8 @@
-import { readFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { describe, expect, it } from 'vitest'
-import { run, startTestGateway, type TestGatewayOptions } from '../../test/gateway.ts'
-import { parseKeyLine } from '../accounts/public-key.ts'
+import { run } from '../../test/gateway.ts'
 import { machineOfTarget } from './jump.ts'
-import { makeKeys, startMachine } from './relay/fixtures.ts'
-
-/** A gateway, an sshd of the host as the machine `demo` of an account, and the account's key. */
-async function startWithMachine(options: TestGatewayOptions = {}) {
-  const stack = new AsyncDisposableStack()
-  const keys = stack.use(makeKeys())
-  const sshd = stack.use(await startMachine(keys))
-  const gateway = stack.use(await startTestGateway({ machineSshPort: sshd.target.port, ...options }))
-  const settings = await gateway.sql`select value from settings where key = 'gateway_public_key'`
-  const key = gateway.makeKey('id')
-  sshd.authorize([String(settings[0]?.value), gateway.publicKey(key)])
-  const account = await gateway.addAccount({ keys: [key], owner: true })
-  const hostKey = parseKeyLine(readFileSync(`${keys.hostKey}.pub`, 'utf8')).key.blob
-  const running = { address: '127.0.0.1', loginUser: 'root', hostKey }
-  return { gateway, key, account, running, sshd, [Symbol.asyncDispose]: () => stack.disposeAsync() }
-}
+import { startWithMachine } from './testing/with-machine.ts'
 
 describe('ssh to a machine', () => {
   it('goes there by name, as its login user, with exit status', async () => {

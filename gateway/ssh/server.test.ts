@@ -2,9 +2,8 @@ import { execFileSync } from 'node:child_process'
 import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
-import { run, startTestGateway, type TestGateway } from '../../test/gateway.ts'
-import { addKey, removeKey } from '../accounts/keys.ts'
-import { fingerprintOf, parseKeyLine } from '../accounts/public-key.ts'
+import { run, startTestGateway } from '../../test/gateway.ts'
+import { removeKey } from '../accounts/keys.ts'
 
 describe('signing in', () => {
   it.each([
@@ -250,52 +249,6 @@ describe('where a name leads', () => {
       stderr: 'the lobby has no sftp; use it on a machine: sftp NAME@localhost\n',
     })
   })
-})
-
-describe('other clients', () => {
-  it('signs in from paramiko, dropbear and PuTTY', async () => {
-    await using gateway = await startTestGateway()
-    const account = await gateway.addAccount({ owner: true })
-    const results = await Promise.all([paramiko(gateway, account), dbclient(gateway, account), plink(gateway, account)])
-    for (const result of results) expect(result).toMatchObject({ status: 0, stdout: `lobby of ${account}: ls\n` })
-  })
-
-  async function register(gateway: TestGateway, account: number, line: string): Promise<void> {
-    await addKey(gateway.sql, account, parseKeyLine(line))
-  }
-
-  async function paramiko(gateway: TestGateway, account: number) {
-    const key = gateway.makeKey('paramiko', 'rsa', 2048)
-    await register(gateway, account, gateway.publicKey(key))
-    const program = `
-import sys, paramiko
-client = paramiko.SSHClient()
-client.load_host_keys('${join(gateway.directory, 'known_hosts')}')
-client.connect('127.0.0.1', ${gateway.port}, 'lobby', key_filename='${key}', allow_agent=False, look_for_keys=False)
-_, out, _ = client.exec_command('ls')
-sys.stdout.write(out.read().decode())
-sys.exit(out.channel.recv_exit_status())`
-    return await run('/usr/bin/python3', ['-W', 'ignore', '-c', program])
-  }
-
-  async function dbclient(gateway: TestGateway, account: number) {
-    const key = join(gateway.directory, 'dropbear')
-    execFileSync('dropbearkey', ['-t', 'ed25519', '-f', key], { stdio: 'ignore' })
-    const line = execFileSync('dropbearkey', ['-y', '-f', key], { encoding: 'utf8' }).split('\n')[1] ?? ''
-    await register(gateway, account, line)
-    return await run('dbclient', ['-y', '-y', '-i', key, '-p', String(gateway.port), 'lobby@127.0.0.1', 'ls'])
-  }
-
-  async function plink(gateway: TestGateway, account: number) {
-    const key = gateway.makeKey('putty')
-    await register(gateway, account, gateway.publicKey(key))
-    execFileSync('puttygen', [key, '-o', `${key}.ppk`])
-    const [, blob = ''] = gateway.app.hostPublicKey.split(' ')
-    return await run('plink', [
-      ...['-batch', '-ssh', '-noagent', '-i', `${key}.ppk`, '-hostkey', fingerprintOf(Buffer.from(blob, 'base64'))],
-      ...['-P', String(gateway.port), 'lobby@127.0.0.1', 'ls'],
-    ])
-  }
 })
 
 describe('keys taken away', () => {

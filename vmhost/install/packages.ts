@@ -36,12 +36,15 @@ export const HOST_PACKAGES = [
 
 /** What `npm test` needs besides: the SSH clients and servers that users have, and what they drive through them. */
 export const TEST_PACKAGES = [
+  'curl',
   'dropbear-bin',
   'git',
   'openssh-server',
   'openssh-sftp-server',
   'putty-tools',
+  'python3-asyncssh',
   'python3-paramiko',
+  'rclone',
   'rsync',
   'tmux',
 ] as const
