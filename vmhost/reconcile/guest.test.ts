@@ -92,6 +92,7 @@ let row: MachineRow
 let agent: Agent
 let guest: Guest | undefined
 let happened: string[]
+let ended: PromiseWithResolvers<Ending>
 let freeBytes: number
 let raise: (event: HypervisorEvent) => void
 
@@ -109,6 +110,7 @@ beforeEach(async () => {
   if (!found) throw new Error('no machine')
   row = found
   happened = []
+  ended = Promise.withResolvers()
   freeBytes = 0
   agent = new Agent(join(directory, 'agent.sock'))
 })
@@ -120,7 +122,7 @@ afterEach(async () => {
   rmSync(directory, { recursive: true })
 })
 
-function attend(ready = false): Guest {
+function attend(ready = false, options: { bootLimitMs?: number } = {}): Guest {
   const nothing = async () => {}
   const hypervisor: Hypervisor = {
     machineId: row.id,
@@ -149,11 +151,15 @@ function attend(ready = false): Guest {
     hypervisor,
     files: { directory, disk: '', diskBytes: 0, record, hostKey: makeHostKey('').privateKey },
     boot: 1,
+    ...options,
     ready,
     slot: undefined,
     owner: {
       row,
-      ended: (ending: Ending) => happened.push(ending.kind),
+      ended: (ending: Ending) => {
+        happened.push(ending.kind)
+        ended.resolve(ending)
+      },
       observe: ({ observedStage, observedReason }) =>
         happened.push(observedStage ? `stage ${observedStage}` : `reason ${observedReason}`),
       record: (kind) => happened.push(kind),
@@ -242,3 +248,25 @@ test('one that stands still for want of disk says so, goes on when there is spac
   await expect.poll(() => happened.slice(2), { timeout: 20_000 }).toEqual(['resumed', 'reason null'])
   expect(one.ready).toBe(true)
 })
+
+test.each([
+  ['says the same stage over and over', () => agent.reaches('tools')],
+  [
+    'reboots over and over',
+    () => {
+      raise({ type: 'reset', byGuest: true })
+      agent.boots()
+      agent.reaches('modules')
+    },
+  ],
+])(
+  'one that %s before it was ready has failed: it holds its place among those that boot no longer',
+  async (_, again) => {
+    attend(false, { bootLimitMs: 1_500 })
+    await agent.identified.promise
+    const repeating = setInterval(again, 200)
+    const ending = await ended.promise
+    clearInterval(repeating)
+    expect(ending).toMatchObject({ kind: 'failed', reason: expect.stringContaining('within 1.5 s') })
+  },
+)

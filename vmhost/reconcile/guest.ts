@@ -36,9 +36,12 @@ export class Guest {
   readonly #console: ConsoleReader
   readonly #introduction: Introduction
   readonly #slot: Disposable | undefined
+  readonly #bootLimitMs: number
   readonly #off = Promise.withResolvers<void>()
   #ready: boolean
   #stage: BootStage | undefined
+  /** index of the furthest stage since it was last ready: only what goes beyond it is progress, however often it boots */
+  #furthest = -1
   #fatal: string | undefined
   #limit: NodeJS.Timeout | undefined
   #reports: NodeJS.Timeout | undefined
@@ -51,6 +54,8 @@ export class Guest {
     boot: number
     /** adopted, and said to be ready by the vmhost before */
     ready: boolean
+    /** tests: the time for each stage of the boot */
+    bootLimitMs?: number
     /** its place among the machines that boot; given back when it is ready or over */
     slot: Disposable | undefined
     owner: GuestOwner
@@ -66,6 +71,7 @@ export class Guest {
     this.#world = world
     this.#log = log
     this.#slot = options.slot
+    this.#bootLimitMs = options.bootLimitMs ?? bootLimitMs[world.driver.accelerator]
     this.#ready = options.ready
     this.#console = new ConsoleReader({
       machineId: hypervisor.machineId,
@@ -79,7 +85,7 @@ export class Guest {
     const { socketPath, vsockPort } = hypervisor.agent
     this.#channel = connectAgent(socketPath, { log, ...(vsockPort === undefined ? {} : { vsockPort }) })
     const channel = this.#channel
-    const limitMs = this.#bootLimitMs()
+    const limitMs = this.#bootLimitMs
     this.#introduction = new Introduction({ channel, files, owner: options.owner, world, log, limitMs })
     hypervisor.on((event) => this.#onHypervisor(event))
     this.#channel.on((event) => this.#onAgent(event))
@@ -222,13 +228,11 @@ export class Guest {
       case 'hello':
         // Ready when this vmhost took it over, and has rebooted since: its memory knows nothing any more.
         if (this.#ready && !event.hello.identified) this.#bootsAgain()
-        this.#stage = event.hello.stage
-        this.#expectProgress()
+        this.#passed(event.hello.stage)
         if (has(event.hello.stage, 'tools')) this.#introduceOrRetry(event.hello.identified)
         return
       case 'stage':
-        this.#stage = event.stage
-        this.#expectProgress()
+        this.#passed(event.stage)
         if (event.stage === 'tools') this.#introduceOrRetry(false)
         if (event.stage === 'identity') this.#owner.observe({ observedStage: 'ssh' })
         this.#lookReady()
@@ -244,9 +248,19 @@ export class Guest {
   #bootsAgain(): void {
     this.#introduction.forget()
     this.#stage = undefined
-    this.#ready = false
     clearTimeout(this.#reports)
     this.#owner.observe({ observedReadyAt: null, observedStage: 'boot' })
+    if (!this.#ready) return
+    this.#ready = false
+    this.#furthest = -1
+    this.#expectProgress()
+  }
+
+  #passed(stage: BootStage): void {
+    this.#stage = stage
+    const at = bootStages.indexOf(stage)
+    if (at <= this.#furthest) return
+    this.#furthest = at
     this.#expectProgress()
   }
 
@@ -318,11 +332,11 @@ export class Guest {
     }, afterMs).unref()
   }
 
-  /** A guest that is booting must get on; each stage it passes gives it the whole time again. */
+  /** A guest that is booting must get on; each stage it passes for the first time gives it the whole time again. */
   #expectProgress(): void {
     clearTimeout(this.#limit)
     if (this.#ready || this.#over) return
-    const limitMs = this.#bootLimitMs()
+    const limitMs = this.#bootLimitMs
     this.#limit = setTimeout(() => {
       const where = this.#stage
         ? `It stopped booting after the stage ${this.#stage}`
@@ -330,10 +344,6 @@ export class Guest {
       const said = this.panic ? `; its kernel panicked: ${this.panic}` : saidLast(this.lastLine)
       this.#end({ kind: 'failed', reason: `${where} within ${limitMs / 1000} s${said}` })
     }, limitMs).unref()
-  }
-
-  #bootLimitMs(): number {
-    return bootLimitMs[this.#world.driver.accelerator]
   }
 
   /**
