@@ -20,7 +20,7 @@ import { createReconciler } from './reconcile/reconcile.ts'
 import { Rows } from './reconcile/rows.ts'
 import { Slots } from './reconcile/slots.ts'
 import { parseSettings, type Settings, SettingsError } from './settings.ts'
-import { openStore } from './storage/store.ts'
+import { openStore, type Store } from './storage/store.ts'
 import { growVolume, prepareVolume } from './storage/volume.ts'
 
 /**
@@ -136,7 +136,7 @@ async function main(): Promise<void> {
     setInterval(() => growVolume(volume, { log }).catch((error) => log.warn({ err: error }, 'volume')), growEveryMs),
   ]
   // The first machine of an image need not wait for its copy.
-  const importing = importImages(store, log)
+  const importing = importImages(store, log, stop.signal)
 
   const ready: ReadyMessage = {
     ready: true,
@@ -172,8 +172,9 @@ function startsAtOnce(accelerated: boolean, cpus: number): number {
   return accelerated ? Math.max(4, cpus * 2) : Math.max(2, cpus)
 }
 
-async function importImages(store: Awaited<ReturnType<typeof openStore>>, log: Logger): Promise<void> {
+async function importImages(store: Store, log: Logger, signal: AbortSignal): Promise<void> {
   for (const image of await store.images()) {
+    if (signal.aborted) return
     await store
       .importImage(image)
       .catch((error) => log.warn({ err: error, image: image.name }, 'image not imported yet'))

@@ -94,6 +94,14 @@ describe('the store', () => {
     expect(boot.kernel).toBe(join(home, 'store/boot/aaaaaaaaaaaaaaaa/vmlinuz'))
   })
 
+  test('offers no image whose description is damaged, and the others all the same', async () => {
+    const folder = join(home, 'artifacts', 'images', 'torn')
+    mkdirSync(folder)
+    writeFileSync(join(folder, 'image.json'), '{"name":"to')
+    expect(await store.images()).toEqual([image])
+    await rm(folder, { recursive: true })
+  })
+
   test("clones a disk without copying it, gives it to the machine's uid, and twice is once", async () => {
     const made = await store.createMachine(3, wanted(3))
     const disk = await stat(made.disk)

@@ -129,10 +129,13 @@ class FileStore implements Store {
     const names = (await readdir(folder).catch(() => [])).filter((name) => /^[a-z][a-z0-9-]*$/.test(name)).sort()
     const found = await Promise.all(
       names.map(async (name) => {
-        const text = await readFile(join(folder, name, 'image.json'), 'utf8').catch(() => undefined)
-        const parsed = text === undefined ? undefined : imageSchema.safeParse(JSON.parse(text))
+        // What cannot be read, or is damaged, is not offered, and holds up nothing else: set-up makes it again.
+        const description: unknown = await readFile(join(folder, name, 'image.json'), 'utf8')
+          .then((text) => JSON.parse(text))
+          .catch(() => undefined)
+        const { data } = imageSchema.safeParse(description)
         // Only `<name>` itself is offered, not the `<name>-<hash>` it points at.
-        return parsed?.success && parsed.data.name === name ? [parsed.data] : []
+        return data?.name === name ? [data] : []
       }),
     )
     return found.flat()
