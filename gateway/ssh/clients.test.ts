@@ -1,9 +1,10 @@
-/** Clients that are not OpenSSH, each the real program or library: they sign in, run commands and carry files. */
+/** Clients other than this server's OpenSSH, each the real program or library: they sign in, run commands, carry files. */
 import { execFileSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { testArtifacts } from '../../test/e2e/artifacts.ts'
 import { run } from '../../test/gateway.ts'
 import { addKey } from '../accounts/keys.ts'
 import { fingerprintOf, parseKeyLine } from '../accounts/public-key.ts'
@@ -144,5 +145,55 @@ asyncio.run(main())`
     expect(await run('rclone', ['copy', ...options, tree, `:sftp:${tree}.far`])).toMatchObject({ status: 0 })
     const check = await run('rclone', ['check', '-v', ...options, tree, `:sftp:${tree}.far`])
     expect(check).toMatchObject({ status: 0, stderr: expect.stringContaining('20 matching files') })
+  })
+})
+
+/** The image that machines are made of has the OpenSSH of Debian 13; this server's own is Debian 12's. */
+describe('OpenSSH 10, from the base image', () => {
+  let image: string
+  beforeAll(async () => {
+    image = join(await testArtifacts(), 'images', 'base', 'root.raw')
+  })
+
+  /** Runs a script in the image, read-only, in mounts of its own; the test's folder is /mnt there. */
+  function inImage(script: string, input?: Buffer) {
+    const { directory } = world.gateway
+    const root = join(directory, 'image')
+    mkdirSync(root, { recursive: true })
+    const enter = `mount -o loop,ro,noload "$1" "$2" && mount --rbind /dev "$2/dev" && mount --bind "$3" "$2/mnt" &&
+      exec chroot "$2" sh -c "$4"`
+    return run('unshare', ['--mount', 'sh', '-c', enter, 'sh', image, root, directory, script], input)
+  }
+  const given = (known = 'UserKnownHostsFile=/mnt/known_hosts -o StrictHostKeyChecking=yes') =>
+    `-F none -i /mnt/${basename(world.key)} -o ${known} -o BatchMode=yes`
+
+  it('agrees on a key exchange that is safe from quantum computers, and prints no warning', async () => {
+    const said = await inImage(`ssh -V; ssh -v -p ${port} ${given()} lobby@127.0.0.1 ls`)
+    expect(said).toMatchObject({ status: 0, stdout: `lobby of ${world.account}: ls\n` })
+    expect(said.stderr).toMatch(/^OpenSSH_10\./)
+    expect(said.stderr).toContain('kex: algorithm: mlkem768x25519-sha256')
+    const plain = await inImage(`ssh -p ${port} ${given()} lobby@127.0.0.1 ls`)
+    expect(plain.stderr).toBe('')
+  })
+
+  it('runs commands, copies files and jumps', async () => {
+    const input = randomBytes(1_000_000)
+    const command = `ssh -p ${port} ${given()} demo@127.0.0.1 'cat; echo err >&2; exit 7' > /mnt/ten.out`
+    expect(await inImage(command, input)).toMatchObject({ status: 7, stderr: 'err\n' })
+    expect(readFileSync(join(world.gateway.directory, 'ten.out')).equals(input)).toBe(true)
+
+    const { content, far, back } = files('ten')
+    for (const protocol of ['', '-O']) {
+      const copy = `scp -q ${protocol} -P ${port} ${given()}`
+      const both = `${copy} /mnt/ten demo@127.0.0.1:${far} && ${copy} demo@127.0.0.1:${far} /mnt/${basename(back)}`
+      expect(await inImage(both), protocol).toMatchObject({ status: 0, stderr: '' })
+      expect(readFileSync(back).equals(content)).toBe(true)
+    }
+
+    const proxy = `-o "ProxyCommand=ssh -p ${port} ${given()} -W %h:22 lobby@127.0.0.1"`
+    // The machine's own key is not in known_hosts: the gateway is not between the two any more.
+    const machine = given('UserKnownHostsFile=/dev/null -o StrictHostKeyChecking=no -o LogLevel=ERROR')
+    const jumped = await inImage(`ssh ${machine} ${proxy} root@demo echo there`)
+    expect(jumped).toMatchObject({ status: 0, stdout: 'there\n' })
   })
 })
