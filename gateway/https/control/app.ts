@@ -6,7 +6,6 @@
 import type { IncomingMessage } from 'node:http'
 import { getRequestListener, type Http2Bindings, type HttpBindings } from '@hono/node-server'
 import { type Context, Hono } from 'hono'
-import { bodyLimit } from 'hono/body-limit'
 import type { Sql } from '../../../migrations/connect.ts'
 import { findSession, type WebSession } from '../../accounts/web-sessions.ts'
 import type { Log } from '../../log.ts'
@@ -101,7 +100,6 @@ export function controlApp(options: ControlOptions) {
     context.set('address', addressOf(context))
     return await next()
   })
-  app.use(bodyLimit({ maxSize: MAX_BODY_BYTES }))
   app.use(async (context, next) => {
     const cookie = cookieIn(context, COOKIE)
     context.set('session', cookie === undefined ? undefined : await findSession(sql, cookie))
@@ -153,13 +151,28 @@ export function wantsHtml(context: ControlContext): boolean {
   return /\btext\/html\b/i.test(context.req.header('accept') ?? '')
 }
 
-/** A field of a form, without control characters. */
+/**
+ * The fields of a form, without control characters; `application/x-www-form-urlencoded`, which is what our pages send.
+ * Of a body that is too long, or cut, no field counts.
+ */
 export async function formOf(context: ControlContext): Promise<(name: string) => string> {
-  const form = await context.req.parseBody().catch(() => ({}) as Record<string, string | File>)
-  return (name) => {
-    const value = (form as Record<string, unknown>)[name]
-    return typeof value === 'string' ? value.replace(/[\p{Cc}]/gu, '').trim() : ''
+  const form = new URLSearchParams(await bodyOf(context))
+  return (name) => (form.get(name) ?? '').replace(/\p{Cc}/gu, '').trim()
+}
+
+async function bodyOf(context: ControlContext): Promise<string> {
+  const chunks: Uint8Array[] = []
+  let bytes = 0
+  try {
+    for await (const chunk of context.req.raw.body ?? []) {
+      bytes += chunk.length
+      if (bytes > MAX_BODY_BYTES) return ''
+      chunks.push(chunk)
+    }
+  } catch {
+    return ''
   }
+  return Buffer.concat(chunks).toString('utf8')
 }
 
 /** The host as the browser has it in its origin; HTTP/2 names it beside the fields. */

@@ -3,9 +3,10 @@
  * that do what browsers do: cookies by host, redirects, Origin and fetch metadata.
  */
 import { once } from 'node:events'
-import { createServer, type IncomingHttpHeaders, type RequestListener } from 'node:http'
+import { createServer, type IncomingHttpHeaders, type IncomingMessage, type RequestListener } from 'node:http'
 import { request as requestTls } from 'node:https'
 import type { AddressInfo } from 'node:net'
+import type { Duplex } from 'node:stream'
 import type { Sql } from '../../../migrations/connect.ts'
 import { startTestGateway, type TestGateway } from '../../../test/gateway.ts'
 import { createSignInLink } from '../../accounts/web-sessions.ts'
@@ -41,7 +42,7 @@ export type Asked = { host: string; method: string; url: string; headers: Incomi
 export type SiteOptions = {
   env?: Record<string, string>
   origin?: RequestListener
-  gateway?: { mailRetrySeconds?: number[] }
+  upgrade?: (request: IncomingMessage, socket: Duplex) => void
 }
 
 /** `await using site = await startSite()` */
@@ -57,6 +58,7 @@ export async function startSite(options: SiteOptions = {}): Promise<Site> {
     if (options.origin) options.origin(request, response)
     else response.setHeader('content-type', 'text/plain').end(`machine says ${request.method} ${request.url}`)
   })
+  if (options.upgrade) origin.on('upgrade', options.upgrade)
   origin.listen(0, '0.0.0.0')
   await once(origin, 'listening')
   const originPort = (origin.address() as AddressInfo).port
