@@ -162,7 +162,7 @@ describe('a vmhost', () => {
     await nothingLeftOf(id)
   })
 
-  test('trash keeps the disk and the address; what is in it for a week is gone', async () => {
+  test('trash keeps the disk and the address, and a machine leaves it by starting again', async () => {
     const id = await bootingMachine()
     await server.update(id, { desired_state: 'trashed', trashed_at: new Date() })
     await server.until(id, (row) => row.observed_state === 'trashed')

@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process'
 import { chmodSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -90,6 +91,26 @@ test('overtaken by another vmhost, it writes nothing more and ends; the next sta
   await server.start()
   await server.until(id, (row) => row.observed_state === 'stopped')
   expect(await server.sql`select lease_epoch as epoch from hosts`).toMatchObject([{ epoch: epoch + 1 }])
+})
+
+test('a step that fails is told as the reason, until it is done', async () => {
+  await server.start()
+  const id = await server.insert(off)
+  await server.until(id, (row) => row.observed_state === 'stopped')
+  const machines = join(server.dataDirectory, 'store/machines')
+  mkdirSync(join(machines, String(id)))
+  // Nothing in it can be renamed.
+  execFileSync('chattr', ['+i', machines])
+  try {
+    await server.update(id, { desired_state: 'gone' })
+    const { observed_reason } = await server.until(id, (row) => row.observed_reason !== null)
+    expect(observed_reason).toMatch(/^What is to be done with it fails and is tried again: EPERM/)
+  } finally {
+    execFileSync('chattr', ['-i', machines])
+  }
+  const gone = await server.until(id, (row) => row.observed_state === 'gone')
+  expect(gone.observed_reason).toBeNull()
+  expect(server.disks()).toEqual([])
 })
 
 test('what has lain in the trash for seven days is gone at the next start: disk, address and name are free', async () => {

@@ -39,6 +39,8 @@ export class Machine {
   #crashes: number[] = []
   #turn: Promise<void> | undefined
   #again = false
+  /** its reason is a step that failed, which the next one that does not takes away */
+  #saysTrouble = false
   /** ends a wait for a slot, or for an orderly stop, when the row changed meanwhile */
   #interrupt = new AbortController()
   #gone = false
@@ -126,24 +128,33 @@ export class Machine {
     for (let waitMs = retryFirstMs; this.#again && !this.#gone && !this.#world.signal.aborted; ) {
       this.#again = false
       this.#interrupt = new AbortController()
+      let row: MachineRow | undefined
       try {
-        await this.#step()
+        // The row must not be older than what was reported: a failure that is still on its way would be started again.
+        await this.#world.outbox.flushed(this.id)
+        row = await this.#world.rows.one(this.id)
+        await this.#step(row)
         waitMs = retryFirstMs
+        if (this.#saysTrouble) this.#observe({ observedReason: null })
       } catch (error) {
         if (this.#world.signal.aborted) return
         if (this.#interrupt.signal.aborted && (error as Error).name === 'AbortError') continue
         this.#log.error({ err: error }, 'a step failed and is tried again')
         this.#again = true
+        // Without a row the database is away, which is nothing of this machine's; and one that has failed has its reason.
+        if (row && row.observedState !== 'failed') {
+          this.#observe({
+            observedReason: oneLine(`What is to be done with it fails and is tried again: ${messageOf(error)}`),
+          })
+          this.#saysTrouble = true
+        }
         await sleep(waitMs, undefined, { signal: this.#world.signal, ref: false }).catch(() => {})
         waitMs = Math.min(waitMs * 2, retryMostMs)
       }
     }
   }
 
-  async #step(): Promise<void> {
-    // The row must not be older than what was reported: a failure that is still on its way would be started again.
-    await this.#world.outbox.flushed(this.id)
-    const row = await this.#world.rows.one(this.id)
+  async #step(row: MachineRow | undefined): Promise<void> {
     if (!row || row.observedState === 'gone') {
       await this.#vanish()
       return
@@ -361,7 +372,7 @@ export class Machine {
   }
 
   #fail(reason: string, boot: number): void {
-    const text = reason.replace(/[\x00-\x1f\x7f]+/g, ' ').slice(0, 500)
+    const text = oneLine(reason)
     this.#log.warn({ reason: text }, 'failed')
     this.#observe({ observedState: 'failed', observedReason: text, observedBoot: boot, ...offline })
     this.#record('failed', { reason: text })
@@ -419,6 +430,7 @@ export class Machine {
   }
 
   #observe(seen: Observation): void {
+    if (seen.observedReason !== undefined) this.#saysTrouble = false
     this.#world.outbox.report(this.id, seen)
   }
 
@@ -447,8 +459,15 @@ const offline = {
 
 /** What the owner reads; the chain of causes goes to the log. */
 function reasonOf(error: unknown): string {
+  const isSentence = error instanceof MachineError || error instanceof StorageError || error instanceof NetworkError
+  return isSentence ? messageOf(error) : `It could not be started: ${messageOf(error)}`
+}
+
+function messageOf(error: unknown): string {
   if (error instanceof NetworkError && error.cause instanceof Error) return `${error.message}: ${error.cause.message}`
-  if (error instanceof MachineError || error instanceof StorageError || error instanceof NetworkError)
-    return error.message
-  return error instanceof Error ? `It could not be started: ${error.message}` : 'It could not be started'
+  return error instanceof Error ? error.message : String(error)
+}
+
+function oneLine(text: string): string {
+  return text.replace(/[\x00-\x1f\x7f]+/g, ' ').slice(0, 500)
 }
