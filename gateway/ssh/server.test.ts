@@ -3,7 +3,8 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, it } from 'vitest'
 import { run, startTestGateway } from '../../test/gateway.ts'
-import { removeKey } from '../accounts/keys.ts'
+import { addKey, removeKey } from '../accounts/keys.ts'
+import { parseKeyLine } from '../accounts/public-key.ts'
 
 describe('signing in', () => {
   it.each([
@@ -248,6 +249,20 @@ describe('where a name leads', () => {
       status: 2,
       stderr: 'the lobby has no sftp; use it on a machine: sftp NAME@localhost\n',
     })
+  })
+})
+
+describe('keys added', () => {
+  it('work at the next connection, and not at the next one after they were removed', async () => {
+    await using gateway = await startTestGateway()
+    const [key, first] = [gateway.makeKey('id'), gateway.makeKey('first')]
+    const account = await gateway.addAccount({ keys: [first] })
+    for (let round = 0; round < 3; round++) {
+      expect((await gateway.ssh({ key, command: ['ls'] })).status).toBe(4)
+      await addKey(gateway.sql, account, parseKeyLine(gateway.publicKey(key)), 'second')
+      expect((await gateway.ssh({ key, command: ['ls'] })).status).toBe(0)
+      await removeKey(gateway.sql, account, 'second')
+    }
   })
 })
 
