@@ -1,4 +1,3 @@
-import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { type AgentChannel, ChannelError, connectAgent } from '../guest/channel.ts'
 import { type AgentEvent, type BootStage, bootStages } from '../guest/messages.ts'
@@ -9,6 +8,8 @@ import { publicPart } from './identity.ts'
 import { Introduction } from './introduction.ts'
 import { toStoredReport } from './report.ts'
 import type { MachineRow, Observation } from './rows.ts'
+import { settle } from './settling.ts'
+import { Standstill } from './standstill.ts'
 import type { World } from './world.ts'
 
 /**
@@ -35,6 +36,7 @@ export class Guest {
   readonly #channel: AgentChannel
   readonly #console: ConsoleReader
   readonly #introduction: Introduction
+  readonly #standstill: Standstill
   readonly #slot: Disposable | undefined
   readonly #bootLimitMs: number
   readonly #off = Promise.withResolvers<void>()
@@ -45,7 +47,6 @@ export class Guest {
   #fatal: string | undefined
   #limit: NodeJS.Timeout | undefined
   #reports: NodeJS.Timeout | undefined
-  #fullRetry: NodeJS.Timeout | undefined
   #over = false
 
   constructor(options: {
@@ -87,6 +88,7 @@ export class Guest {
     const channel = this.#channel
     const limitMs = this.#bootLimitMs
     this.#introduction = new Introduction({ channel, files, owner: options.owner, world, log, limitMs })
+    this.#standstill = new Standstill(hypervisor, world.store, () => this.#goOn())
     hypervisor.on((event) => this.#onHypervisor(event))
     this.#channel.on((event) => this.#onAgent(event))
     if (this.#ready) this.#reportSoon(firstReportMs)
@@ -178,13 +180,16 @@ export class Guest {
   /** Lets go of it: this vmhost ends, the guest runs on. */
   async release(): Promise<void> {
     this.#leave()
+    // Until another vmhost comes, nobody would take it back.
+    if (this.#world.driver.accelerator === 'tcg') await this.hypervisor.yieldToOthers(false)
     this.hypervisor.release()
     await this.#console.close()
   }
 
   #leave(): void {
     this.#over = true
-    for (const timer of [this.#limit, this.#reports, this.#fullRetry]) clearTimeout(timer)
+    for (const timer of [this.#limit, this.#reports]) clearTimeout(timer)
+    this.#standstill.close()
     this.#channel.close()
     this.#slot?.[Symbol.dispose]()
   }
@@ -301,22 +306,7 @@ export class Guest {
     this.sayReady()
     this.#owner.record('running', { boot: this.boot })
     this.#reportSoon(firstReportMs)
-    if (this.#world.driver.accelerator === 'tcg') void this.#settle()
-  }
-
-  /**
-   * A machine that can be reached goes on starting services for a long time, emulated three times what it took to
-   * get here. While others are coming up, they come first: twenty at once are all ready in a third of the time.
-   */
-  async #settle(): Promise<void> {
-    const until = Date.now() + settleMostMs
-    // Whoever asked for it is about to sign in, and waits for that.
-    await sleep(settleAfterMs, undefined, { ref: false })
-    if (this.#over || !this.#world.slots.busy) return
-    await this.hypervisor.yieldToOthers(true)
-    while (!this.#over && this.#world.slots.busy && Date.now() < until)
-      await sleep(settleLookMs, undefined, { ref: false })
-    if (!this.#over) await this.hypervisor.yieldToOthers(false)
+    if (this.#world.driver.accelerator === 'tcg') void settle(this.hypervisor, this.#world.slots, () => this.#over)
   }
 
   #reportSoon(afterMs: number): void {
@@ -356,37 +346,19 @@ export class Guest {
     })
   }
 
-  /** The hypervisor has stopped the guest because of its disk; it goes on when the store has space again. */
   #standStill(noSpace: boolean): void {
-    if (this.#fullRetry) return
+    if (!this.#standstill.begin()) return
     const why = noSpace
       ? "It stands still: its server's disk is full. It goes on by itself when there is space"
       : "It stands still: its server's disk failed a write or read, which is tried again"
     this.#owner.observe({ observedReason: why })
     this.#owner.record('disk-error', { noSpace })
     clearTimeout(this.#limit)
-    this.#goOnWhenPossible()
   }
 
-  #goOnWhenPossible(): void {
-    this.#fullRetry = setTimeout(async () => {
-      const goesOn = await this.#tryToGoOn().catch(() => false)
-      if (this.#over) return
-      if (!goesOn) {
-        this.#goOnWhenPossible()
-        return
-      }
-      this.#fullRetry = undefined
-      this.#owner.observe({ observedReason: null })
-      this.#expectProgress()
-    }, fullRetryMs).unref()
-  }
-
-  async #tryToGoOn(): Promise<boolean> {
-    const space = await this.#world.store.space()
-    if (space.freeBytes <= space.reserveBytes / 2) return false
-    await this.hypervisor.resume()
-    return (await this.hypervisor.state()) !== 'ioError'
+  #goOn(): void {
+    this.#owner.observe({ observedReason: null })
+    this.#expectProgress()
   }
 }
 
@@ -417,10 +389,6 @@ const introduceAgainMs = 2_000
 const firstReportMs = 2_000
 const reportEveryMs = 15_000
 const reportLimitMs = 10_000
-const fullRetryMs = 5_000
-const settleAfterMs = 8_000
-const settleMostMs = 600_000
-const settleLookMs = 1_000
 
 /** The end of a reason: what the console said last. */
 export function saidLast(line: string | undefined): string {
