@@ -96,7 +96,8 @@ export function createMachineAccess(db: Database, news: News, sshPort = 22): Mac
         const change = nextChange(news, machineId, signal, Math.min(RECHECK_MS, deadline - performance.now()))
         try {
           const machine = await access.byId(machineId, seeker)
-          if (!machine) throw new MachineNotReadyError('machine.not_found', 'the machine is gone')
+          if (!machine)
+            throw new MachineNotReadyError('machine.not_found', 'the machine is gone; ls lists those there are')
           if (isReady(machine)) return machine
           refuseUnlessStarting(machine, performance.now() - beganAt)
           if (machine.observedStage !== lastStage) {
@@ -119,7 +120,10 @@ export function createMachineAccess(db: Database, news: News, sshPort = 22): Mac
 
     target(machine, seeker, user) {
       if (!machine.address || !machine.observedHostKey) {
-        throw new MachineNotReadyError('machine.failed', `${machine.name} has no address or host key yet`)
+        throw new MachineNotReadyError(
+          'machine.failed',
+          `${machine.name} has no address or host key yet; try again in a moment`,
+        )
       }
       return {
         machineId: machine.id,

@@ -28,6 +28,7 @@ export class KeyError extends Error {
 
 const MAX_KEYS = 100
 const MAX_KEY_NAME_LENGTH = 100
+const KEY_TAKEN = 'that key belongs to another account; remove it there first, with ssh-key remove, or add another one'
 
 export async function listKeys(sql: Sql, accountId: number): Promise<AccountKey[]> {
   return await sql<AccountKey[]>`
@@ -57,7 +58,7 @@ export async function addKey(
   const recorded = nameInComment(line.comment)
   if (recorded) await recordName(sql, accountId, recorded)
   const key = (await listKeys(sql, accountId)).find((one) => one.fingerprint === line.key.fingerprint)
-  if (!key) throw new KeyError('key.taken', 'that key belongs to another account')
+  if (!key) throw new KeyError('key.taken', KEY_TAKEN)
   return { key, added }
 }
 
@@ -72,7 +73,8 @@ export async function insertKey(
   name?: string,
 ): Promise<boolean> {
   const existing = await tx.unsafe('select name from keys where account_id = $1', [accountId])
-  if (existing.length >= MAX_KEYS) throw new KeyError('key.too_many', `an account has at most ${MAX_KEYS} keys`)
+  if (existing.length >= MAX_KEYS)
+    throw new KeyError('key.too_many', `an account has at most ${MAX_KEYS} keys; to remove one: ssh-key remove`)
   const taken = new Set(existing.map((row) => String(row.name)))
   const base = (name ?? (comment || key.algorithm)).slice(0, MAX_KEY_NAME_LENGTH - 4)
   let chosen = base
@@ -84,7 +86,7 @@ export async function insertKey(
   )
   if (inserted.length > 0) return true
   const owners = await tx.unsafe('select account_id from keys where public_key = $1', [key.blob])
-  if (owners[0]?.account_id !== accountId) throw new KeyError('key.taken', 'that key belongs to another account')
+  if (owners[0]?.account_id !== accountId) throw new KeyError('key.taken', KEY_TAKEN)
   return false
 }
 

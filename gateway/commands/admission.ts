@@ -104,16 +104,19 @@ export async function admitStart(tx: Tx, machine: { id: number; name: string; me
 
 /** @throws CommandError 'machine.name_taken' (1) */
 export async function claimName(tx: Tx, caller: Caller, machine: { id: number; name: string }): Promise<void> {
-  // A name that this account recorded by typing it too early is its to give up, but not one that its ssh sends.
-  await tx`delete from lobby_names where account_id = ${caller.accountId} and name = ${machine.name}
-    and name <> ${caller.sshName} and not exists (select from keys where account_id = ${caller.accountId}
-      and comment like ${machine.name} || '@%')`
+  await giveUpLobbyName(tx, caller, machine.name)
   try {
     // The error must not spoil the transaction before it is understood; it ends the transaction all the same.
     await tx`insert into machine_names (name, machine_id) values (${machine.name}, ${machine.id})`
   } catch (error) {
     throw nameTaken(error, machine.name)
   }
+}
+
+/** A name that this account recorded by typing it too early is its to give up, but not one that its ssh sends. */
+export async function giveUpLobbyName(tx: Tx, { accountId, sshName }: Caller, name: string): Promise<void> {
+  await tx`delete from lobby_names where account_id = ${accountId} and name = ${name} and name <> ${sshName}
+    and not exists (select from keys where account_id = ${accountId} and comment like ${name} || '@%')`
 }
 
 /** What a unique violation on a name means to the person; any other error unchanged. */

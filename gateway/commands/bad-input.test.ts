@@ -7,6 +7,7 @@ const _PATIENT = { timeout: 20_000, interval: 20 }
 
 import { flagNames } from './parse.ts'
 import { TABLE } from './table.ts'
+import { random } from './testing/random.ts'
 
 describe('bad input', () => {
   let world: World
@@ -113,15 +114,3 @@ describe('bad input', () => {
     }
   }, 120_000)
 })
-
-/** mulberry32, so that a failing line can be typed again. */
-function random(seed: number) {
-  let state = seed >>> 0
-  return (below: number) => {
-    state = (state + 0x6d2b79f5) >>> 0
-    let t = state
-    t = Math.imul(t ^ (t >>> 15), t | 1)
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61)
-    return Math.floor((((t ^ (t >>> 14)) >>> 0) / 2 ** 32) * below)
-  }
-}

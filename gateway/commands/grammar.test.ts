@@ -4,20 +4,9 @@ import { defineCommand } from './command.ts'
 import { CommandError } from './error.ts'
 import { nearest } from './nearest.ts'
 import { parseCommand } from './parse.ts'
+import { random } from './testing/random.ts'
 import { parseDuration, parseSize, sayBytes, sayDuration } from './values.ts'
 import { LineCutter, quoteWord, scanWords, splitLines, splitWords } from './words.ts'
-
-/** mulberry32, so that a failing case can be played again. */
-function random(seed: number) {
-  let state = seed >>> 0
-  return (below: number) => {
-    state = (state + 0x6d2b79f5) >>> 0
-    let t = state
-    t = Math.imul(t ^ (t >>> 15), t | 1)
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61)
-    return Math.floor((((t ^ (t >>> 14)) >>> 0) / 2 ** 32) * below)
-  }
-}
 
 const refused = (step: () => unknown): CommandError => {
   try {

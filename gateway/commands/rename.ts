@@ -1,4 +1,4 @@
-import { nameTaken } from './admission.ts'
+import { giveUpLobbyName, nameTaken } from './admission.ts'
 import { defineCommand } from './command.ts'
 import { machineNames } from './complete.ts'
 import { usageError } from './error.ts'
@@ -20,9 +20,7 @@ export const rename = defineCommand({
     try {
       await app.sql.begin(async (tx) => {
         await tx`update machines set name = ${name} where id = ${machine.id}`
-        await tx`delete from lobby_names where account_id = ${caller.accountId} and name = ${name}
-          and name <> ${caller.sshName} and not exists (select from keys where account_id = ${caller.accountId}
-            and comment like ${name} || '@%')`
+        await giveUpLobbyName(tx, caller, name)
         await tx`update machine_names set name = ${name} where machine_id = ${machine.id}`
         await recordEvent(tx, caller, 'machine.renamed', { id: machine.id, name }, { was: machine.name })
       })

@@ -103,5 +103,7 @@ async function prove({ app, caller, ask }: Context, email: string, given: string
 }
 
 function emailTaken(): CommandError {
-  return new CommandError('email.taken', 4, 'that address belongs to another account')
+  return new CommandError('email.taken', 4, 'that address belongs to another account', {
+    wayOn: 'if that one is yours too, add this key to it from there: ssh-key add',
+  })
 }

@@ -1,21 +1,10 @@
 import { describe, expect, it } from 'vitest'
+import { random } from '../commands/testing/random.ts'
 import { historyOf } from './history.ts'
 import { KeyDecoder } from './keys.ts'
 import { layOut, visible } from './layout.ts'
 import { Screen } from './testing/screen.ts'
 import { typist } from './testing/typist.ts'
-
-/** mulberry32, so that a failing case can be played again. */
-function random(seed: number) {
-  let state = seed >>> 0
-  return (below: number) => {
-    state = (state + 0x6d2b79f5) >>> 0
-    let t = state
-    t = Math.imul(t ^ (t >>> 15), t | 1)
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61)
-    return Math.floor((((t ^ (t >>> 14)) >>> 0) / 2 ** 32) * below)
-  }
-}
 
 async function typed(bytes: string | Buffer): Promise<string> {
   const person = typist()

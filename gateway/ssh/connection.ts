@@ -2,6 +2,7 @@ import { Readable } from 'node:stream'
 import { StringDecoder } from 'node:string_decoder'
 import type { Connection } from 'ssh2'
 import { type App, type Caller, EXIT, type RunLine, type RunLobby } from '../app.ts'
+import { shown } from '../commands/values.ts'
 import { LINE_LIMIT_BYTES, LineCutter } from '../commands/words.ts'
 import { faultSentence } from '../fault.ts'
 import { MachineNotReadyError, stageInWords } from '../machines.ts'
@@ -167,8 +168,4 @@ function unknownSentence(app: App, name: string): string {
 /** `ssh demo.example.com` without the lines of ssh-config sends the local user name, and so ends up here too. */
 function noticeOf(app: App, name: string): string {
   return `no machine called ${shown(name)}; this is the lobby. To reach a machine: ssh NAME@${app.settings.domain}, or ssh NAME.${app.settings.machineDomain} after adding what ssh-config prints`
-}
-
-function shown(name: string): string {
-  return name.replace(/[^\x21-\x7e]/g, '?').slice(0, 100)
 }

@@ -1,6 +1,7 @@
 import { connect, type Socket } from 'node:net'
 import type { Connection, ServerChannel } from 'ssh2'
 import type { App, Caller } from '../app.ts'
+import { shown } from '../commands/values.ts'
 import { faultSentence } from '../fault.ts'
 import { type Machine, MachineNotReadyError } from '../machines.ts'
 import { rejectChannel } from './internals.ts'
@@ -47,7 +48,7 @@ async function open(app: App, caller: Caller, host: string, port: number, signal
   const name = machineOfTarget(host, app.settings.machineDomain)
   const machine = name === undefined ? undefined : await app.machines.find(name, caller)
   if (!machine) {
-    throw new JumpError(`no machine called ${printable(host)}; only your machines can be reached through the lobby`)
+    throw new JumpError(`no machine called ${shown(host)}; only your machines can be reached through the lobby`)
   }
   if (!mayReach(machine, caller, port)) {
     throw new JumpError(`port ${port} of ${machine.name} is not open to you; ports 22 and 3000-9999 are`)
@@ -117,8 +118,4 @@ function join(channel: ServerChannel | undefined, socket: Socket): void {
   socket.on('close', () => channel.close())
   socket.pipe(channel)
   channel.pipe(socket)
-}
-
-function printable(text: string): string {
-  return text.replace(/[^\x21-\x7e]/g, '?').slice(0, 100)
 }
