@@ -30,6 +30,8 @@ export type GatewayOptions = {
   /** the same for BERTH_HTTPS; without them nothing is served over HTTPS */
   httpsListeners?: Server[]
   metricsListeners?: Server[]
+  /** for BERTH_HTTP */
+  httpListeners?: Server[]
   access?: AccessLog
   httpsLimits?: HttpsOptions['limits']
   limits?: Partial<Limits>
@@ -85,13 +87,14 @@ export async function startGateway(options: GatewayOptions): Promise<Gateway> {
     ...(options.limits ? { limits: options.limits } : {}),
   })
   for (const listener of options.sshListeners) ssh.attach(listener)
-  const { httpsListeners, metricsListeners, access, httpsLimits } = options
+  const { httpsListeners, metricsListeners, httpListeners, access, httpsLimits } = options
   const https = httpsListeners?.length
     ? await serveHttps({
         app,
         secretKey,
         listeners: httpsListeners,
         ...(metricsListeners ? { metricsListeners } : {}),
+        ...(httpListeners ? { httpListeners } : {}),
         ...(access ? { access } : {}),
         ...(httpsLimits ? { limits: httpsLimits } : {}),
       })

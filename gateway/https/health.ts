@@ -2,7 +2,7 @@ import { createServer, type IncomingMessage, type RequestListener, type ServerRe
 import type { AddressInfo, Server } from 'node:net'
 import type { Registry } from 'prom-client'
 import type { Listen } from '../settings.ts'
-import { serveListener } from '../start/listeners.ts'
+import { serveListener, trackConnections } from '../start/listeners.ts'
 
 /** What keeps the gateway from serving, one sentence each; none: ready. */
 export type Readiness = () => Promise<readonly string[]>
@@ -50,6 +50,7 @@ export async function serveMetrics(listens: readonly (Listen | Server)[], regist
   const servers = listens.map((listen) => {
     const server = createServer({ requestTimeout: 10_000 }, listener)
     if ('address' in listen) {
+      trackConnections(server)
       serveListener(listen, (socket) => server.emit('connection', socket))
       doors.push(listen)
       return Promise.resolve(server)
@@ -65,7 +66,10 @@ export async function serveMetrics(listens: readonly (Listen | Server)[], regist
     addresses: doors.map((door) => door.address() as AddressInfo),
     async close() {
       const closed = Promise.all(doors.map((door) => new Promise((resolve) => door.close(resolve))))
-      for (const server of serving) server.closeAllConnections()
+      for (const server of serving) {
+        server.closeAllConnections()
+        server.close()
+      }
       await closed
     },
   }

@@ -1,7 +1,11 @@
 import { X509Certificate } from 'node:crypto'
 import { readFileSync, statSync } from 'node:fs'
+import { get as getPlain } from 'node:http'
+import { Agent, get } from 'node:https'
 import { join } from 'node:path'
 import { expect, it } from 'vitest'
+import { openListeners } from '../start/listeners.ts'
+import { serveRedirects } from './redirect.ts'
 import { startSite } from './testing/site.ts'
 
 const PATIENT = { timeout: 10_000, interval: 10 }
@@ -60,6 +64,56 @@ it('the control host answers /healthz and /readyz, and 404 in JSON for programs'
   const missing = await browser.get(`${site.control}/nothing`, { headers: { accept: 'application/json' } })
   expect([missing.status, JSON.parse(missing.text).code]).toEqual([404, 'path.not_found'])
   expect((await browser.get(`${site.control}/nothing`)).text).toContain('<h1>No such page</h1>')
+})
+
+it('BERTH_HTTP sends to the same address with TLS, hosts of this installation alone', async () => {
+  const listeners = await openListeners('BERTH_HTTP', [{ host: '127.0.0.1', port: 0 }])
+  const redirects = serveRedirects(listeners, {
+    domain: 'berth.example',
+    machineDomain: 'berth.example',
+    https: [{ port: 8443 }],
+  })
+  const bound = listeners[0]?.address()
+  const port = typeof bound === 'object' ? (bound?.port ?? 0) : 0
+  const ask = (host: string, path: string) =>
+    new Promise<[number | undefined, string | undefined]>((resolve, reject) => {
+      getPlain({ host: '127.0.0.1', port, path, headers: { host }, agent: false }, (response) => {
+        response.resume()
+        resolve([response.statusCode, response.headers.location])
+      }).once('error', reject)
+    })
+  expect(await ask('demo.berth.example:8080', '/a?b')).toEqual([308, 'https://demo.berth.example:8443/a?b'])
+  expect(await ask('berth.example', '/')).toEqual([308, 'https://berth.example:8443/'])
+  for (const host of ['evil.example', 'berth.example@evil.example', 'evil.example/']) {
+    expect(await ask(host, '/')).toEqual([404, undefined])
+  }
+  await redirects.close()
+})
+
+it('an orderly stop ends idle connections at once, to the control host and to machines, and lets requests end', async () => {
+  await using site = await startSite({
+    origin: (_request, response) => setTimeout(() => response.end('finished'), 300),
+  })
+  const browser = await site.signedIn()
+  await browser.get(site.machine())
+  const agent = new Agent({ keepAlive: true, maxSockets: 10, ca: site.ca })
+  const idle = (host: string) =>
+    new Promise((resolve, reject) => {
+      const request = get(
+        { host: '127.0.0.1', port: site.port, servername: host, agent, headers: { host } },
+        (response) => response.resume().once('end', resolve),
+      )
+      request.once('error', reject)
+    })
+  await Promise.all([idle('localhost'), idle('demo.localhost')])
+  const asked = site.asked.length
+  const last = browser.get(`${site.machine()}/last`)
+  await expect.poll(() => site.asked.length, PATIENT).toBe(asked + 1)
+  const began = performance.now()
+  await site.gateway.https?.close(20_000)
+  expect(performance.now() - began).toBeLessThan(5_000)
+  expect(await last).toMatchObject({ status: 200, text: 'finished' })
+  agent.destroy()
 })
 
 it('a machine that is stopped stays stopped: its page says so', async () => {

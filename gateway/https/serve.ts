@@ -17,6 +17,7 @@ import { wakeOf } from './machines/wake.ts'
 import { pageFields } from './pages/page.ts'
 import { problemPage } from './pages/problem.ts'
 import type { Route } from './proxy/seams.ts'
+import { serveRedirects } from './redirect.ts'
 import { type HttpsOptions, type HttpsServer, startHttps } from './server.ts'
 import { loadAuthority, writeRoot } from './tls/authority.ts'
 import { StoredCertificates } from './tls/certificates.ts'
@@ -28,6 +29,8 @@ export type ServeHttpsOptions = {
   listeners: readonly Server[]
   /** bound for BERTH_METRICS */
   metricsListeners?: readonly Server[]
+  /** bound for BERTH_HTTP */
+  httpListeners?: readonly Server[]
   access?: AccessLog
   limits?: HttpsOptions['limits']
 }
@@ -125,6 +128,7 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     ...(options.limits ? { limits: options.limits } : {}),
   })
   endings.server = server
+  const redirects = serveRedirects(options.httpListeners ?? [], settings)
   const metrics = await serveMetrics(options.metricsListeners ?? [], server.metrics.registry, readiness)
   const stop = [
     news.on('grants', () => grants.changed()),
@@ -140,7 +144,7 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     server,
     rootPath,
     async close(drainMs) {
-      await server.close(drainMs)
+      await Promise.all([server.close(drainMs), redirects.close()])
       clearInterval(sweep)
       for (const end of stop) end()
       grants.close()

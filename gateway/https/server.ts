@@ -5,7 +5,7 @@ import type { Duplex } from 'node:stream'
 import { createServer as createTlsServer, type SecureContext, type TLSSocket, type Server as TlsServer } from 'node:tls'
 import type { Log } from '../log.ts'
 import type { Listen, Settings } from '../settings.ts'
-import { serveListener } from '../start/listeners.ts'
+import { serveListener, trackConnections } from '../start/listeners.ts'
 import type { AccessLog } from './access-log.ts'
 import { parseAuthority } from './host.ts'
 import { HttpsMetrics } from './metrics.ts'
@@ -88,7 +88,7 @@ export async function startHttps(options: HttpsOptions): Promise<HttpsServer> {
       tunnels: () => tunnels,
       certificateExpiryAt: () => options.certificates.expiryAt(),
     })
-  const control = controlServer(options)
+  const control = controlServer(options, () => context.draining)
   const listenPorts = new Set(options.settings.https.map(({ port }) => port))
   const context: ProxyContext = {
     seams: measured(options, metrics),
@@ -173,9 +173,12 @@ export async function startHttps(options: HttpsOptions): Promise<HttpsServer> {
       const timer = setTimeout(() => {
         for (const client of clients) client.destroy()
         control.closeAllConnections()
+        // Also those that are still shaking hands.
+        for (const raw of raws.values()) raw.destroy()
       }, drainMs)
       await closed
       clearTimeout(timer)
+      control.close()
       pool.close()
       clock.close()
     },
@@ -220,19 +223,18 @@ function tlsServer(
   return server
 }
 
-function controlServer({ controlHost, controlUpgrade, settings }: HttpsOptions): HttpServer {
-  const server = createHttpServer(
-    { requestTimeout: 0, keepAliveTimeout: 75_000, maxHeaderSize: 65_536 },
-    (request, response) => {
-      // This connection was handed over for a request to the control host; a later one may name another.
-      const host = parseAuthority(request.headers.host ?? String(request.headers[':authority'] ?? ''))?.host
-      if (host !== settings.domain.toLowerCase()) {
-        response.writeHead(421, { connection: 'close' }).end()
-        return
-      }
-      controlHost(request, response)
-    },
-  )
+function controlServer({ controlHost, controlUpgrade, settings }: HttpsOptions, isDraining: () => boolean): HttpServer {
+  const server = createHttpServer({ keepAliveTimeout: 75_000, maxHeaderSize: 65_536 }, (request, response) => {
+    // This connection was handed over for a request to the control host; a later one may name another.
+    const host = parseAuthority(request.headers.host ?? String(request.headers[':authority'] ?? ''))?.host
+    if (host !== settings.domain.toLowerCase()) {
+      response.writeHead(421, { connection: 'close' }).end()
+      return
+    }
+    if (isDraining() && request.httpVersionMajor === 1) response.setHeader('Connection', 'close')
+    controlHost(request, response)
+  })
+  trackConnections(server)
   server.on('upgrade', (request, socket, head) => {
     const host = parseAuthority(request.headers.host ?? '')?.host
     if (controlUpgrade && host === settings.domain.toLowerCase()) controlUpgrade(request, socket, head)

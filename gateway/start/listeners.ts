@@ -1,3 +1,4 @@
+import type { Server as HttpServer } from 'node:http'
 import { createServer, type Server, type Socket } from 'node:net'
 import type { Listen } from '../settings.ts'
 import { SettingsError } from '../settings.ts'
@@ -51,6 +52,14 @@ export function serveListener(server: Server, serve: (socket: Socket) => void): 
     serve(socket)
     socket.off('error', ignore)
   }
+}
+
+/**
+ * An HTTP server that never listens itself, and is handed connections, knows none of them: no timeout would apply, and
+ * none could be closed. Node begins to keep its list with this event (lib/_http_server.js, setupConnectionsTracking).
+ */
+export function trackConnections(server: HttpServer): void {
+  server.emit('listening')
 }
 
 /** `127.0.0.1:2222`, `:2222` */
