@@ -19,7 +19,7 @@ const KEYS = {
   memory: { summary: 'memory of new machines', check: (value: string) => measured(value, 'memory') },
   disk: { summary: 'disk of new machines', check: (value: string) => measured(value, 'disk') },
   'sleep-after': {
-    summary: 'idle time before new machines sleep, or never',
+    summary: 'idle time before new machines sleep, or never; kept, but none sleeps yet',
     check: (value: string) => {
       if (value !== 'never') parseDuration(value, 'sleep-after')
       return value
@@ -72,7 +72,7 @@ export const defaultsWrite = defineCommand({
     key: { label: 'KEY', complete: () => KEY_NAMES },
     value: { label: 'VALUE', complete: imageNames },
   },
-  examples: ['defaults write memory 2G', 'defaults write sleep-after 30m'],
+  examples: ['defaults write memory 2G', 'defaults write image minimal'],
   async run({ app, caller }, { args }) {
     const key = knownKey(args.key)
     const value = KEYS[key].check(args.value)

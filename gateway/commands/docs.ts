@@ -38,7 +38,6 @@ export const DOCS: Record<string, Page> = {
       [
         'creating: its server makes its disk and boots it.',
         'running: it answers.',
-        'asleep: its memory is on disk; traffic wakes it with every process alive.',
         'stopped: off, until start.',
         'trashed: off and without a name; untrash brings it back within 7 days.',
         'failed: the reason is in ls -l and logs; restart tries again, rm gives up.',

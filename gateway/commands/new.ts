@@ -42,7 +42,7 @@ const FLAGS = {
     complete: () => ['auto', 'none'],
   },
   'setup-script': { type: 'string', value: '-|S', summary: 'a script run once as its user, - reads it from stdin' },
-  'sleep-after': { type: 'duration', never: true, summary: 'idle time before it sleeps; never unless given' },
+  'sleep-after': { type: 'duration', never: true, summary: 'idle time before it sleeps; kept, but none sleeps yet' },
   'no-wait': { type: 'boolean', summary: 'return as soon as it is admitted' },
   'no-email': { type: 'boolean', summary: 'taken for compatibility; no mail is sent', hidden: true },
 } as const
