@@ -57,10 +57,7 @@ export function connect({ url, role, max = 8, applicationName = 'berth' }: Conne
   return socket ? postgres(options) : postgres(url, options)
 }
 
-/**
- * A database that is back after a restart is used again within two seconds, one that was away for long within twenty:
- * each attempt leaves postgres.js a LISTEN more for every channel.
- */
+/** A database that is back after a restart is used again within two seconds, one that was away for long within twenty. */
 function secondsUntilRetry(attempts: number): number {
   return Math.min(0.05 * 2 ** attempts, attempts < 60 ? 2 : 20) * (0.5 + Math.random() / 2)
 }

@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
+import { type Listening, listenTo } from '../../migrations/listen.ts'
 import { spaceProblem } from '../storage/space.ts'
 import { coalesce } from './coalesce.ts'
 import { parsePublicKeyLine } from './identity.ts'
@@ -55,10 +56,9 @@ class HostReconciler implements Reconciler {
   readonly #stop = new AbortController()
   readonly #timers: NodeJS.Timeout[] = []
   readonly #background = new Set<Promise<void>>()
-  /** After a long absence of the database, news of its return come by the hundred. */
   readonly #rescan = coalesce(() => this.#lookAtAll())
   readonly #allKeys = coalesce(() => this.#renewKeys())
-  #unlisten: (() => Promise<void>)[] = []
+  #listening: Listening | undefined
   #gatewayKey: string | undefined
   #unknownDisks: number[] = []
 
@@ -93,13 +93,8 @@ class HostReconciler implements Reconciler {
   async close(): Promise<void> {
     this.#stop.abort()
     for (const timer of this.#timers) clearInterval(timer)
-    await Promise.all([...this.#machines.values()].map((machine) => machine.release()))
+    await Promise.all([this.#listening?.close(), ...[...this.#machines.values()].map((machine) => machine.release())])
     await Promise.allSettled(this.#background)
-    // The database may be away; its connections are closed by their owner all the same.
-    await Promise.race([
-      Promise.allSettled(this.#unlisten.map((end) => end())),
-      sleep(1_000, undefined, { ref: false }),
-    ])
   }
 
   nameAt(address: string): string | undefined {
@@ -113,22 +108,20 @@ class HostReconciler implements Reconciler {
   }
 
   async #listen(): Promise<void> {
-    const { sql } = this.#world.rows
-    const onMachine = (payload: string) => this.#onNews(payload, (id) => this.#lookAt(id))
-    const onKeys = (payload: string) => this.#onNews(payload, (accountId) => this.#keysOf(accountId))
-    // Called once now and after every reconnection: news of the time between are lost, so everything is looked at.
-    const onConnected = () => this.#run(this.#rescan())
-    this.#unlisten = await Promise.all(
-      [
-        sql.listen('machines', onMachine, onConnected),
-        sql.listen('keys', onKeys, () => this.#run(this.#allKeys())),
-        sql.listen(
-          'settings',
-          () => this.#run(this.#allKeys()),
-          () => {},
-        ),
-      ].map(async (listening) => (await listening).unlisten),
-    )
+    // News of the time between are lost, so everything is looked at: now, and after every reconnection.
+    const lookAtEverything = () => {
+      this.#run(this.#rescan())
+      this.#run(this.#allKeys())
+    }
+    this.#listening = await listenTo(this.#world.rows.sql, ['machines', 'keys', 'settings'], {
+      onNotification: (channel, payload) => {
+        if (channel === 'machines') this.#onNews(payload, (id) => this.#lookAt(id))
+        else if (channel === 'keys') this.#onNews(payload, (accountId) => this.#keysOf(accountId))
+        else this.#run(this.#allKeys())
+      },
+      onListeningAgain: lookAtEverything,
+    })
+    lookAtEverything()
   }
 
   #onNews(payload: string, act: (id: number) => Promise<void>): void {
