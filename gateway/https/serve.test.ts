@@ -1,8 +1,10 @@
 import { X509Certificate } from 'node:crypto'
+import { once } from 'node:events'
 import { readFileSync, statSync } from 'node:fs'
 import { get as getPlain } from 'node:http'
 import { Agent, get } from 'node:https'
 import { join } from 'node:path'
+import { connect as connectTls } from 'node:tls'
 import { expect, it } from 'vitest'
 import { openListeners } from '../start/listeners.ts'
 import { serveRedirects } from './redirect.ts'
@@ -54,6 +56,22 @@ it('the root certificate lies in the data directory for everybody to read, and e
   expect((await site.browser().get(`${site.control}/ca.pem`)).text).toBe(site.ca)
   expect((await site.browser().get(`https://demo--3000.localhost:${site.port}/`)).status).toBe(200)
   await expect(site.browser().get(site.machine('nobody'))).rejects.toThrow()
+})
+
+it('the ports of all machines share one certificate, where clients take a wildcard', async () => {
+  await using site = await startSite({ env: { BERTH_DOMAIN: 'berth.test' } })
+  const names = async (servername: string) => {
+    const socket = connectTls({ host: '127.0.0.1', port: site.port, servername, ca: site.ca })
+    await once(socket, 'secureConnect')
+    const { subjectaltname } = socket.getPeerCertificate()
+    socket.destroy()
+    return subjectaltname
+  }
+  expect(await names('demo.berth.test')).toBe('DNS:demo.berth.test')
+  expect(await names('demo--3000.berth.test')).toBe('DNS:*.berth.test')
+  expect(await names('demo--4000.berth.test')).toBe('DNS:*.berth.test')
+  expect((await site.sql`select from certificates`).length).toBe(2)
+  await expect(names('nobody--3000.berth.test')).rejects.toThrow()
 })
 
 it('the control host answers /healthz and /readyz, and 404 in JSON for programs', async () => {

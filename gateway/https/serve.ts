@@ -52,8 +52,13 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
   const listenPorts = new Set([...settings.https, ...bound(listeners)].map(({ port }) => port))
   const authority = await loadAuthority(sql, secretKey, settings.domain)
   const rootPath = join(settings.dataDirectory, 'gateway', 'ca.pem')
-  mkdirSync(dirname(rootPath), { recursive: true, mode: 0o711 })
-  writeRoot(rootPath, authority.certificate)
+  try {
+    mkdirSync(dirname(rootPath), { recursive: true, mode: 0o711 })
+    writeRoot(rootPath, authority.certificate)
+  } catch (error) {
+    // People find it at /ca.pem of the control host as well.
+    log.error({ err: error }, 'the root certificate could not be put into the data directory')
+  }
 
   const endings: { server?: HttpsServer } = {}
   const routes = new RouteTable({
@@ -86,7 +91,7 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     sql,
     secretKey,
     authority,
-    exists: (name) => isServed(name, settings, routes),
+    exists: async (name) => name === wildcardOf(settings) || (await isServed(name, settings, routes)),
     onError: (error, name) => log.error({ err: error, name }, 'a certificate could not be had'),
   })
   const controlOrigin = originOf(settings.domain, settings.https[0]?.port)
@@ -111,7 +116,10 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     settings,
     log,
     listeners,
-    certificates,
+    certificates: {
+      contextFor: async (name) => await certificates.contextFor(await certificateFor(name, settings, routes)),
+      expiryAt: () => certificates.expiryAt(),
+    },
     controlHost(request, response) {
       if (!answerHealth(request, response, readiness)) void control(request, response)
     },
@@ -169,6 +177,22 @@ function bound(listeners: readonly Server[]): AddressInfo[] {
 
 function originOf(host: string, port = 443): string {
   return `https://${host}${port === 443 ? '' : `:${port}`}`
+}
+
+/**
+ * Which certificate serves a name: its own, but for the 7000 ports of each machine, which share the wildcard. Where the
+ * machines' domain is one label, as `localhost` is, no client takes a wildcard.
+ */
+async function certificateFor(name: string, settings: App['settings'], routes: RouteTable): Promise<string> {
+  const wildcard = wildcardOf(settings)
+  const authority = parseAuthority(name)
+  const site = authority && siteOf(authority, settings, new Set())
+  if (wildcard === undefined || site?.kind !== 'machine' || site.port === undefined) return name
+  return (await routes.find(site.name)) ? wildcard : name
+}
+
+function wildcardOf({ machineDomain }: App['settings']): string | undefined {
+  return machineDomain.includes('.') ? `*.${machineDomain.toLowerCase()}` : undefined
 }
 
 /** Whether a certificate should exist for a name: the control host's, and those of machines that there are. */
