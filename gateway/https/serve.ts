@@ -60,6 +60,9 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     log.error({ err: error }, 'the root certificate could not be put into the data directory')
   }
 
+  if (settings.acme !== undefined) {
+    log.warn({}, 'BERTH_ACME is not in this version: certificates are of Berth’s own authority')
+  }
   const endings: { server?: HttpsServer } = {}
   const routes = new RouteTable({
     sql,

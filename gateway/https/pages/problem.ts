@@ -2,10 +2,14 @@ import type { Problem } from '../proxy/seams.ts'
 import { html } from './html.ts'
 import { page } from './page.ts'
 
+/** Berth's own sshd, in every machine. */
+const PLATFORM_SSH_PORT = 22
+const PORTS_SHOWN = 20
+
 /** A page for what went wrong at a machine's host, as its visitor, who may be a stranger, should see it. */
 export function problemPage(problem: Problem, domain: string): string {
   const { title, detail, listeningPorts, route, retryAfterS, code } = problem
-  const ports = listeningPorts?.filter((port) => port >= 3000 && port <= 9999) ?? []
+  const ports = listeningPorts?.filter((port) => port !== PLATFORM_SSH_PORT).slice(0, PORTS_SHOWN) ?? []
   const name = route?.name
   return page({
     title,
@@ -18,7 +22,7 @@ ${
   (ports.length
     ? html`<p>Programs listen on: ${ports.map((port) => html`<code>${port}</code> `)}</p>
 <p class="dim">To show one of them here, its owner types <code>port ${name} ${ports[0]}</code></p>`
-    : html`<p class="dim">No program in it listens on a port between 3000 and 9999. A server must listen on all addresses (0.0.0.0), not on 127.0.0.1 alone.</p>`)
+    : html`<p class="dim">No program in it can be reached. A server must listen on all addresses (0.0.0.0), not on 127.0.0.1 alone.</p>`)
 }
 ${code === 'machine.not_found' && html`<p class="dim">Names are spelled as <code>ls</code> shows them.</p>`}`,
   })
