@@ -1,5 +1,6 @@
 /** What a machine's owner shares of its pages: with the reader of a mailbox, or with whoever has a link. */
 import type { Sql } from '../../migrations/connect.ts'
+import { provedEmail } from './web-access.ts'
 import { hashToken, makeToken } from './web-sessions.ts'
 
 export type Share = { id: number; email: string; createdAt: Date; acceptedAt: Date | null }
@@ -78,7 +79,7 @@ export type Invitation = { shareId: number; machineName: string; email: string; 
 /** What an invitation's link is for. It stays good while the share is there, for the mailbox is what it proves. */
 export async function findInvitation(sql: Sql, token: string): Promise<Invitation | undefined> {
   const rows = await sql<Invitation[]>`
-    select h.id as "shareId", n.name as "machineName", h.email, o.email as "ownerEmail"
+    select h.id as "shareId", n.name as "machineName", h.email, ${provedEmail(sql, sql`o`)} as "ownerEmail"
     from shares h join machine_names n on n.machine_id = h.machine_id join machines m on m.id = h.machine_id
       join accounts o on o.id = m.account_id
     where h.token_hash = ${hashToken(token)} and h.accepted_at is null and o.suspended_at is null`

@@ -23,6 +23,11 @@ export function sessionMaySee(sql: Sql): Fragment {
   return maySee(sql, { accountId: sql`s.account_id`, email: sql`s.email`, account: sql`a` })
 }
 
+/** An account's address as others may be shown it: one that was merely typed could be anybody's. */
+export function provedEmail(sql: Sql, account: Fragment): Fragment {
+  return sql`case when ${account}.email_proved_at is not null then ${account}.email end`
+}
+
 export type SeenMachine = {
   id: number
   name: string
@@ -37,7 +42,7 @@ export type SeenMachine = {
 /** The machines whose pages a session may see, its own first. */
 export async function machinesOfSession(sql: Sql, sessionId: number): Promise<SeenMachine[]> {
   return await sql<SeenMachine[]>`
-    select m.id, n.name, coalesce(m.account_id = s.account_id, false) as "isOwn", o.email as "ownerEmail",
+    select m.id, n.name, coalesce(m.account_id = s.account_id, false) as "isOwn", ${provedEmail(sql, sql`o`)} as "ownerEmail",
       m.web_public as "isPublic", m.web_port as port, m.observed_state as state,
       m.desired_state = 'running' and (m.observed_state <> 'running' or m.observed_ready_at is null) as "isStarting"
     from web_sessions s left join accounts a on a.id = s.account_id
