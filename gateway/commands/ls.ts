@@ -68,7 +68,7 @@ function details({ machine, host }: Row, line: string, view: View): string {
     line,
     `${machine.image}, ${machine.cpus} cpu, ${sayBytes(machine.memoryBytes)} memory, ${sayBytes(machine.diskBytes)} disk`,
     `${machine.address ?? 'no address'} on ${host}, made ${sayWhen(machine.createdAt)}`,
-    ...(machine.observedReason && machine.observedState !== 'running' ? [harmless(machine.observedReason)] : []),
+    ...(machine.observedReason ? [harmless(machine.observedReason)] : []),
     ...(machine.setupState ? [`setup script: ${setupInWords(machine)}`] : []),
     ...(machine.tags.length ? [`tags: ${machine.tags.join(' ')}`] : []),
     ...(machine.comment ? [harmless(machine.comment)] : []),

@@ -43,7 +43,6 @@ export function machineDocument(machine: Machine, settings: Settings, hosts: Map
   const host = hosts.get(machine.hostId) ?? ''
   const dest = sshDest(settings, machine.name)
   const { setupState, observedReason } = machine
-  const hasReason = observedReason !== null && ['failed', 'stopped'].includes(machine.observedState)
   return {
     vm_name: machine.name,
     status: statusOf(machine),
@@ -63,7 +62,7 @@ export function machineDocument(machine: Machine, settings: Settings, hosts: Map
     awake_because: awakeBecause(machine),
     ip: machine.address,
     host,
-    ...(hasReason ? { reason: observedReason } : {}),
+    ...(observedReason !== null ? { reason: observedReason } : {}),
     ...(setupState === null ? {} : { setup: setupDocument(machine) }),
   }
 }

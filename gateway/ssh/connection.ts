@@ -39,6 +39,8 @@ export function serveMachine(client: Connection, app: App, caller: Caller, route
             told = true
           },
         })
+        // A machine that stands still would keep the session waiting without a word.
+        if (machine.observedReason) say(`${machine.name}: ${machine.observedReason}`)
         return app.machines.target(machine, caller, route.guestUser)
       } catch (error) {
         if (signal.aborted || error instanceof MachineNotReadyError) throw error

@@ -33,6 +33,15 @@ describe('ssh to a machine', () => {
     })
   })
 
+  it('says why one that runs may not answer: its server has trouble with it', async () => {
+    await using world = await startWithMachine()
+    const { gateway, key, account, running } = world
+    const id = await gateway.addMachine(account, 'demo', running)
+    await gateway.sql`update machines set observed_reason = 'It stands still' where id = ${id}`
+    const session = await gateway.ssh({ key, user: 'demo', command: ['echo', 'here'] })
+    expect(session).toMatchObject({ status: 0, stdout: 'here\n', stderr: 'demo: It stands still\n' })
+  })
+
   it('ends a wait when the start fails, with the reason', async () => {
     await using world = await startWithMachine()
     const { gateway, key, sql } = { ...world, sql: world.gateway.sql }

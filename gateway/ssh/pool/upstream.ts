@@ -178,5 +178,9 @@ function unreachable(target: MachineTarget, wrongHostKey: boolean, cause: Error 
       options,
     )
   }
-  return new MachineUnreachableError('machine.unreachable', `Machine ${target.name} does not answer over SSH.`, options)
+  return new MachineUnreachableError(
+    'machine.unreachable',
+    `Machine ${target.name} does not answer over SSH; to see why: logs ${target.name}; to start it anew: restart ${target.name}`,
+    options,
+  )
 }

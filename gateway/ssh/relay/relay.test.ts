@@ -248,7 +248,12 @@ describe('a machine that cannot be reached', () => {
     const target = { ...machine.target, port: 1 }
     await using gone = await startGateway(keys, { target })
     const outcome = await ssh(keys, gone.port, ['true'])
-    expect(outcome).toMatchObject({ status: 255, stderr: Buffer.from('Machine demo does not answer over SSH.\n') })
+    expect(outcome).toMatchObject({
+      status: 255,
+      stderr: Buffer.from(
+        'Machine demo does not answer over SSH; to see why: logs demo; to start it anew: restart demo\n',
+      ),
+    })
   })
 
   test('with another host key is not talked to', async () => {
