@@ -232,7 +232,7 @@ function nativeLoads() {
     // One that was built before our patch loads too, and aborts the process when its ciphers are collected
     spawnSync(
       PINNED,
-      ['-e', `require('node-pty'); process.exit(require(${JSON.stringify(SSHCRYPTO)}).berth === 1 ? 0 : 1)`],
+      ['-e', `require('node-pty'); process.exit(require(${JSON.stringify(SSHCRYPTO)}).berth === 2 ? 0 : 1)`],
       { cwd: ROOT },
     ).status === 0
   )

@@ -21,7 +21,7 @@ afterAll(async () => {
   keys[Symbol.dispose]()
 })
 
-// Each cipher lays a packet out in its own way; what can be encrypted in place for another depends on both
+// Each cipher lays a packet out in its own way; what may take the short cut (transport/bulk.ts) depends on both
 const clientCiphers = [
   ['aes128-gcm@openssh.com'],
   ['aes256-gcm@openssh.com'],

@@ -1,3 +1,4 @@
+import { bulkPieceBytes } from '../transport/bulk.ts'
 import type { ChannelEnd, ChannelSink } from '../transport/channel-end.ts'
 import { grantRoom, moved } from '../transport/flow.ts'
 import { ReplyOrder } from './reply-order.ts'
@@ -60,19 +61,23 @@ class Through implements ChannelSink {
     this.#isFar = isFar
   }
 
-  onOpen(): void {}
-  onRefused(): void {}
-
-  onData(payload: Buffer, lengthBytes: number): void {
-    this.#other.forwardData(payload, lengthBytes, this.#self.link)
+  readonly #passed = (lengthBytes: number): void => {
     moved(this.#self, this.#other, lengthBytes)
     this.#events.onActivity()
   }
 
+  onOpen(): void {}
+  onRefused(): void {}
+
+  onData(payload: Buffer, lengthBytes: number): void {
+    this.#other.forwardData(payload, lengthBytes)
+    this.#passed(lengthBytes)
+    if (lengthBytes >= bulkPieceBytes) this.#self.link.passOn(this.#self, this.#other, this.#passed)
+  }
+
   onExtendedData(payload: Buffer, lengthBytes: number): void {
     this.#other.forwardExtendedData(payload, lengthBytes)
-    moved(this.#self, this.#other, lengthBytes)
-    this.#events.onActivity()
+    this.#passed(lengthBytes)
   }
 
   onRoom(): void {

@@ -76,8 +76,8 @@ export class ChannelEnd {
     this.link.release(this)
   }
 
-  /** Passes on a DATA message that came from `source`. The caller keeps within `sendWindowBytes`. */
-  forwardData(payload: Buffer, lengthBytes: number, source: Link): void {
+  /** Passes on a DATA message. The caller keeps within `sendWindowBytes`. */
+  forwardData(payload: Buffer, lengthBytes: number): void {
     if (!this.sendable || this.eofSent) return
     this.sendWindowBytes -= lengthBytes
     if (lengthBytes > this.sendPacketBytes) {
@@ -85,7 +85,7 @@ export class ChannelEnd {
       return
     }
     writeUint32(payload, this.remoteId, 1)
-    this.link.forward(payload, source)
+    this.link.send(payload)
   }
 
   forwardExtendedData(payload: Buffer, lengthBytes: number): void {
@@ -96,7 +96,7 @@ export class ChannelEnd {
       return
     }
     writeUint32(payload, this.remoteId, 1)
-    this.link.forward(payload)
+    this.link.send(payload)
   }
 
   /** Sends data of our own. The caller keeps within `sendWindowBytes`. */
@@ -110,7 +110,7 @@ export class ChannelEnd {
   forwardMessage(payload: Buffer): void {
     if (!this.sendable) return
     writeUint32(payload, this.remoteId, 1)
-    this.link.forward(payload)
+    this.link.send(payload)
   }
 
   /** Lets the peer send more. */

@@ -1,4 +1,5 @@
 import type { Client, Connection } from 'ssh2'
+import { bulkPieceBytes, isOpen, type Passed, passPackets, type Route, releaseOutput, stopped } from './bulk.ts'
 import { ChannelEnd, type ChannelSink, dataHeaderBytes, extendedDataHeaderBytes } from './channel-end.ts'
 import { type Protocol, transportOf } from './protocol.ts'
 import { Reading } from './reading.ts'
@@ -30,10 +31,10 @@ export type LinkOwner = {
  * memory that no choice of windows, packet sizes or messages gets around. Windows (flow.ts) keep honest peers below.
  */
 const maxBacklogBytes = 4.5 * 1024 * 1024
-// Smaller messages are copied, and all are once a peer lags: one that is written from where it lies keeps its whole read
-// buffer, and many small ones for a peer that does not read would keep far more than their own size.
-const inPlaceFromBytes = 24 * 1024
+// What short cuts write (bulk.ts) is written from where it lies, unless the peer lags or the piece is small: it would keep
+// much more memory than its own size
 const inPlaceBacklogBytes = 512 * 1024
+const inPlaceFromBytes = 224 * 1024
 // What a small packet costs in memory besides its bytes while it waits in a socket's queue
 const smallPacketBytes = 2048
 const smallPacketCostBytes = 512
@@ -61,8 +62,8 @@ export class Link {
   #waitingSmallPackets = 0
   #paused = false
   readonly #reading: Reading | undefined
-  /** For the packet that is being written. */
-  #onWritten: (() => void) | undefined
+  /** The channel whose data takes the short cut. */
+  #route: Route | undefined
   /** Links paused until this one's backlog has drained. */
   readonly #pausedSources = new Set<Link>()
   /** Channels with something to do once the backlog has drained. */
@@ -79,6 +80,7 @@ export class Link {
     this.#owner = owner
     socket.setNoDelay(true)
     protocol._onConnectionPacket = (type, payload) => this.#receive(type, payload)
+    protocol._onPackets = (chunk, start, end) => this.#pass(chunk, start, end)
     const write = (bytes: Buffer) => this.#write(bytes)
     protocol._onWrite = write
     protocol._cipher._onWrite = write
@@ -98,12 +100,6 @@ export class Link {
   /** Channels that are open, being opened or not yet closed by both sides. */
   get openChannels(): number {
     return this.#openChannels
-  }
-
-  /** Whether the message being handled lies in memory with room, and may be kept: then until the result is called. */
-  keepForReuse(payload: Buffer): (() => void) | undefined {
-    if (!this.#protocol.payloadHasRoom) return undefined
-    return this.#reading === undefined ? () => {} : this.#reading.keep(payload)
   }
 
   /** Memory held by what the peer has not taken yet. */
@@ -138,6 +134,7 @@ export class Link {
     this.#freeIds.push(end.localId)
     this.#openChannels--
     this.#waitingForRoom.delete(end)
+    if (this.#route?.from === end) this.#route = undefined
     if (end.busy) this.busyChannels--
     end.onReleased?.()
     this.#owner.onChannelReleased?.()
@@ -154,15 +151,9 @@ export class Link {
     this.#checkBacklog()
   }
 
-  /**
-   * Sends a received message on. A large one is encrypted and written from where it lies, if it may be kept there.
-   * @param source where it came from; undefined: it is copied
-   */
-  forward(payload: Buffer, source?: Link): void {
-    if (!this.alive) return
-    const keep = source !== undefined && payload.length >= inPlaceFromBytes && this.backlogBytes < inPlaceBacklogBytes
-    if (!keep || !this.#forwardInPlace(payload, source)) this.#protocol.sendPayload(payload)
-    this.#checkBacklog()
+  /** Lets data that comes for `from` go to `to` by the short cut (bulk.ts), instead of any other channel's. */
+  passOn(from: ChannelEnd, to: ChannelEnd, onPassed: (lengthBytes: number) => void): void {
+    if (this.#route?.from !== from) this.#route = { from, to, sink: from.sink, onPassed }
   }
 
   /** Calls the channel's `onRoom` once what is waiting has been taken by the peer. */
@@ -183,17 +174,6 @@ export class Link {
     this.#lose()
   }
 
-  #forwardInPlace(payload: Buffer, source: Link): boolean {
-    const release = source.keepForReuse(payload)
-    if (release === undefined) return false
-    this.#onWritten = release
-    const done = this.#protocol.sendPayloadInPlace(payload)
-    // Not written after all
-    if (this.#onWritten !== undefined) release()
-    this.#onWritten = undefined
-    return done
-  }
-
   /** Lets go of the socket once it has sent what it holds, but soon in any case. */
   #finish(): void {
     this.#socket.destroySoon()
@@ -206,6 +186,72 @@ export class Link {
     this.#channels[localId] = end
     this.#openChannels++
     return end
+  }
+
+  /** The short cut: passes on what it can of a chunk, and says where the ordinary way goes on. */
+  #pass(chunk: Buffer, start: number, end: number): number {
+    let position = start
+    while (position < end && this.#route !== undefined) {
+      const route = this.#route
+      if (!isOpen(route)) {
+        this.#route = undefined
+        break
+      }
+      const passed = passPackets(route, this.#protocol, route.to.link.#protocol, chunk, position, end)
+      if (passed === undefined) break
+      position = passed.nextStart
+      this.#account(route, passed)
+      if (passed.stop === stopped.incomplete) {
+        if (this.#reading?.carry(chunk.subarray(position, end))) return end
+        break
+      }
+      if (passed.payload !== undefined) {
+        const result = this.#protocol.handleDecrypted(passed.payload)
+        if (typeof result === 'number') return result
+        if (result === false) break
+      } else if (passed.stop !== stopped.limit) {
+        throw new Error('Inbound: a packet was forged or cut')
+      } else if (passed.packets === 0) {
+        break
+      }
+    }
+    return position
+  }
+
+  /** Sends what the short cut has encrypted, and counts it as the ordinary way would. */
+  #account({ from, to, onPassed }: Route, { output, outputBytes, dataBytes, packets }: Passed): void {
+    if (packets === 0) {
+      releaseOutput(output)
+      return
+    }
+    const before = receiving
+    receiving = this
+    try {
+      to.link.#writePassed(output, outputBytes)
+      this.receivedMessages += packets
+      this.#reading?.moved(dataBytes, 0)
+      from.receiveWindowBytes -= dataBytes
+      to.sendWindowBytes -= dataBytes
+      // May ask for new keys, so only now that what was encrypted with the old ones is on its way
+      this.#protocol.countRelayed(dataBytes)
+      to.link.#protocol.countRelayed(dataBytes)
+      onPassed(dataBytes)
+      to.link.#checkBacklog()
+    } finally {
+      receiving = before
+    }
+  }
+
+  #writePassed(output: Buffer, outputBytes: number): void {
+    this.#reading?.moved(0, outputBytes)
+    const bytes = output.subarray(0, outputBytes)
+    const waiting = this.backlogBytes
+    if (waiting > inPlaceBacklogBytes || (waiting > 0 && outputBytes < inPlaceFromBytes)) {
+      this.#socket.write(Buffer.from(bytes))
+      releaseOutput(output)
+    } else {
+      this.#socket.write(bytes, () => releaseOutput(output))
+    }
   }
 
   #receive(type: number, payload: Buffer): void {
@@ -229,6 +275,7 @@ export class Link {
         const lengthBytes = readUint32(payload, 5)
         if (lengthBytes !== payload.length - dataHeaderBytes) throw new WireError('Bad length of channel data')
         if (end === undefined || !this.#consume(end, lengthBytes)) return
+        if (lengthBytes >= bulkPieceBytes) this.#reading?.moved(lengthBytes, 0)
         end.sink.onData(payload, lengthBytes)
         return
       }
@@ -354,9 +401,7 @@ export class Link {
       this.#waitingSmallPackets++
       this.#socket.write(bytes, this.#smallPacketWritten)
     } else {
-      const onWritten = this.#onWritten
-      this.#onWritten = undefined
-      this.#socket.write(bytes, onWritten)
+      this.#socket.write(bytes, () => this.#protocol.releasePacket(bytes))
     }
   }
 
@@ -390,6 +435,8 @@ export class Link {
     if (this.#lost) return
     this.#lost = true
     this.#protocol._onConnectionPacket = undefined
+    this.#protocol._onPackets = undefined
+    this.#route = undefined
     const ends = [...this.channels()]
     this.#channels.length = 0
     this.#openChannels = 0

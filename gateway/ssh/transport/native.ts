@@ -19,7 +19,7 @@ export function checkSsh2(): void {
     )
   }
   const prototype: unknown = require('ssh2/lib/protocol/Protocol.js').prototype
-  const applied = typeof (prototype as { sendPayloadInPlace?: unknown }).sendPayloadInPlace === 'function'
+  const applied = typeof (prototype as { relayTo?: unknown }).relayTo === 'function'
   if (!applied || bindingPatched !== true) {
     throw new Error(
       "Berth's patch of ssh2 is not applied, or its native part was built before it was. Remedy: npm run setup.",

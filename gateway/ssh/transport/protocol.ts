@@ -9,12 +9,10 @@ import type { Client, Connection } from 'ssh2'
 export type Protocol = {
   /** Sends one encoded message of the connection protocol; queued by ssh2 while new keys are agreed. */
   sendPayload(payload: Buffer): void
-  /** The same without a copy, for a payload with room; false when nothing was done. Destroys the payload. */
-  sendPayloadInPlace(payload: Buffer): boolean
+  /** Lets memory be used again that was given to `_onWrite` and has been written. */
+  releasePacket(packet: Buffer): void
   disconnect(reason: number, description?: string): void
   rekey(): void
-  /** Whether the payloads that this side receives lie in memory of their own with room for a header and a tag. */
-  readonly payloadHasRoom: boolean
   /** Bytes held back while new keys are agreed. */
   readonly queuedBytes: number
   /** Undefined once the connection is unusable. */
@@ -23,6 +21,14 @@ export type Protocol = {
   readonly _cipher: { _onWrite: (bytes: Buffer) => void }
   _onWrite: (bytes: Buffer) => void
   _onConnectionPacket: ((type: number, payload: Buffer) => void) | undefined
+  /** May take packets at `chunk[start..end)` before they are decrypted; gives back where ssh2 goes on. */
+  _onPackets: ((chunk: Buffer, start: number, end: number) => number) | undefined
+  /** Passes packets on to another connection, see bulk.ts; false when nothing was done. */
+  relayTo(target: Protocol, chunk: Buffer, start: number, end: number, output: Buffer, job: Uint32Array): boolean
+  /** Counts what `relayTo` passed on towards new keys. */
+  countRelayed(bytes: number): void
+  /** Handles a payload that `relayTo` has decrypted; anything but undefined ends the parsing of the chunk there. */
+  handleDecrypted(payload: Buffer): number | false | undefined
 }
 
 type Internals = { _protocol?: Protocol; _sock?: Socket }
