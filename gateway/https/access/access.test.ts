@@ -79,6 +79,19 @@ describe('what is taken away ends live connections within a second', () => {
     await cut(site, { cookie: cookieOf(friend) }, () => removeShare(site.sql, site.machineId, 'ada@example.com'))
   })
 
+  it('the account of a guest, which was suspended', async () => {
+    await using site = await startSite(ENDLESS)
+    const guestId = await site.account('ada@example.com')
+    const guest = await site.signedIn(guestId)
+    await addShare(site.sql, { machineId: site.machineId, accountId: site.ownerId, email: 'ada@example.com' }, mail)
+    await guest.get(site.machine())
+    await cut(
+      site,
+      { cookie: cookieOf(guest) },
+      () => site.sql`update accounts set suspended_at = now() where id = ${guestId}`,
+    )
+  })
+
   it('a link', async () => {
     await using site = await startSite(ENDLESS)
     const { token, link } = await addLink(site.sql, { machineId: site.machineId })
@@ -106,6 +119,72 @@ describe('what is taken away ends live connections within a second', () => {
     await using site = await startSite(ENDLESS)
     await site.sql`update machines set web_public = true where id = ${site.machineId}`
     await cut(site, {}, () => site.sql`update machines set web_public = false where id = ${site.machineId}`)
+  })
+
+  it('whatever else changed about the machine in between', async () => {
+    await using site = await startSite(ENDLESS)
+    await site.sql`update machines set web_public = true where id = ${site.machineId}`
+    const visit = endless(site, {})
+    await visit.started()
+    for (const comment of ['one', 'two', 'three']) {
+      await site.sql`update machines set comment = ${comment} where id = ${site.machineId}`
+      // Each has been looked into by then; nobody asks for the machine meanwhile.
+      await new Promise((resolve) => setTimeout(resolve, 200))
+    }
+    expect(visit.isOpen()).toBe(true)
+    await site.sql`update machines set web_public = false where id = ${site.machineId}`
+    const began = performance.now()
+    await visit.closed()
+    expect(performance.now() - began).toBeLessThan(SECOND_MS)
+  })
+
+  it('being the port that is public', async () => {
+    await using site = await startSite(ENDLESS)
+    await site.sql`update machines set web_public = true where id = ${site.machineId}`
+    const visit = endless(site, {})
+    await visit.started()
+    await site.sql`update machines set web_port = 1 where id = ${site.machineId}`
+    await visit.closed()
+  })
+
+  it('the tag that a token was for', async () => {
+    await using site = await startSite(ENDLESS)
+    await site.sql`update machines set tags = '{web}' where id = ${site.machineId}`
+    const { token } = await createToken(site.sql, {
+      accountId: site.ownerId,
+      label: '',
+      tag: 'web',
+      expiresInMs: 60_000,
+    })
+    await cut(
+      site,
+      { authorization: `Bearer ${token}` },
+      () => site.sql`update machines set tags = '{}' where id = ${site.machineId}`,
+    )
+  })
+
+  it('what is taken away while a request waits for its machine to start', async () => {
+    await using site = await startSite(ENDLESS)
+    const late = await site.addMachine('late', site.ownerId, { state: 'creating' })
+    const { token, link } = await addLink(site.sql, { machineId: late })
+    const browser = site.browser()
+    const page = `${site.machine('late')}/__berth/link/${token}`
+    await browser.send(page, { method: 'POST', from: page, follow: false })
+    const { machines } = site.gateway.app
+    const { whenReady } = machines
+    const waiting = new Promise<void>((resolve) => {
+      machines.whenReady = (...waited) => {
+        resolve()
+        return whenReady(...waited)
+      }
+    })
+    const held = browser.get(site.machine('late'), { mode: 'cors' })
+    await waiting
+    await removeLink(site.sql, late, link.id)
+    await site.sql`update machines set observed_state = 'running', observed_stage = 'ready', observed_boot = 1,
+      observed_ready_at = now() where id = ${late}`
+    expect((await held).status).toBe(401)
+    expect(site.asked.filter(({ host }) => host.startsWith('late'))).toEqual([])
   })
 
   it('the machine itself, which stopped, and an account that was suspended', async () => {

@@ -16,6 +16,8 @@ const MAX_TOKEN_BYTES = 8192
 const MAX_LIFE_S = 400 * 86_400
 const MAGIC = Buffer.from('SSHSIG')
 const VERSION = 1
+/** Flags and counter, behind a FIDO key's signature (PROTOCOL.u2f). */
+const FIDO_TRAILER_BYTES = 5
 const MEMBERS = new Set(['exp', 'nbf', 'cmds', 'ctx'])
 
 export type OfflineToken = {
@@ -155,6 +157,8 @@ function checkSignature(blob: Buffer, message: Buffer): { publicKey: Buffer; nam
 /** What `isSignedBy` takes: ECDSA as DER, a FIDO signature with flags and counter behind it. */
 function bareSignature(algorithm: string, reader: WireReader): Buffer {
   const signature = reader.string()
+  const isFido = algorithm.startsWith('sk-')
+  if (reader.remaining !== (isFido ? FIDO_TRAILER_BYTES : 0)) throw new OfflineTokenError('the signature is not right')
   if (algorithm.startsWith('ecdsa-')) {
     const parts = new WireReader(signature)
     const numbers = Buffer.concat([derInteger(parts.mpint()), derInteger(parts.mpint())])
@@ -163,7 +167,7 @@ function bareSignature(algorithm: string, reader: WireReader): Buffer {
       numbers,
     ])
   }
-  return reader.remaining > 0 ? Buffer.concat([signature, reader.rest()]) : signature
+  return isFido ? Buffer.concat([signature, reader.rest()]) : signature
 }
 
 /** @param magnitude big-endian, without sign */

@@ -36,6 +36,8 @@ describe('signing in by mail', () => {
     const page = await askFor(site, mine, 'ada@example.com')
     const code = (await codeFor(site, 'ada@example.com')) ?? ''
     expect((await theirs.submit(page, { code })).status).toBe(403)
+    await askFor(site, theirs, 'eve@example.com')
+    expect((await theirs.submit(page, { code })).status).toBe(403)
     const wrong = code === '000000' ? '000001' : '000000'
     expect((await mine.submit(page, { code: wrong })).status).toBe(403)
     expect((await mine.submit(page, { code })).status).toBe(200)

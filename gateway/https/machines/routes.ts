@@ -3,6 +3,9 @@
  *
  * News of a machine drops what is remembered of it at once, and what is remembered as "no such name", which may be its
  * new name. A row that was being read when news came is read again, so that nothing older than the news is kept.
+ *
+ * Whoever visits a machine may stay for hours without asking again, so every machine that was ever asked for is also
+ * followed: at news of it the row is read anew and compared with what was seen last.
  */
 import type { Sql } from '../../../migrations/connect.ts'
 import type { Log } from '../../log.ts'
@@ -19,6 +22,8 @@ export type MachineRoute = Route & {
   isPublic: boolean
   /** its account is suspended: nothing of it is shown */
   isSuspended: boolean
+  /** some tokens open machines by their tags */
+  tags: readonly string[]
   /** tells one run of the machine from the next */
   run: string
 }
@@ -49,12 +54,13 @@ type Entry = { route: MachineRoute; readAtMs: number }
 export class RouteTable {
   readonly #options: RouteTableOptions
   readonly #entries = new Map<string, Entry>()
-  readonly #names = new Map<number, string>()
+  /** machines that are followed, as they were seen last */
+  readonly #seen = new Map<number, MachineRoute>()
   /** names of no machine, and when that was seen */
   readonly #unknown = new Map<string, number>()
   readonly #reading = new Map<string, Promise<MachineRoute | undefined>>()
-  /** machines with news, as they were before, until it was seen what changed */
-  readonly #changed = new Map<number, MachineRoute>()
+  /** machines with news, until it was seen what changed */
+  readonly #changed = new Set<number>()
   readonly #stop: (() => void)[]
   #timer: NodeJS.Timeout | undefined
   /** grows with each piece of news */
@@ -67,12 +73,12 @@ export class RouteTable {
       news.on('machines', (id) => this.#note(Number(id))),
       // Suspension, told with the account's number.
       news.on('keys', (id) => {
-        const theirs = [...this.#entries.values()].filter(({ route }) => route.accountId === Number(id))
-        for (const { route } of theirs) this.#note(route.machineId)
+        const theirs = [...this.#seen.values()].filter(({ accountId }) => accountId === Number(id))
+        for (const { machineId } of theirs) this.#note(machineId)
       }),
       news.onRescan(() => {
         this.#unknown.clear()
-        for (const id of [...this.#names.keys()]) this.#note(id)
+        for (const id of [...this.#seen.keys()]) this.#note(id)
       }),
     ]
   }
@@ -117,7 +123,7 @@ export class RouteTable {
   async #select(which: ReturnType<Sql>): Promise<Row[]> {
     return await this.#options.sql<Row[]>`
       select m.id, n.name, m.account_id as "accountId", host(a.address) as address, m.web_port as "webPort",
-        m.web_public as "isPublic", c.suspended_at is not null as "isSuspended", m.observed_boot as boot,
+        m.web_public as "isPublic", c.suspended_at is not null as "isSuspended", m.observed_boot as boot, m.tags,
         m.observed_ready_at as "readyAt",
         m.desired_state = 'running' and m.observed_state = 'running' and m.observed_boot = m.desired_boot
           and m.observed_ready_at is not null as "isAwake"
@@ -127,8 +133,6 @@ export class RouteTable {
   }
 
   #keep(name: string, route: MachineRoute | undefined): void {
-    const was = this.#entries.get(name)?.route
-    if (was && was.run !== route?.run) this.#options.onEnded(was)
     this.#entries.delete(name)
     if (!route) {
       this.#unknown.set(name, performance.now())
@@ -136,46 +140,58 @@ export class RouteTable {
       return
     }
     this.#entries.set(name, { route, readAtMs: performance.now() })
-    this.#names.set(route.machineId, name)
-    for (const [oldest, entry] of this.#entries) {
-      if (this.#entries.size <= NAMES_MOST) break
-      this.#entries.delete(oldest)
-      this.#names.delete(entry.route.machineId)
-    }
+    dropOldest(this.#entries)
+    this.#notice(route.machineId, route)
   }
 
   #note(machineId: number): void {
     this.#generation++
     this.#unknown.clear()
-    const name = this.#names.get(machineId)
-    const route = name === undefined ? undefined : this.#entries.get(name)?.route
-    if (name === undefined || !route) return
-    this.#entries.delete(name)
-    this.#names.delete(machineId)
-    if (!this.#changed.has(machineId)) this.#changed.set(machineId, route)
+    const seen = this.#seen.get(machineId)
+    if (!seen) return
+    this.#entries.delete(seen.name)
+    this.#changed.add(machineId)
     this.#timer ??= setTimeout(() => void this.#look(), GATHER_MS)
   }
 
   async #look(): Promise<void> {
     this.#timer = undefined
-    const { sql, log, onEnded, onAccessChanged } = this.#options
-    const changed = [...this.#changed.values()]
+    const { sql, log, onAccessChanged } = this.#options
+    const ids = [...this.#changed]
     this.#changed.clear()
-    const ids = changed.map(({ machineId }) => machineId)
     try {
-      const now = new Map((await this.#select(sql`m.id in ${sql(ids)}`)).map((row) => [row.id, routeOf(row)]))
-      for (const was of changed) {
-        const id = was.machineId
-        const is = now.get(id)
-        if (was.awake && (!is?.awake || is.run !== was.run)) onEnded(was)
-        if (!is || is.isPublic !== was.isPublic || is.isSuspended !== was.isSuspended) onAccessChanged(id)
-        else if (is.primaryPort !== was.primaryPort || is.accountId !== was.accountId) onAccessChanged(id)
-      }
+      const rows = await this.#select(sql`m.id in ${sql(ids)}`)
+      const now = new Map(rows.map((row) => [row.id, routeOf(row)]))
+      for (const id of ids) this.#notice(id, now.get(id))
     } catch (error) {
       log.warn({ err: error }, 'could not see which machines changed')
       for (const id of ids) onAccessChanged(id)
     }
   }
+
+  /** A machine's row was read; undefined: it has none any more, or no name. */
+  #notice(machineId: number, is: MachineRoute | undefined): void {
+    const { onEnded, onAccessChanged } = this.#options
+    const was = this.#seen.get(machineId)
+    this.#seen.delete(machineId)
+    if (is) this.#seen.set(machineId, is)
+    dropOldest(this.#seen)
+    if (!was) return
+    if (was.awake && was.run !== is?.run) onEnded(was)
+    if (!is || decides(is) !== decides(was)) onAccessChanged(machineId)
+  }
+}
+
+function dropOldest(remembered: Map<unknown, unknown>): void {
+  for (const oldest of remembered.keys()) {
+    if (remembered.size <= NAMES_MOST) return
+    remembered.delete(oldest)
+  }
+}
+
+/** What the grants look at, in one text. */
+function decides({ accountId, isPublic, isSuspended, primaryPort, tags }: MachineRoute): string {
+  return JSON.stringify([accountId, isPublic, isSuspended, primaryPort, tags])
 }
 
 type Row = {
@@ -186,6 +202,7 @@ type Row = {
   webPort: number | null
   isPublic: boolean
   isSuspended: boolean
+  tags: string[]
   boot: number
   readyAt: Date | null
   isAwake: boolean
@@ -201,6 +218,7 @@ function routeOf(row: Row): MachineRoute {
     accountId: row.accountId,
     isPublic: row.isPublic,
     isSuspended: row.isSuspended,
-    run: `${row.address} ${row.boot} ${row.readyAt?.getTime() ?? ''}`,
+    tags: row.tags,
+    run: `${row.address} ${row.boot} ${row.isAwake ? row.readyAt?.getTime() : ''}`,
   }
 }
