@@ -197,8 +197,10 @@ function chooseHost(live: Host[], wish: MachineWish): Host {
     (most) =>
       short(
         'capacity.disk',
-        `no server has room for a disk of ${sayBytes(wish.diskBytes)}; the most is ${sayBytes(most)}`,
-        'choose a smaller --disk, or rm a machine --now',
+        most > 0
+          ? `no server has room for a disk of ${sayBytes(wish.diskBytes)}; the most is ${sayBytes(most)}`
+          : 'no server has room for a disk: there is no space left to grow into',
+        most > 0 ? 'choose a smaller --disk, or rm a machine --now' : 'rm a machine --now, or make space on the server',
       ),
   )
   const withMemory = fitting(
