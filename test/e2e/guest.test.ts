@@ -1,0 +1,213 @@
+import { readFileSync, writeFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { CHECKOUT, INTERNET_ADDRESS, type Product, SERVER_ADDRESS, startProduct } from './product.ts'
+import { transcriptOf } from './transcript.ts'
+
+/** What a user finds inside a machine made of the base image, and what they must not find. */
+let product: Product
+const HOST = 'berth.example'
+const inside = (command: string, machine = 'demo') => product.ssh([`${machine}@${SERVER_ADDRESS}`, command])
+
+beforeAll(async () => {
+  product = await startProduct({ env: { BERTH_DOMAIN: HOST } })
+})
+afterAll(() => product?.[Symbol.asyncDispose]())
+
+describe('a first visit, as the README tells it', () => {
+  // The transcript in the README is this test's: `UPDATE_README=1` writes it, otherwise the two are compared.
+  it('makes a machine, lands in it, finds systemd, a disk that lasts and a way out', async () => {
+    // No name server here: what a user's DNS would say stands in the client's configuration.
+    const config = join(product.home, 'config')
+    const lines = [`HostName ${SERVER_ADDRESS}`, `IdentityFile ${product.home}/id_ed25519`, 'IdentitiesOnly yes']
+    const trust = [
+      'StrictHostKeyChecking accept-new',
+      `UserKnownHostsFile ${product.home}/known_hosts`,
+      'LogLevel ERROR',
+    ]
+    writeFileSync(config, `Host ${HOST}\n${[...lines, ...trust].join('\n')}\n`)
+    const visit = product.terminal('bash', ['--norc', '--noprofile'], { columns: 80, rows: 40 })
+    await visit.expect(/[#$] $/)
+    const setUp = `bind 'set enable-bracketed-paste off'; PS1='$ '; ssh() { command ssh -F ${config} "$@"; }; echo set up`
+    visit.type(`${setUp}\r`)
+    await visit.expect(/set up\r\n\$ $/)
+    const from = visit.output().length
+    const type = async (line: string, answer: RegExp) => {
+      visit.type(`${line}\r`)
+      await visit.expect(answer, 120_000)
+    }
+
+    await type(`ssh -p 2222 ${HOST} new demo`, /ssh .*demo@[\s\S]*\n\$ $/)
+    await type(`ssh -p 2222 demo@${HOST}`, /dev@demo[^\r\n]*\$ (\x1b\S+)?$/)
+    await type(
+      'uname -sr; findmnt -no SOURCE,FSTYPE /; sudo id -un',
+      /\/dev\/vda ext4\r\nroot\r\n[\s\S]*\$ (\x1b\S+)?$/,
+    )
+    await type('echo "for tomorrow" > notes; exit', /\n\$ $/)
+    await type(`ssh -p 2222 demo@${HOST} cat notes`, /\nfor tomorrow\r\n\$ $/)
+    await type(`ssh -p 2222 ${HOST} ls`, /running[\s\S]*\n\$ $/)
+    const transcript = transcriptOf(`$ ${visit.output().slice(from)}`, 80)
+    visit.type('exit\r')
+    await visit.ended
+
+    const readme = join(CHECKOUT, 'README.md')
+    const text = readFileSync(readme, 'utf8')
+    const marked = /(<!-- transcript: first visit -->\n\n```console\n)([\s\S]*?)(```)/
+    if (process.env.UPDATE_README)
+      writeFileSync(
+        readme,
+        text.replace(marked, (_, before, _old, after) => `${before}${transcript}\n${after}`),
+      )
+    else expect(normal(transcript)).toBe(normal(marked.exec(text)?.[2] ?? ''))
+  }, 240_000)
+
+  it('greets on a terminal, completes, explains, and leaves with Ctrl-D', async () => {
+    const lobby = product.terminal('ssh', ['-t', ...product.sshOptions, `lobby@${SERVER_ADDRESS}`])
+    await lobby.expect(/[>$»] ?$/)
+    lobby.type('who\t\r')
+    await lobby.expect(/SHA256:/)
+    lobby.type('help\r')
+    await lobby.expect(/untrash/)
+    lobby.type('\x04')
+    expect(await lobby.ended).toBe(0)
+  })
+})
+
+describe('the machine', () => {
+  it('has the kernel line, disk, network card and devices of the contract', async () => {
+    const { stdout } = await inside('cat /proc/cmdline')
+    expect(stdout).toMatch(
+      /^console=hvc0 root=\/dev\/vda init=\/exe\/bin\/exe-init rw ip=10\.42\.\d+\.\d+:10\.42\.0\.1:10\.42\.0\.1:255\.255\.0\.0:demo:eth0:none:198\.51\.100\.7:203\.0\.113\.2:198\.51\.100\.7/,
+    )
+    const facts =
+      await inside(`findmnt -no SOURCE,FSTYPE /; lsblk -ndo TYPE /dev/vda; ls /dev/vda?* 2>/dev/null; swapon --noheadings
+      hostname; basename $(readlink /sys/class/net/eth0/device/driver)
+      for d in /sys/bus/virtio/devices/*; do basename $(readlink $d/driver); done | sort -u | tr '\\n' ' '; uname -r`)
+    expect(facts.stdout).toMatch(/^\/dev\/vda ext4\ndisk\ndemo\nvirtio_net\n/)
+    for (const driver of ['virtio_balloon', 'virtio_blk', 'virtio_net', 'virtio_rng'])
+      expect(facts.stdout).toContain(driver)
+    expect(facts.stdout).toMatch(/6\.12\..*cloud-amd64/)
+    expect(Number((await inside('df -B1 --output=size / | tail -1')).stdout)).toBeGreaterThan(19 * 2 ** 30)
+  })
+
+  it('runs systemd without a failed unit, with a user session of dev’s own and sudo', async () => {
+    // `--wait` ends when the last unit has started; before there is a bus it cannot wait.
+    const wait = 'until systemctl is-system-running --wait 2>/dev/null | grep -v "^$"; do sleep 0.5; done'
+    const { stdout } = await product.ssh(
+      [
+        `demo@${SERVER_ADDRESS}`,
+        `${wait}; systemctl --failed --no-legend --plain; systemctl --user is-system-running; sudo -n id -un; locale | grep LANG=; ps -o comm= 1`,
+      ],
+      { timeoutMs: 280_000 },
+    )
+    expect(stdout).toBe('running\nrunning\nroot\nLANG=C.UTF-8\nsystemd\n')
+  })
+
+  it('shows the environment to commands, login shells and services', async () => {
+    const tricky = `--env PLAIN=1 --env 'QUOTED=a "b" c=d $HOME' --env UNICODE=é`
+    const made = await product.lobby(`new other --image minimal --memory 512M --cpu 1 --disk 2G ${tricky}`)
+    expect(made, made.stderr).toMatchObject({ status: 0 })
+    const service = `until systemctl is-system-running 2>/dev/null | grep -q .; do sleep 0.2; done
+      sudo systemd-run -q --wait --pipe sh -c 'printenv PLAIN QUOTED UNICODE'`
+    const { stdout } = await inside(`printenv PLAIN QUOTED UNICODE; bash -lc 'printenv QUOTED'; ${service}`, 'other')
+    const wanted = '1\na "b" c=d $HOME\né\n'
+    expect(stdout).toBe(`${wanted}a "b" c=d $HOME\n${wanted}`)
+  })
+
+  it('has what a developer expects on day one', async () => {
+    const tools = 'git curl python3 gcc make tmux vim jq rg sqlite3 rsync docker node npm sudo'
+    expect(
+      (await inside(`for t in ${tools}; do command -v $t >/dev/null || echo missing $t; done; node --version`)).stdout,
+    ).toMatch(/^v24\./)
+  })
+
+  it('runs a container of a local image', async () => {
+    const { stdout, stderr } = await product.ssh(
+      [
+        `demo@${SERVER_ADDRESS}`,
+        `tar -ch $(ldd /bin/bash | grep -o '/[^ ]*') /bin/bash 2>/dev/null | docker import - local >/dev/null && docker run --rm local /bin/bash -c 'echo from a container'`,
+      ],
+      { timeoutMs: 240_000 },
+    )
+    expect(stdout, stderr).toBe('from a container\n')
+  }, 300_000)
+
+  it('answers its metadata and follows a rename', async () => {
+    const ask = 'curl -s -m 10 http://169.254.169.254/'
+    const first = JSON.parse((await inside(ask)).stdout) as { name: string; source_ip: string }
+    expect(first).toEqual({ name: 'demo', source_ip: expect.stringMatching(/^10\.42\./) })
+    expect((await product.lobby('rename demo moved')).status).toBe(0)
+    expect(JSON.parse((await inside(ask, 'moved')).stdout)).toMatchObject({ name: 'moved' })
+    expect((await product.lobby('rename moved demo')).status).toBe(0)
+  })
+
+  it('works with git and rsync from outside', async () => {
+    const ssh = `ssh ${product.sshOptions.join(' ')}`
+    await inside('git init -q --bare -b main repo.git')
+    const script = `git init -q -b main tree && cd tree && echo hi > f && git add f && git -c user.name=s -c user.email=s@x commit -qm one &&
+      git push -q demo@${SERVER_ADDRESS}:repo.git main && cd .. && git clone -q demo@${SERVER_ADDRESS}:repo.git copy && cat copy/f &&
+      rsync -a -e '${ssh}' tree/ demo@${SERVER_ADDRESS}:synced/`
+    const done = await product.outside('sh', ['-ec', script], { env: { GIT_SSH_COMMAND: ssh } })
+    expect(done, done.stderr).toMatchObject({ status: 0, stdout: 'hi\n' })
+    expect((await inside('cat synced/f')).stdout).toBe('hi\n')
+  })
+})
+
+describe('what a machine reaches', () => {
+  const tries = (address: string, port: number) =>
+    inside(`timeout 4 bash -c '</dev/tcp/${address}/${port}' 2>/dev/null && echo reached || echo not`)
+
+  it('is the internet and the gateway’s SSH port', async () => {
+    const served = product.outside('python3', [
+      '-c',
+      `import socket\ns=socket.create_server(("${INTERNET_ADDRESS}",8099))\nc,a=s.accept()\nprint(a[0])`,
+    ])
+    expect(
+      (
+        await inside(
+          `for i in $(seq 20); do timeout 2 bash -c '</dev/tcp/${INTERNET_ADDRESS}/8099' 2>/dev/null && { echo reached; break; }; sleep 0.2; done`,
+        )
+      ).stdout,
+    ).toBe('reached\n')
+    expect((await served).stdout.trim(), 'masqueraded').toBe(SERVER_ADDRESS)
+    expect((await tries(SERVER_ADDRESS, 2222)).stdout).toBe('reached\n')
+  })
+
+  it('is no other machine, no other service of the host and no private network', async () => {
+    const { vms } = JSON.parse((await product.lobby('ls --json')).stdout) as { vms: { vm_name: string; ip: string }[] }
+    const other = vms.find((vm) => vm.vm_name === 'other')?.ip ?? ''
+    expect((await tries(other, 22)).stdout, 'another machine').toBe('not\n')
+    expect((await tries('10.42.0.1', 9464)).stdout, 'the metrics').toBe('not\n')
+    expect((await tries('192.168.0.1', 80)).stdout, 'a private network').toBe('not\n')
+    const service = product.outside('ip', [
+      'netns',
+      'exec',
+      product.serverNamespace,
+      'timeout',
+      '15',
+      'python3',
+      '-c',
+      'import socket\ns=socket.create_server(("0.0.0.0",7001))\ns.accept()\nprint("reached")',
+    ])
+    for (const address of [SERVER_ADDRESS, '10.42.0.1']) expect((await tries(address, 7001)).stdout).toBe('not\n')
+    expect((await service).stdout).toBe('')
+  })
+})
+
+// Last: what comes after a restart of `base` waits for its boot.
+describe('a restart', () => {
+  it('keeps what was written through a restart', async () => {
+    await inside('echo kept > here; sync')
+    expect((await product.lobby('restart demo')).status).toBe(0)
+    expect((await inside('cat here')).stdout).toBe('kept\n')
+  })
+})
+
+/** What differs from run to run: times, addresses, kernel patch level. */
+const normal = (text: string) =>
+  text
+    .replace(/\d+(\.\d+)? ?(ms|s|min)\b( ago)?/g, 'TIME')
+    .replace(/10\.42\.\d+\.\d+/g, 'ADDRESS')
+    .replace(/6\.12\.[\w.+-]+/g, 'KERNEL')
+    .replace(/[ \t]+/g, ' ')
+    .trim()
