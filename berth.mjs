@@ -404,8 +404,11 @@ function prepareGateway(directory) {
     .stdout.split(':')
     .slice(2, 4)
     .map(Number)
-  const folder = ensureFolder(join(directory, 'gateway'), 0o700)
+  // Everybody may read what they know the name of: the root certificate, which the gateway writes as its own user.
+  const folder = ensureFolder(join(directory, 'gateway'), 0o711)
   fs.chownSync(folder, uid, gid)
+  const root = join(directory, 'ca.pem')
+  if (!fs.lstatSync(root, { throwIfNoEntry: false })) fs.symlinkSync('gateway/ca.pem', root)
   const key = join(directory, 'secret.key')
   if (!fs.existsSync(key)) {
     // Owner and mode are right before the name exists: never a moment in which others could read it.
@@ -579,6 +582,7 @@ function printReady({ gateway, vmhost }, environment, tookMs) {
   if (gateway) {
     rows.push(
       ['ssh', `${bold(gateway.ssh)}   ${dim(`first machine: ${gateway.ssh} new demo`)}`],
+      ...(gateway.https ? [['https', `${bold(gateway.https)}   ${dim(`sign in: ${gateway.ssh} browser`)}`]] : []),
       ...(gateway.lines ?? []),
     )
   }

@@ -1,7 +1,7 @@
 import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import { chmodSync, chownSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, chownSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -13,7 +13,7 @@ const MAIN = join(import.meta.dirname, 'main.ts')
 /** Of the loopback interface, and of these tests alone. */
 const ADDRESS = '127.0.0.77'
 
-type Ready = { ready: true; ssh: string; lines: [string, string][] }
+type Ready = { ready: true; ssh: string; https?: string; lines: [string, string][] }
 
 let database: TestDatabase
 let directory: string
@@ -102,6 +102,33 @@ describe('the gateway’s process', { timeout: 120_000 }, () => {
     expect(await gateway.ended).toBe(2)
     expect(gateway.stderr()).toContain(message)
     expect(gateway.stderr().trim().split('\n')).toHaveLength(1)
+  })
+
+  it('serves HTTPS as the user without privileges, with a root certificate that everybody can read', async () => {
+    starterKey('owner')
+    const uid = Number(execFileSync('id', ['-u', 'berth']))
+    mkdirSync(join(directory, 'gateway'), { mode: 0o711 })
+    chownSync(join(directory, 'gateway'), uid, uid)
+    const httpsPort = await freePort()
+    const gateway = start({ BERTH_HTTPS: `${ADDRESS}:${httpsPort}`, BERTH_DRAIN: '1s' })
+    expect(await gateway.ready).toMatchObject({ https: `https://localhost:${httpsPort}/` })
+    const ca = join(directory, 'gateway', 'ca.pem')
+    expect(statSync(ca).mode & 0o777).toBe(0o644)
+    const resolve = ['--resolve', `localhost:${httpsPort}:${ADDRESS}`]
+    const answer = await run('curl', ['-sS', '--cacert', ca, ...resolve, `https://localhost:${httpsPort}/readyz`])
+    expect(answer).toMatchObject({ status: 0, stdout: 'ready\n' })
+    gateway.child.kill('SIGTERM')
+    expect(await gateway.ended).toBe(0)
+  })
+
+  it('stops for a port that was asked for and that another program has, of its lesser listeners too', async () => {
+    const other = createServer()
+    const taken = await freePort()
+    await new Promise<void>((resolve) => other.listen(taken, ADDRESS, resolve))
+    const gateway = start({ BERTH_HTTPS: `${ADDRESS}:${await freePort()}`, BERTH_METRICS: `${ADDRESS}:${taken}` })
+    expect(await gateway.ended).toBe(2)
+    expect(gateway.stderr()).toBe(`BERTH_METRICS is "${ADDRESS}:${taken}": another program listens there\n`)
+    other.close()
   })
 
   it('names a port that another program has', async () => {

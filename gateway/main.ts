@@ -5,14 +5,17 @@
  * SIGTERM drains for BERTH_DRAIN, a second one ends what is left. Exit status 2 is a bad setting. Killing it at any
  * moment loses connections and nothing else: all that lasts is in Postgres, in transactions.
  */
+import type { Server } from 'node:net'
 import { join } from 'node:path'
 import { connect } from '../migrations/connect.ts'
 import { runLine } from './commands/run.ts'
+import { controlUrl } from './commands/web-links.ts'
 import { type Gateway, startGateway } from './gateway.ts'
+import { accessLog } from './https/access-log.ts'
 import { runLobby } from './lobby/lobby.ts'
 import { createLog, type Log } from './log.ts'
 import { readSecretKey } from './secrets.ts'
-import { parseSettings, type Settings, SettingsError } from './settings.ts'
+import { type Listen, parseSettings, type Settings, SettingsError } from './settings.ts'
 import { listenText, openListeners } from './start/listeners.ts'
 import { dropPrivileges } from './start/privileges.ts'
 import { readStarter } from './start/starter.ts'
@@ -35,6 +38,10 @@ async function main(): Promise<void> {
   const log = createLog(settings.logLevel)
   const starter = readStarter(settings.owner, process.env)
   const sshListeners = await openListeners('BERTH_SSH', settings.ssh)
+  const httpsListeners = await openListeners('BERTH_HTTPS', settings.https, { allowHalfOpen: true })
+  const isServed = httpsListeners.length > 0
+  const httpListeners = isServed ? await openUnlessTaken('BERTH_HTTP', settings.http, log) : []
+  const metricsListeners = isServed ? await openUnlessTaken('BERTH_METRICS', settings.metrics, log) : []
   dropPrivileges()
   survive(log)
 
@@ -46,13 +53,40 @@ async function main(): Promise<void> {
   })
   const secretKey = readSecretKey(join(settings.dataDirectory, 'secret.key'))
   const lobby = { runLine, runLobby }
-  const gateway = await startGateway({ settings, sql, log, secretKey, starter, lobby, sshListeners })
+  const gateway = await startGateway({
+    settings,
+    sql,
+    log,
+    secretKey,
+    starter,
+    lobby,
+    sshListeners,
+    httpsListeners,
+    httpListeners,
+    metricsListeners,
+    // A person who watches the start on a terminal wants no line for each request.
+    ...(process.stdout.isTTY || !log.isLevelEnabled('info') ? {} : { access: accessLog() }),
+  })
   const stop = stopper(gateway, settings, log, async () => {
     await sql.end({ timeout: 5 })
   })
   process.on('SIGTERM', stop)
   process.on('SIGINT', stop)
   announce(gateway, settings, log)
+}
+
+/**
+ * Opens what Berth can do without: a port that nobody asked for by name, and that another program has, is done without.
+ * @throws SettingsError when the variable is set
+ */
+async function openUnlessTaken(name: string, listens: readonly Listen[], log: Log): Promise<Server[]> {
+  try {
+    return await openListeners(name, listens)
+  } catch (error) {
+    if (!(error instanceof SettingsError) || process.env[name]) throw error
+    log.warn({}, `${error.message}; Berth goes on without`)
+    return []
+  }
 }
 
 /** The facts of the launcher's ready block; without a launcher they go to standard output. */
@@ -63,8 +97,9 @@ function announce({ joinCode }: Gateway, settings: Settings, log: Log): void {
   const lines: [string, string][] = joinCode
     ? [['join code', `${joinCode}   (asked for once, by the first ${ssh})`]]
     : []
-  log.info({ ssh: settings.ssh.map(listenText) }, 'serving')
-  if (process.send) process.send({ ready: true, ssh, lines })
+  const https = settings.https.length > 0 ? `${controlUrl(settings)}/` : undefined
+  log.info({ ssh: settings.ssh.map(listenText), https: settings.https.map(listenText) }, 'serving')
+  if (process.send) process.send({ ready: true, ssh, ...(https === undefined ? {} : { https }), lines })
   else for (const [word, text] of lines) process.stdout.write(`${word}: ${text}\n`)
 }
 

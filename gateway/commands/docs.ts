@@ -1,5 +1,5 @@
 import type { Settings } from '../settings.ts'
-import { lobbyLine, sshLine, sshPort } from './machine-document.ts'
+import { httpsUrl, lobbyLine, sshLine, sshPort } from './machine-document.ts'
 
 type Page = { title: string; text: (settings: Settings) => string }
 
@@ -30,6 +30,30 @@ export const DOCS: Record<string, Page> = {
         `  ssh -J ${settings.domain}${sshPort(settings) === 22 ? '' : `:${sshPort(settings)}`} dev@demo`,
         '',
         'ssh-config prints lines for ~/.ssh/config that make this shorter.',
+      ].join('\n'),
+  },
+  https: {
+    title: 'pages over HTTPS',
+    text: (settings) =>
+      [
+        'What listens on port 8000 of demo is shown at',
+        `  ${httpsUrl(settings, 'demo')}`,
+        '',
+        'A server in the machine must listen on all addresses (0.0.0.0), not on 127.0.0.1 alone. Another port:',
+        `  ${lobbyLine(settings, 'port demo 5173')}`,
+        'Each port from 3000 to 9999 also has an address of its own:',
+        `  ${httpsUrl(settings, 'demo--5173')}`,
+        '',
+        'Pages are private. To sign your browser in, open the link that this prints:',
+        `  ${lobbyLine(settings, 'browser')}`,
+        'To let others see them:',
+        `  ${lobbyLine(settings, 'share add demo ada@example.com')}`,
+        `  ${lobbyLine(settings, 'share add-link demo --expires 7d')}`,
+        `  ${lobbyLine(settings, 'share set-public demo')}`,
+        '',
+        'Programs send a token, see token new, or one made with your SSH key alone. The machine is told who visits: X-Berth-User, X-Berth-Email.',
+        '',
+        `Certificates are of Berth's own authority until a browser trusts it: its root is at ${settings.dataDirectory}/ca.pem on the server.`,
       ].join('\n'),
   },
   states: {

@@ -83,6 +83,30 @@ async function hostFindings(app: App): Promise<Finding[]> {
   ])
 }
 
+type MakeFinding = (check: string, ok: boolean, message: string, remedy?: string) => Finding
+
+async function httpsFindings({ sql, settings }: App, finding: MakeFinding): Promise<Finding[]> {
+  if (settings.https.length === 0) return [finding('https', true, 'BERTH_HTTPS is off: no page is shown to anybody')]
+  // Renewed at two thirds of their life; what is left of one that was not is shorter than a week.
+  const [late] = await sql<{ count: number }[]>`
+    select count(*)::int as count from certificates where not_after < now() + interval '7 days'`
+  const count = late?.count ?? 0
+  const root = `${settings.dataDirectory}/ca.pem`
+  return [
+    finding(
+      'https',
+      true,
+      `pages are at https://NAME.${settings.machineDomain}, with certificates of Berth's own authority; browsers trust them once they have ${root}. On Debian: cp ${root} /usr/local/share/ca-certificates/berth.crt && update-ca-certificates`,
+    ),
+    finding(
+      'certificates',
+      count === 0,
+      count === 0 ? 'no certificate is overdue' : `${count} certificates were not renewed in time`,
+      'the gateway renews them every hour; its log says why it could not',
+    ),
+  ]
+}
+
 async function gatewayFindings(app: App): Promise<Finding[]> {
   const { settings } = app
   const before = Date.now()
@@ -94,7 +118,7 @@ async function gatewayFindings(app: App): Promise<Finding[]> {
     select count(*)::int as late, max(last_error) as last_error from mails
     where sent_at is null and created_at < now() - ${MAIL_LATE}::interval`
   const late = mail?.late ?? 0
-  const finding = (check: string, ok: boolean, message: string, remedy?: string): Finding => ({
+  const finding: MakeFinding = (check, ok, message, remedy) => ({
     host: 'gateway',
     check,
     ok,
@@ -117,6 +141,7 @@ async function gatewayFindings(app: App): Promise<Finding[]> {
           late ? `${late} mails wait: ${mail?.last_error ?? 'not tried yet'}` : 'mail goes out',
           'see BERTH_SMTP',
         ),
+    ...(await httpsFindings(app, finding)),
     finding('uptime', true, `serves since ${sayDuration(Date.now() - app.startedAt.getTime())}`),
   ]
 }

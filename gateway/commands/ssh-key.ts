@@ -5,6 +5,7 @@ import { defineCommand } from './command.ts'
 import { CommandError, usageError } from './error.ts'
 import { recordEvent } from './machine-steps.ts'
 import { harmless, table } from './text.ts'
+import { newToken } from './token.ts'
 import { sayWhen } from './values.ts'
 
 const INPUT_LIMIT_BYTES = 64 * 1024
@@ -94,18 +95,13 @@ export const sshKeyRename = defineCommand({
 export const sshKeyGenerateApiKey = defineCommand({
   name: 'ssh-key generate-api-key',
   group: 'you',
-  summary: 'a token for programs; not in this version yet',
+  summary: 'the same as token new, under the name that exe.dev has for it',
   flags: {
     label: { type: 'string', summary: 'how lists call it' },
-    tag: { type: 'string', repeated: true, summary: 'only for machines with that tag' },
-    cmds: { type: 'string', summary: 'only these commands' },
-    expires: { type: 'duration', never: true, aliases: ['exp'], summary: 'how long it is good', value: '30d' },
+    tag: { type: 'string', summary: 'for your machines with that tag' },
+    expires: { type: 'duration', aliases: ['exp'], summary: 'how long it is good; 30d unless given', value: '30d' },
   },
-  async run() {
-    throw new CommandError('token.not_here', 1, 'this version of Berth has no tokens yet, so no key was made', {
-      wayOn: 'until then programs use ssh with a key of their own: ssh-key add',
-    })
-  },
+  run: (context, { flags }) => newToken(context, flags),
 })
 
 export function keyDocument(key: AccountKey) {

@@ -1,5 +1,6 @@
 import type { Caller } from '../app.ts'
 import { audit } from './audit.ts'
+import { browser } from './browser.ts'
 import type { Command } from './command.ts'
 import { comment } from './comment.ts'
 import { defaultsDelete, defaultsRead, defaultsWrite } from './defaults.ts'
@@ -13,13 +14,24 @@ import { logs } from './logs.ts'
 import { ls } from './ls.ts'
 import { mail } from './mail.ts'
 import { newMachine } from './new.ts'
+import { port } from './port.ts'
 import { restart, start, stop } from './power.ts'
 import { rename } from './rename.ts'
 import { rm } from './rm.ts'
+import {
+  shareAdd,
+  shareAddLink,
+  shareRemove,
+  shareRemoveLink,
+  shareSetPrivate,
+  shareSetPublic,
+  shareShow,
+} from './share.ts'
 import { ssh } from './ssh.ts'
 import { sshConfig } from './ssh-config.ts'
 import { sshKeyAdd, sshKeyGenerateApiKey, sshKeyList, sshKeyRemove, sshKeyRename } from './ssh-key.ts'
 import { tag } from './tag.ts'
+import { tokenLs, tokenNew, tokenRm } from './token.ts'
 import { trash, untrash } from './trash.ts'
 import { whoami } from './whoami.ts'
 
@@ -41,6 +53,18 @@ export const TABLE: readonly Command[] = [
   rename,
   tag,
   comment,
+  port,
+  shareShow,
+  shareAdd,
+  shareRemove,
+  shareAddLink,
+  shareRemoveLink,
+  shareSetPublic,
+  shareSetPrivate,
+  tokenNew,
+  tokenLs,
+  tokenRm,
+  browser,
   whoami,
   sshKeyAdd,
   sshKeyList,
