@@ -5,6 +5,7 @@ import type { Duplex } from 'node:stream'
 import { createServer as createTlsServer, type SecureContext, type TLSSocket, type Server as TlsServer } from 'node:tls'
 import type { Log } from '../log.ts'
 import type { Listen, Settings } from '../settings.ts'
+import { addressGroup } from '../ssh/limits.ts'
 import { serveListener, trackConnections } from '../start/listeners.ts'
 import type { AccessLog } from './access-log.ts'
 import { parseAuthority } from './host.ts'
@@ -136,7 +137,7 @@ export async function startHttps(options: HttpsOptions): Promise<HttpsServer> {
     const bound = listener.address()
     if (bound && typeof bound === 'object') listenPorts.add(bound.port)
     serveListener(listener, (raw) => {
-      const address = plainAddress(raw.remoteAddress) ?? ''
+      const address = addressGroup(raw.remoteAddress ?? '')
       const count = (perAddress.get(address) ?? 0) + 1
       perAddress.set(address, count)
       const key = peer(raw)

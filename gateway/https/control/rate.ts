@@ -1,3 +1,5 @@
+import { addressGroup } from '../../ssh/limits.ts'
+
 const MINUTE_MS = 60_000
 const ADDRESSES_MOST = 10_000
 
@@ -18,7 +20,7 @@ export class Rate {
       this.#counts.clear()
       this.#sinceMs = nowMs
     }
-    const key = address.includes(':') ? address.split(':').slice(0, 4).join(':') : address
+    const key = addressGroup(address)
     const count = (this.#counts.get(key) ?? 0) + 1
     this.#counts.set(key, count)
     return count > this.#most
