@@ -1,8 +1,9 @@
 import type { Machine } from '../machines.ts'
+import type { Settings } from '../settings.ts'
 import { defineCommand } from './command.ts'
 import { machineNames as completeNames } from './complete.ts'
 import { CommandError } from './error.ts'
-import { hostNames, machineDocument, sshLine, statusInWords } from './machine-document.ts'
+import { hostNames, httpsUrl, machineDocument, sshLine, statusInWords } from './machine-document.ts'
 import { type Column, harmless, table, type View, wrap } from './text.ts'
 import { sayBytes, sayWhen, shown } from './values.ts'
 
@@ -35,7 +36,7 @@ export const ls = defineCommand({
         if (rows.length === 0) return all.length ? 'no machine matches\n' : 'no machine yet; to make one: new\n'
         const draw = (part: Row[]) =>
           flags.long
-            ? part.map((row) => details(row, sshLine(app.settings, row.machine.name), view)).join('\n')
+            ? part.map((row) => details(row, waysTo(app.settings, row.machine), view)).join('\n')
             : table(part, COLUMNS, view)
         return flags.group ? grouped(rows, flags.group, view, draw) : draw(rows)
       },
@@ -61,11 +62,17 @@ function awake(machine: Machine): string {
   return machine.sleepAfterSeconds === null ? 'always' : ''
 }
 
-function details({ machine, host }: Row, line: string, view: View): string {
+/** What to type, and what to open in a browser. */
+function waysTo(settings: Settings, { name, webPublic }: Machine): string[] {
+  const page = `${httpsUrl(settings, name)}${webPublic ? ', open to everybody' : ''}`
+  return [sshLine(settings, name), ...(settings.https.length > 0 ? [page] : [])]
+}
+
+function details({ machine, host }: Row, ways: readonly string[], view: View): string {
   const { style } = view
   const state = statusInWords(machine)
   const facts = [
-    line,
+    ...ways,
     `${machine.image}, ${machine.cpus} cpu, ${sayBytes(machine.memoryBytes)} memory, ${sayBytes(machine.diskBytes)} disk`,
     `${machine.address ?? 'no address'} on ${host}, made ${sayWhen(machine.createdAt)}`,
     ...(machine.observedReason ? [harmless(machine.observedReason)] : []),

@@ -80,6 +80,10 @@ describe('port', () => {
   })
 })
 
+it('ls -l names the page', async () => {
+  expect((await run('ls demo -l')).stdout).toContain(`\n  ${site.machine()}\n`)
+})
+
 describe('share', () => {
   it('set-public and set-private open and close the page', async () => {
     const stranger = site.browser()
