@@ -1,6 +1,6 @@
 /** What a machine's owner shares of its pages: with the reader of a mailbox, or with whoever has a link. */
 import type { Sql } from '../../migrations/connect.ts'
-import { provedEmail } from './web-access.ts'
+import { addressedTo, provedEmail } from './web-access.ts'
 import { hashToken, makeToken } from './web-sessions.ts'
 
 export type Share = { id: number; email: string; createdAt: Date; acceptedAt: Date | null }
@@ -84,6 +84,29 @@ export async function findInvitation(sql: Sql, token: string): Promise<Invitatio
       join accounts o on o.id = m.account_id
     where h.token_hash = ${hashToken(token)} and h.accepted_at is null and o.suspended_at is null`
   return rows[0]
+}
+
+/** What is shared with a session's person who has not said yes to it. */
+export async function listPending(sql: Sql, sessionId: number, machineId?: number): Promise<Invitation[]> {
+  return await sql<Invitation[]>`
+    select h.id as "shareId", n.name as "machineName", h.email, ${provedEmail(sql, sql`o`)} as "ownerEmail"
+    from web_sessions s left join accounts a on a.id = s.account_id cross join shares h
+      join machine_names n on n.machine_id = h.machine_id join machines m on m.id = h.machine_id
+      join accounts o on o.id = m.account_id
+    where s.id = ${sessionId} and h.accepted_at is null and o.suspended_at is null
+      and ${addressedTo(sql, { email: sql`s.email`, account: sql`a` })}
+      ${machineId === undefined ? sql`` : sql`and m.id = ${machineId}`}
+    order by h.id desc limit 100`
+}
+
+/** Says yes to one of those, as the session's account where it has one. @returns whether there was such a share */
+export async function acceptPending(sql: Sql, sessionId: number, shareId: number): Promise<boolean> {
+  const rows = await sql`
+    update shares h set accepted_at = now(), account_id = s.account_id
+    from web_sessions s left join accounts a on a.id = s.account_id
+    where s.id = ${sessionId} and h.id = ${shareId} and h.accepted_at is null
+      and ${addressedTo(sql, { email: sql`s.email`, account: sql`a` })} returning h.id`
+  return rows.length > 0
 }
 
 /** Accepts as an account, which sees the machine from then on, or as the reader of the mailbox alone. */

@@ -33,13 +33,7 @@ export async function createSiteCode(sql: Sql, trip: SiteTrip): Promise<string |
       join machines m on m.id = ${trip.machineId} join accounts o on o.id = m.account_id
     where s.id = ${trip.sessionId} and s.expires_at > now() and ${sessionMaySee(sql)}
     returning machine_id`
-  if (rows.length === 0) return undefined
-  await sql`
-    update shares h set accepted_at = now(), account_id = coalesce(h.account_id, s.account_id)
-    from web_sessions s left join accounts a on a.id = s.account_id
-    where s.id = ${trip.sessionId} and h.machine_id = ${trip.machineId} and h.accepted_at is null
-      and (h.email = s.email or (a.email_proved_at is not null and h.email = a.email))`
-  return code
+  return rows.length > 0 ? code : undefined
 }
 
 /** Uses a code up. @returns the cookie's value and where to go, or undefined when any of it does not fit */

@@ -14,8 +14,13 @@ export function maySee(sql: Sql, who: { accountId: Fragment; email: Fragment; ac
   return sql`(
     m.observed_state <> 'gone' and o.suspended_at is null and ${account}.suspended_at is null
     and (m.account_id = ${accountId} or exists (
-      select from shares h where h.machine_id = m.id and (h.account_id = ${accountId} or h.email = ${email}
-        or (${account}.email_proved_at is not null and h.email = ${account}.email)))))`
+      select from shares h where h.machine_id = m.id and h.accepted_at is not null
+        and (h.account_id = ${accountId} or ${addressedTo(sql, { email, account })}))))`
+}
+
+/** Whether a share, as `h`, is for an address that the visitor proved. */
+export function addressedTo(sql: Sql, { email, account }: { email: Fragment; account: Fragment }): Fragment {
+  return sql`(h.email = ${email} or (${account}.email_proved_at is not null and h.email = ${account}.email))`
 }
 
 /** `maySee` for the session that is joined as `s`, its account as `a`. */

@@ -75,7 +75,10 @@ describe('what is taken away ends live connections within a second', () => {
     await using site = await startSite(ENDLESS)
     const friend = await site.signedIn(await site.account('ada@example.com'))
     await addShare(site.sql, { machineId: site.machineId, accountId: site.ownerId, email: 'ada@example.com' }, mail)
-    expect((await friend.get(site.machine())).text).toBe('fine')
+    const offer = await friend.get(site.machine())
+    expect(offer.text).toContain('Accept demo')
+    expect(site.asked).toEqual([])
+    expect((await friend.submit(offer)).text).toBe('fine')
     await cut(site, { cookie: cookieOf(friend) }, () => removeShare(site.sql, site.machineId, 'ada@example.com'))
   })
 
@@ -84,7 +87,7 @@ describe('what is taken away ends live connections within a second', () => {
     const guestId = await site.account('ada@example.com')
     const guest = await site.signedIn(guestId)
     await addShare(site.sql, { machineId: site.machineId, accountId: site.ownerId, email: 'ada@example.com' }, mail)
-    await guest.get(site.machine())
+    await guest.submit(await guest.get(site.machine()))
     await cut(
       site,
       { cookie: cookieOf(guest) },

@@ -1,9 +1,16 @@
-import { acceptInvitation, findInvitation } from '../../accounts/shares.ts'
+import { acceptInvitation, acceptPending, findInvitation } from '../../accounts/shares.ts'
 import { createSession } from '../../accounts/web-sessions.ts'
-import type { Control } from './app.ts'
+import { safePath } from '../access/fields.ts'
+import { type Control, formOf } from './app.ts'
 import { invitationPage } from './pages.ts'
 
-/** `/invitation/TOKEN`, from an invitation's mail: who has it reads that mailbox, or was told by who does. */
+/**
+ * Saying yes to what somebody shares: until then nothing of a person reaches the machine, so that nobody learns who
+ * follows a link by sharing with them unasked.
+ *
+ * `/invitation/TOKEN`, from an invitation's mail: who has it reads that mailbox, or was told by who does.
+ * `/share/ID`, for whoever is signed in with that address already.
+ */
 export function addInvitations({ app, sql, installation, show, refuse, signIn }: Control): void {
   app.get('/invitation/:token', async (context) => {
     const token = context.req.param('token')
@@ -23,6 +30,14 @@ export function addInvitations({ app, sql, installation, show, refuse, signIn }:
       signIn(context, await createSession(sql, { accountId: null, email: invitation.email }, context.get('address')))
     }
     return context.redirect(installation.machineUrl(invitation.machineName), 303)
+  })
+
+  app.post('/share/:id{[0-9]{1,9}}', async (context) => {
+    const form = await formOf(context)
+    const session = context.get('session')
+    if (!session || !(await acceptPending(sql, session.id, Number(context.req.param('id')))))
+      return refuse(context, GONE)
+    return context.redirect(safePath(form('next')), 303)
   })
 }
 

@@ -1,3 +1,4 @@
+import { listPending } from '../../accounts/shares.ts'
 import { createSiteCode } from '../../accounts/site-sessions.ts'
 import { hashToken } from '../../accounts/web-sessions.ts'
 import type { Settings } from '../../settings.ts'
@@ -6,7 +7,7 @@ import { parseAuthority, type Site, siteOf } from '../host.ts'
 import type { MachineRoute } from '../machines/routes.ts'
 import { html } from '../pages/html.ts'
 import type { Control } from './app.ts'
-import { messagePage, nameOf } from './pages.ts'
+import { messagePage, nameOf, offerPage } from './pages.ts'
 
 export type OpenOptions = {
   settings: Pick<Settings, 'domain' | 'machineDomain' | 'ports'>
@@ -32,10 +33,9 @@ export function addOpen({ app, sql, installation, show, refuse, settings, listen
       })
     }
     const session = context.get('session')
-    if (!session) {
-      const here = new URL(context.req.url)
-      return context.redirect(`/signin?${new URLSearchParams({ next: `${here.pathname}${here.search}` })}`, 303)
-    }
+    const { pathname, search } = new URL(context.req.url)
+    const here = `${pathname}${search}`
+    if (!session) return context.redirect(`/signin?${new URLSearchParams({ next: here })}`, 303)
     const { site, host } = target
     const route = await find(site.name)
     const code =
@@ -48,6 +48,8 @@ export function addOpen({ app, sql, installation, show, refuse, settings, listen
         stateHash: hashToken(state),
       }))
     if (code === undefined) {
+      const [offer] = route ? await listPending(sql, session.id, route.machineId) : []
+      if (offer) return show(context, 200, offerPage(installation, session, offer, here))
       return show(
         context,
         403,

@@ -1,4 +1,5 @@
 /** The pages of the control host: signing in, the list of machines, invitations. */
+import type { Invitation } from '../../accounts/shares.ts'
 import type { SeenMachine } from '../../accounts/web-access.ts'
 import type { WebSession } from '../../accounts/web-sessions.ts'
 import { type Html, html } from '../pages/html.ts'
@@ -78,7 +79,11 @@ export function confirmPage(
 
 export function machinesPage(
   installation: Installation,
-  { session, machines }: { session: WebSession; machines: readonly SeenMachine[] },
+  {
+    session,
+    machines,
+    pending,
+  }: { session: WebSession; machines: readonly SeenMachine[]; pending: readonly Invitation[] },
 ): string {
   const { domain, lobby } = installation
   const own = machines.filter(({ isOwn }) => isOwn)
@@ -96,7 +101,8 @@ ${
     : html`<ul class="rows">${own.map((machine) => row(installation, machine))}</ul>`)
 }
 ${shared.length > 0 && html`<h2>Shared with you</h2><ul class="rows">${shared.map((machine) => row(installation, machine))}</ul>`}
-${session.accountId === null && shared.length === 0 && html`<p>Nothing is shared with you any more.</p>`}
+${pending.length > 0 && html`<h2>Offered to you</h2><ul class="rows">${pending.map((one) => html`<li>${acceptForm(one, '/')}</li>`)}</ul>`}
+${session.accountId === null && shared.length + pending.length === 0 && html`<p>Nothing is shared with you any more.</p>`}
 <h2>This browser</h2>
 <form class="inline" method="post" action="/signout"><button class="plain">Sign out</button></form>
 <form class="inline" method="post" action="/signout/everywhere"><button class="plain">Sign out everywhere</button></form>`,
@@ -109,6 +115,20 @@ function row({ machineUrl }: Installation, machine: SeenMachine): Html {
 <span class="state ${mark}">${word}</span>
 ${machine.isPublic && html`<span class="dim">open to everybody</span>`}
 ${!machine.isOwn && machine.ownerEmail !== null && html`<span class="dim">of ${machine.ownerEmail}</span>`}</li>`
+}
+
+/** Asked before a person is sent on to a machine that somebody shared with them: its owner would learn who they are. */
+export function offerPage({ domain }: Installation, session: WebSession, offer: Invitation, next: string): string {
+  const title = `${offer.machineName} is shared with you`
+  return page({ title, domain, corner: corner(session), body: html`<h1>${title}</h1>${acceptForm(offer, next)}` })
+}
+
+function acceptForm({ shareId, machineName, email, ownerEmail }: Invitation, next: string): Html {
+  return html`<form method="post" action="/share/${shareId}">
+<p>${ownerEmail ?? 'Its owner'} lets you see what <code>${machineName}</code> shows; the machine is told that you are <b>${email}</b>.</p>
+<input type="hidden" name="next" value="${next}">
+<button>Accept ${machineName}</button>
+</form>`
 }
 
 function stateOf({ state, isStarting }: SeenMachine): [mark: string, word: string] {

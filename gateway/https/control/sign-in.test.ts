@@ -73,7 +73,11 @@ describe('signing in by mail', () => {
     const boss = site.browser()
     const page = await askFor(site, boss, 'boss@example.com')
     const home = await boss.submit(page, { code: (await codeFor(site, 'boss@example.com')) ?? '' })
-    expect(home.text).toContain('Shared with you')
+    expect(home.text).toContain('Offered to you')
+    const [share] = await site.sql`select id from shares`
+    const taking = { method: 'POST', from: `${site.control}/` }
+    expect((await squatting.send(`${site.control}/share/${share?.id}`, taking)).status).toBe(404)
+    expect((await boss.submit(home, {}, '/share/')).text).toContain('Shared with you')
     const [session] = await site.sql`select account_id, email from web_sessions order by id desc limit 1`
     expect(session).toEqual({ account_id: null, email: 'boss@example.com' })
     expect((await boss.get(site.machine())).status).toBe(200)
