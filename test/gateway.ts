@@ -122,7 +122,10 @@ export async function startTestGateway(options: TestGatewayOptions = {}): Promis
     lobby: options.lobby ?? standInLobby,
     sshListeners: listeners,
     ...(options.https
-      ? { httpsListeners: await openListeners('BERTH_HTTPS', settings.https, { allowHalfOpen: true }) }
+      ? {
+          httpsListeners: await openListeners('BERTH_HTTPS', settings.https, { allowHalfOpen: true }),
+          metricsListeners: await openListeners('BERTH_METRICS', [{ host: '127.0.0.1', port: 0 }]),
+        }
       : {}),
     ...(options.httpsLimits ? { httpsLimits: options.httpsLimits } : {}),
     ...(options.limits ? { limits: options.limits } : {}),

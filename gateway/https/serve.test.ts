@@ -114,6 +114,7 @@ it('an orderly stop ends idle connections at once, to the control host and to ma
   })
   const browser = await site.signedIn()
   await browser.get(site.machine())
+  const metricsPort = site.gateway.https?.metricsAddresses[0]?.port
   const agent = new Agent({ keepAlive: true, maxSockets: 10, ca: site.ca })
   const idle = (host: string) =>
     new Promise((resolve, reject) => {
@@ -128,7 +129,10 @@ it('an orderly stop ends idle connections at once, to the control host and to ma
   const last = browser.get(`${site.machine()}/last`)
   await expect.poll(() => site.asked.length, PATIENT).toBe(asked + 1)
   const began = performance.now()
-  await site.gateway.https?.close(20_000)
+  const closed = site.gateway.https?.close(20_000)
+  const probe = await fetch(`http://127.0.0.1:${metricsPort}/readyz`)
+  expect([probe.status, await probe.text()]).toEqual([503, 'The gateway is stopping\n'])
+  await closed
   expect(performance.now() - began).toBeLessThan(5_000)
   expect(await last).toMatchObject({ status: 200, text: 'finished' })
   agent.destroy()

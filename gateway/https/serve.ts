@@ -37,6 +37,8 @@ export type ServeHttpsOptions = {
 
 export type HttpsService = {
   server: HttpsServer
+  /** where BERTH_METRICS is served */
+  metricsAddresses: AddressInfo[]
   /** where Berth's own root certificate lies */
   rootPath: string
   close(drainMs: number): Promise<void>
@@ -98,7 +100,8 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     onError: (error, name) => log.error({ err: error, name }, 'a certificate could not be had'),
   })
   const controlOrigin = originOf(settings.domain, settings.https[0]?.port)
-  const readiness = readinessOf(app)
+  let isStopping = false
+  const readiness = readinessOf(app, () => isStopping)
   const control = controlApp({
     sql,
     log,
@@ -153,8 +156,10 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
   void certificates.renewDue()
   return {
     server,
+    metricsAddresses: metrics.addresses,
     rootPath,
     async close(drainMs) {
+      isStopping = true
       await Promise.all([server.close(drainMs), redirects.close()])
       clearInterval(sweep)
       for (const end of stop) end()
@@ -208,8 +213,10 @@ async function isServed(name: string, settings: App['settings'], routes: RouteTa
   return route !== undefined
 }
 
-function readinessOf({ sql }: App): Readiness {
+function readinessOf({ sql }: App, isStopping: () => boolean): Readiness {
   return async () => {
+    // A load balancer that asks is told before the last connection is gone.
+    if (isStopping()) return ['The gateway is stopping']
     const late = new Promise<readonly string[]>((resolve) => {
       setTimeout(() => resolve(['The database does not answer']), 2_000).unref()
     })
