@@ -4,6 +4,7 @@ import { readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { connect as connectTls } from 'node:tls'
 import { describe, expect, it } from 'vitest'
+import { startTestGateway } from '../../../test/gateway.ts'
 import { addKey } from '../../accounts/keys.ts'
 import { parseKeyLine } from '../../accounts/public-key.ts'
 import { addLink, addShare, removeLink, removeShare } from '../../accounts/shares.ts'
@@ -14,7 +15,7 @@ const PATIENT = { timeout: 10_000, interval: 10 }
 const SECOND_MS = 1000
 
 /** A response that never ends, so that the visit lives until it is cut. */
-function endless(site: Site, headers: Record<string, string>) {
+function endless(site: Pick<Site, 'port' | 'ca'>, headers: Record<string, string>) {
   const socket = connectTls({ host: '127.0.0.1', port: site.port, servername: 'demo.localhost', ca: site.ca })
   const lines = Object.entries(headers).map(([name, value]) => `${name}: ${value}\r\n`)
   socket.write(`GET /endless HTTP/1.1\r\nHost: demo.localhost:${site.port}\r\n${lines.join('')}\r\n`)
@@ -69,6 +70,21 @@ describe('what is taken away ends live connections within a second', () => {
     await third.submit(await third.get(`${site.control}/`), {}, '/signout/everywhere')
     await other.closed()
     expect((await two.get(`${site.control}/`)).text).toContain('<h1>Sign in</h1>')
+  })
+
+  it('on every gateway of the installation', async () => {
+    await using site = await startSite(ENDLESS)
+    const { database, secretKey } = site.gateway
+    await using second = await startTestGateway({ https: true, database, secretKey })
+    const browser = await site.signedIn()
+    await browser.get(site.machine())
+    const port = second.https?.server.addresses[0]?.port ?? 0
+    const visit = endless({ ...site, port }, { cookie: cookieOf(browser) })
+    await visit.started()
+    await browser.submit(await browser.get(`${site.control}/`), {}, '/signout')
+    const began = performance.now()
+    await visit.closed()
+    expect(performance.now() - began).toBeLessThan(SECOND_MS)
   })
 
   it('a share with an address', async () => {
@@ -266,6 +282,20 @@ describe('the way through the control host', () => {
     expect((await browser.get(callback)).text).toBe('machine says GET /')
     browser.cookies.get('demo.localhost')?.delete('__Host-berth')
     expect((await browser.get(callback)).status).toBe(400)
+  })
+
+  it('POST /__berth/logout forgets the machine’s cookie and leads to where all sign-ins can be ended', async () => {
+    await using site = await startSite()
+    const browser = await site.signedIn()
+    await browser.get(site.machine())
+    const cookie = cookieOf(browser)
+    const path = `${site.machine()}/__berth/logout`
+    expect((await browser.get(path)).status).toBe(405)
+    const page = await browser.send(path, { method: 'POST', from: `${site.machine()}/` })
+    expect(page.text).toContain('<h1>Signed out of that machine</h1>')
+    const status = async () => (await site.browser().get(site.machine(), { mode: 'cors', headers: { cookie } })).status
+    await expect.poll(status, PATIENT).toBe(401)
+    expect((await browser.submit(page, {}, '/signout')).text).toContain('<h1>Sign in</h1>')
   })
 
   it('a cookie opens its machine and no other', async () => {
