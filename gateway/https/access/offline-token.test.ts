@@ -45,6 +45,20 @@ it.each([
   expect(() => readOfflineToken(token)).toThrow(/^(the|that)/)
 })
 
+it('it has one spelling', () => {
+  const token = mint(new SoftwareAuthenticator(ED25519))
+  for (const other of [
+    `${token}A`,
+    `${token}=`,
+    `${token}!`,
+    `${token}\n`,
+    token.replace('exe0.', 'exe0.='),
+    `${token}.`,
+  ]) {
+    expect(() => readOfflineToken(other), JSON.stringify(other)).toThrow()
+  }
+})
+
 it('every byte counts', () => {
   const token = mint(new SoftwareAuthenticator(ED25519))
   const [prefix, payload = '', signature = ''] = token.split('.')
