@@ -1,10 +1,14 @@
 import { defineConfig } from 'vitest/config'
 
-/** One config for both projects: `unit` stands beside the code, `e2e` boots machines and runs one file at a time. */
+/**
+ * One config for both projects: `unit` stands beside the code, `e2e` boots machines. Two files at a time whatever the
+ * machine has: tests wait as much as they compute, and an emulated guest takes a core of its own.
+ */
 export default defineConfig({
   test: {
     root: new URL('..', import.meta.url).pathname,
     pool: 'forks',
+    maxWorkers: 2,
     projects: [
       {
         extends: true,
@@ -21,7 +25,6 @@ export default defineConfig({
         test: {
           name: 'e2e',
           include: ['test/e2e/**/*.test.ts'],
-          fileParallelism: false,
           testTimeout: 300_000,
           hookTimeout: 600_000,
         },

@@ -27,6 +27,12 @@ const BENCHES: Bench[] = [
     ],
   },
   {
+    name: 'ssh-idle',
+    file: 'ssh-idle.ts',
+    parameters: ['500', '60'],
+    targets: [atMost('per session after the silence, KiB', 100)],
+  },
+  {
     name: 'machines',
     file: 'machines.ts',
     parameters: ['5'],
