@@ -3,9 +3,7 @@ import { type ClientHttp2Session, connect } from 'node:http2'
 import { connect as connectTls } from 'node:tls'
 import { describe, expect, it } from 'vitest'
 import { createSignInLink } from '../../accounts/web-sessions.ts'
-import { type Browser, type Site, startSite } from '../testing/site.ts'
-
-const cookieOf = (browser: Browser) => `__Host-berth=${browser.cookies.get('demo.localhost')?.get('__Host-berth')}`
+import { cookieOf, type Site, startSite } from '../testing/site.ts'
 
 function dial(site: Site, host: string): ClientHttp2Session {
   return connect(`https://${host}:${site.port}`, {

@@ -234,6 +234,11 @@ export class Browser {
   }
 }
 
+/** The cookie that opens a machine, as a Cookie field has it. */
+export function cookieOf(browser: Browser, name = 'demo'): string {
+  return `__Host-berth=${browser.cookies.get(`${name}.localhost`)?.get('__Host-berth')}`
+}
+
 /** @see https://html.spec.whatwg.org/#same-site, with `localhost` as the registrable domain */
 function siteOf(from: URL, to: URL): string {
   if (from.origin === to.origin) return 'same-origin'
