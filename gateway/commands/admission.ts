@@ -15,6 +15,7 @@ const ADMISSION_LOCK = 'berth.admission'
 const DISK_RESERVE_BYTES = 2 * 2 ** 30
 /** What a machine that is still being made is about to write. */
 const DISK_PER_NEW_MACHINE_BYTES = 256 * 2 ** 20
+const MEBIBYTE = 2 ** 20
 
 export type MachineWish = {
   /** undefined: a free two-word name */
@@ -39,6 +40,7 @@ type Host = {
   cpus: number
   draining: boolean
   images: HostImage[]
+  memory_bytes: number
   store_bytes: number
   store_free_bytes: number
   capacity_bytes: number
@@ -51,7 +53,12 @@ type Host = {
  * makes it, whatever happens to this process.
  * @throws CommandError 'image.not_found' (3), 'machine.name_taken' (1), 'account.limit' (4), 'capacity.*' (5)
  */
-export async function admitMachine(app: App, caller: Caller, wish: MachineWish): Promise<{ id: number; name: string }> {
+export async function admitMachine(
+  app: App,
+  caller: Caller,
+  asked: MachineWish,
+): Promise<{ id: number; name: string }> {
+  const wish = wholeMebibytes(asked)
   return await app.sql.begin(async (tx) => {
     await tx`select pg_advisory_xact_lock(hashtextextended(${ADMISSION_LOCK}, 0))`
     await assertAccount(tx, caller)
@@ -77,6 +84,12 @@ export async function admitMachine(app: App, caller: Caller, wish: MachineWish):
     })
     return machine
   })
+}
+
+/** 1.3G is no whole number of mebibytes, which is all that a machine can be given: it gets a little more. */
+function wholeMebibytes(wish: MachineWish): MachineWish {
+  const up = (bytes: number) => Math.ceil(bytes / MEBIBYTE) * MEBIBYTE
+  return { ...wish, memoryBytes: up(wish.memoryBytes), diskBytes: up(wish.diskBytes) }
 }
 
 /**
@@ -157,7 +170,7 @@ async function assertAccount(tx: Tx, caller: Caller): Promise<void> {
 /** Servers with a live lease. What is promised: the memory of every machine that runs or is wanted to. */
 async function liveHosts(tx: Tx): Promise<Host[]> {
   return await tx<Host[]>`
-    select id, name, cpus, draining, images, store_bytes, store_free_bytes,
+    select id, name, cpus, draining, images, memory_bytes, store_bytes, store_free_bytes,
       floor(memory_bytes * memory_overcommit)::bigint as capacity_bytes,
       coalesce((select sum(m.memory_bytes) from machines m where m.host_id = hosts.id and m.observed_state <> 'gone'
         and (m.desired_state = 'running' or m.observed_state in ('creating', 'running'))), 0)::bigint as promised_bytes,
@@ -205,7 +218,8 @@ function chooseHost(live: Host[], wish: MachineWish): Host {
   )
   const withMemory = fitting(
     withDisk,
-    (host) => Math.max(0, memoryLeft(host)),
+    // Overcommit is between machines: no single one has more than there is.
+    (host) => Math.max(0, Math.min(memoryLeft(host), host.memory_bytes)),
     wish.memoryBytes,
     (most) =>
       short(

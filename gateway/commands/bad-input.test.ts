@@ -1,13 +1,11 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
-import { startWorld, type World } from './testing/world.ts'
-
-const _GIBIBYTE = 2 ** 30
-/** Waits for an event; this long only where the machine running the tests is busy. */
-const _PATIENT = { timeout: 20_000, interval: 20 }
-
 import { flagNames } from './parse.ts'
 import { TABLE } from './table.ts'
 import { random } from './testing/random.ts'
+import { machineRow } from './testing/rows.ts'
+import { startWorld, type World } from './testing/world.ts'
+
+const MEBIBYTE = 2 ** 20
 
 describe('bad input', () => {
   let world: World
@@ -24,6 +22,7 @@ describe('bad input', () => {
     ['new demo --cpu 0', 2, /cpu/],
     ['new demo --cpu 64', 5, /64 CPUs; the largest has 8/],
     ['new demo --memory 12', 2, /memory/],
+    ['new demo --memory 1K', 2, /at least 128M, not 1K/],
     ['new demo --memory 4T', 5, /4 TiB of memory left; the most is 64 GiB/],
     ['new demo --disk 900T', 5, /disk/],
     ['new demo --disk 100M', 2, /at least 1 GiB/],
@@ -41,6 +40,8 @@ describe('bad input', () => {
     ['invite rm 7', 3, /invite ls/],
     ['defaults write colour blue', 2, /image/],
     ['defaults write memory much', 2, /4G/],
+    ['defaults write memory 1K', 2, /memory is at least 128M, not 1K/],
+    ['defaults write disk 63.9M', 2, /disk is at least 64M/],
     ['host drain nowhere', 3, /server1/],
     ['host overcommit 1000', 2, /0\.1/],
     ['mail 4', 3, /mail/],
@@ -52,6 +53,31 @@ describe('bad input', () => {
     expect(ran.stderr).toMatch(sentence)
     expect(await world.gateway.sql`select from machines`).toHaveLength(0)
     expect(await world.gateway.sql`select from addresses`).toHaveLength(0)
+  })
+
+  it('a size that no machine can have is rounded up to one that it can', async () => {
+    for (const [index, size] of ['--memory 1.3G', '--memory 700000K', '--memory 128.001M', '--disk 10.1G'].entries()) {
+      expect(await world.run(`new sized-${index} --no-wait ${size}`)).toMatchObject({ status: 0 })
+      const row = await machineRow(world, `sized-${index}`)
+      // What the vmhost asks of a row before it makes the machine.
+      expect(
+        [row?.memory_bytes, row?.disk_bytes].map((bytes) => (bytes ?? 1) % MEBIBYTE),
+        size,
+      ).toEqual([0, 0])
+      expect(row?.memory_bytes).toBeGreaterThanOrEqual(128 * MEBIBYTE)
+      await world.run(`rm --now sized-${index}`)
+    }
+    expect(await machineRow(world, 'sized-0')).toBeUndefined()
+    await world.gateway.sql`delete from machines`
+  })
+
+  it('overcommit gives no single machine more memory than its server has', async () => {
+    await world.run('host overcommit 2')
+    expect(await world.run('new demo --memory 100G')).toMatchObject({
+      status: 5,
+      stderr: expect.stringMatching(/100 GiB of memory left; the most is 64 GiB/),
+    })
+    await world.run('host overcommit 1')
   })
 
   it('as one JSON document with --json', async () => {

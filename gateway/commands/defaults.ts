@@ -5,7 +5,7 @@ import { imageNames } from './images.ts'
 import { recordEvent } from './machine-steps.ts'
 import { nearest } from './nearest.ts'
 import { definitions } from './text.ts'
-import { parseDuration, parseSize, sayList, shown } from './values.ts'
+import { MACHINE_SIZES, parseDuration, parseSize, sayList, shown } from './values.ts'
 
 const KEYS = {
   image: { summary: 'image of new machines', check: (value: string) => value },
@@ -106,7 +106,7 @@ function knownKey(typed: string): keyof typeof KEYS {
   )
 }
 
-function measured(value: string, what: string): string {
-  parseSize(value, what)
+function measured(value: string, what: keyof typeof MACHINE_SIZES): string {
+  parseSize(value, what, MACHINE_SIZES[what])
   return value
 }

@@ -11,10 +11,9 @@ import { hostNames, lobbyLine, machineDocument, sshLine } from './machine-docume
 import { untilSshWorks } from './machine-steps.ts'
 import { validName } from './names/valid.ts'
 import { setupLogLine, untilSetupEnded } from './setup/wait.ts'
-import { parseDuration, parseSize, sayDuration } from './values.ts'
+import { MACHINE_SIZES, parseDuration, parseSize, sayDuration } from './values.ts'
 
 const SCRIPT_LIMIT_BYTES = 64 * 1024
-const MEBIBYTE = 2 ** 20
 
 const FLAGS = {
   name: { type: 'string', summary: 'the same as NAME', hidden: true },
@@ -25,10 +24,10 @@ const FLAGS = {
     complete: imageNames,
   },
   cpu: { type: 'integer', min: 1, max: 256, summary: 'virtual CPUs; 2 unless given' },
-  memory: { type: 'size', min: 128 * MEBIBYTE, summary: 'memory; 4G unless given' },
+  memory: { type: 'size', min: MACHINE_SIZES.memory.min, summary: 'memory; 4G unless given' },
   disk: {
     type: 'size',
-    min: 64 * MEBIBYTE,
+    min: MACHINE_SIZES.disk.min,
     value: '20G',
     summary: 'disk; 20G unless given, it takes only what is written',
   },
@@ -71,8 +70,8 @@ export const newMachine = defineCommand({
       name: name === undefined ? undefined : validName(name),
       image: flags.image ?? defaults.image ?? 'base',
       cpus: flags.cpu ?? Number(defaults.cpu ?? 2),
-      memoryBytes: flags.memory ?? parseSize(defaults.memory ?? '4G', 'the default memory'),
-      diskBytes: flags.disk ?? parseSize(defaults.disk ?? '20G', 'the default disk'),
+      memoryBytes: flags.memory ?? parseSize(defaults.memory ?? '4G', 'the default memory', MACHINE_SIZES.memory),
+      diskBytes: flags.disk ?? parseSize(defaults.disk ?? '20G', 'the default disk', MACHINE_SIZES.disk),
       env: environmentOf(flags.env),
       tags: validTags(flags.tag),
       comment: validComment(flags.comment ?? ''),

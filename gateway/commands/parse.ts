@@ -85,7 +85,8 @@ function choiceOf(spec: FlagSpec, rawName: string, value: string): string {
 function measure(spec: FlagSpec, rawName: string, value: string): number | 'never' {
   if (spec.never && value === 'never') return 'never'
   if (spec.type === 'duration') return parseDuration(value, rawName)
-  const number = spec.type === 'size' ? parseSize(value, rawName) : parseInteger(value, rawName)
+  if (spec.type === 'size') return parseSize(value, rawName, spec)
+  const number = parseInteger(value, rawName)
   const { min, max } = spec
   const outside = (min !== undefined && number < min) || (max !== undefined && number > max)
   if (outside) throw usageError(`${rawName} is ${rangeOf(min, max)}, not ${shown(value)}`)

@@ -9,17 +9,32 @@ const DURATION_UNITS: Record<string, number> = {
   w: 604_800_000,
 }
 
+/** The least that a machine can be given, whether a flag or a default of the account says so. */
+export const MACHINE_SIZES = {
+  memory: { min: 128 * 2 ** 20 },
+  disk: { min: 64 * 2 ** 20 },
+} as const
+
 /**
  * `4G`, `512M`, `1.5T`, also with `B` or `iB`: powers of two whatever the spelling.
+ * @param range in bytes
  * @returns bytes
  * @throws CommandError (usage)
  */
-export function parseSize(text: string, what: string): number {
+export function parseSize(text: string, what: string, { min = 0, max = Number.MAX_SAFE_INTEGER } = {}): number {
   const match = /^(\d{1,12}(?:\.\d{1,3})?) ?([kmgt])(?:i?b)?$/i.exec(text.trim())
   const unit = SIZE_UNITS[match?.[2]?.toLowerCase() ?? '']
   const bytes = match && unit ? Math.round(Number(match[1]) * unit) : Number.NaN
   if (!Number.isSafeInteger(bytes)) throw usageError(`${what} wants a size such as 4G or 512M, not ${shown(text)}`)
+  if (bytes < min) throw usageError(`${what} is at least ${typedSize(min)}, not ${shown(text)}`)
+  if (bytes > max) throw usageError(`${what} is at most ${typedSize(max)}, not ${shown(text)}`)
   return bytes
+}
+
+/** A size as `parseSize` takes it, in the largest unit that says it whole: `128M`, not 134217728. */
+function typedSize(bytes: number): string {
+  const [letter = '', unit = 1] = Object.entries(SIZE_UNITS).findLast(([, one]) => bytes % one === 0) ?? []
+  return `${bytes / unit}${letter.toUpperCase()}`
 }
 
 /**
