@@ -1,4 +1,4 @@
-import { mkdtempSync, rmSync, statfsSync, symlinkSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readlinkSync, rmSync, statfsSync, symlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type Product, SERVER_ADDRESS, startProduct } from './product.ts'
@@ -44,6 +44,9 @@ describe('a machine', () => {
     const reason = async () => (await listed()).find((vm) => vm.vm_name === 'demo')?.reason
     try {
       await expect.poll(reason, { timeout: 120_000, interval: 500 }).toMatch(/stands still.*disk is full/)
+      // The server tells its free space every half minute.
+      const free = async () => Number((await product.sql()`select store_free_bytes as free from hosts`)[0]?.free)
+      await expect.poll(free, { timeout: 60_000, interval: 500 }).toBeLessThan(2 ** 30)
       const refused = await product.lobby(`new second ${small}`)
       expect(refused).toMatchObject({ status: 5, stderr: expect.stringMatching(/no server has room for a disk/) })
       expect(await product.sql()`select from machine_names where name = 'second'`).toHaveLength(0)
@@ -89,6 +92,25 @@ describe('a machine', () => {
     expect((await product.ssh([`second@${SERVER_ADDRESS}`, 'cat kept'])).stdout).toBe('kept\n')
     expect(await product.lobby('rename second demo')).toMatchObject({ status: 0 })
     expect((await product.ssh([demo, 'hostname'])).stdout).toBe('demo\n')
+  })
+
+  it('comes back from a backup that was made as the README says', async () => {
+    await product.ssh([demo, 'echo saved > saved; sync'])
+    expect(await product.lobby('stop demo')).toMatchObject({ status: 0 })
+    await product.stop()
+    const data = product.dataDirectory
+    const archive = join(product.home, 'berth.tar')
+    const artifacts = readlinkSync(join(data, 'artifacts'))
+    const tar = (...parameters: string[]) => product.outside('tar', ['-C', data, ...parameters])
+    expect(await tar('--sparse', '--exclude=./artifacts', '-cf', archive, '.')).toMatchObject({ status: 0, stderr: '' })
+    rmSync(data, { recursive: true })
+    mkdirSync(data)
+    expect(await tar('--numeric-owner', '-xpf', archive)).toMatchObject({ status: 0, stderr: '' })
+    // What a restored server makes again.
+    symlinkSync(artifacts, join(data, 'artifacts'))
+    await product.start()
+    expect(await product.lobby('start demo')).toMatchObject({ status: 0 })
+    expect((await product.ssh([demo, 'cat saved'])).stdout).toBe('saved\n')
   })
 
   it('without an init is run by exe-init itself: reached, reaped, powered off in order', async () => {

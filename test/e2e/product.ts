@@ -117,7 +117,7 @@ export async function startProduct({ env = {} }: ProductOptions = {}): Promise<P
 
   let launcher: ChildProcess | undefined
   let printed = ''
-  const opened: Sql[] = []
+  const opened = new Map<DatabaseRole, Sql>()
 
   const start = async () => {
     const child = spawn('ip', ['netns', 'exec', serverNamespace, 'npm', 'start', '--silent'], {
@@ -190,8 +190,10 @@ export async function startProduct({ env = {} }: ProductOptions = {}): Promise<P
       openTerminal('ip', ['netns', 'exec', outsideNamespace, program, ...parameters], { cwd: home, home, ...size }),
     processes: () => processesOf(dataDirectory),
     sql: (role = 'owner') => {
+      const known = opened.get(role)
+      if (known) return known
       const sql = connect({ url: embeddedUrl(dataDirectory), role, max: 2, applicationName: 'berth e2e' })
-      opened.push(sql)
+      opened.set(role, sql)
       return sql
     },
     storePath: (relative) =>
@@ -199,7 +201,7 @@ export async function startProduct({ env = {} }: ProductOptions = {}): Promise<P
     stop,
     start,
     [Symbol.asyncDispose]: async () => {
-      await Promise.all(opened.map((sql) => sql.end({ timeout: 1 }).catch(() => {})))
+      await Promise.all([...opened.values()].map((sql) => sql.end({ timeout: 1 }).catch(() => {})))
       await stop().catch(() => {})
       for (const pid of pidsNaming(dataDirectory)) kill(pid)
       await Promise.all(
