@@ -289,6 +289,37 @@ test('a machine that floods the channel is read slowly', async () => {
   server.close()
 })
 
+test('a machine that answers nothing is asked no more than it has room for', async () => {
+  const server = await pretend((frame, socket) => {
+    if (frame.nonce) socket.write(helloAnswer(frame.nonce))
+  })
+  const channel = open()
+  await channel.ready()
+  const asked = Array.from({ length: 16 }, () => channel.ping().catch(() => {}))
+  await expect(channel.ping()).rejects.toMatchObject({ code: 'agent.busy' })
+  channel.close()
+  await Promise.all(asked)
+  server.close()
+})
+
+test('a machine that reads nothing fills nobody’s memory, also after what it was asked has timed out', async () => {
+  const server = await pretend((frame, socket) => {
+    if (frame.nonce) socket.write(helloAnswer(frame.nonce), () => socket.pause())
+  })
+  const channel = open()
+  await channel.ready()
+  const key = `ssh-ed25519 ${'A'.repeat(200_000)}`
+  const codes: string[] = []
+  for (let i = 0; i < 20; i++) {
+    await channel.updateKeys([key], { timeoutMs: 20 }).catch((error: ChannelError) => codes.push(error.code))
+  }
+  // A whole identity of the largest kind is never in the way of the next one.
+  expect(codes.slice(0, 4)).toEqual(Array(4).fill('agent.timeout'))
+  expect(codes.slice(10)).toEqual(Array(10).fill('agent.busy'))
+  channel.close()
+  server.close()
+})
+
 test('under Cloud Hypervisor the guest’s port is asked for first', async () => {
   const asked: string[] = []
   const server = createServer((socket) => {

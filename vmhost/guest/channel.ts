@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto'
 import { connect, type Socket } from 'node:net'
 import { environmentsProblem } from './environment.ts'
 import { number, numberIn, parseReport, plain, stageIn, text, textIn } from './fields.ts'
-import { encodeFrame, type Field, type Frame, FrameReader } from './frames.ts'
+import { encodeFrame, type Field, type Frame, FrameReader, maxFrameBytes } from './frames.ts'
 import {
   type AgentEvent,
   type AgentHello,
@@ -64,9 +64,18 @@ export type ChannelOptions = {
   vsockPort?: number
 }
 
-export type ChannelErrorCode = 'agent.timeout' | 'agent.lost' | 'agent.closed' | 'agent.refused' | 'agent.invalid'
+export type ChannelErrorCode =
+  | 'agent.timeout'
+  | 'agent.lost'
+  | 'agent.closed'
+  | 'agent.busy'
+  | 'agent.refused'
+  | 'agent.invalid'
 
-/** `agent.refused`: the machine answered with an error, which is the message. */
+/**
+ * `agent.refused`: the machine answered with an error, which is the message. `agent.busy`: too much that was asked of
+ * it before has not been read or answered yet; nothing was sent.
+ */
 export class ChannelError extends Error {
   override readonly name = 'ChannelError'
   readonly code: ChannelErrorCode
@@ -85,6 +94,9 @@ const reconnectFirstMs = 20
 const reconnectMostMs = 1_000
 /** A machine is hostile: what it may make this process read in a second. */
 const mostFramesPerSecond = 500
+/** And what it may make this process hold for it by not reading, or not answering: four of the largest identities. */
+const mostUnreadBytes = 4 * maxFrameBytes
+const mostUnanswered = 16
 
 /**
  * Connects to the agent of a machine through its VMM's Unix socket, now and again whenever the connection ends.
@@ -334,6 +346,9 @@ class SocketChannel implements AgentChannel {
   #call(type: number, fields: () => Field[], options: CallOptions = {}): Promise<Field[]> {
     return within(options, 'an answer from the agent', async (limit) => {
       await this.#whenOpen(limit)
+      // Bytes stay when the call that wrote them has run into its limit, so the two are counted apart.
+      if (this.#pending.size >= mostUnanswered || (this.#socket?.writableLength ?? 0) > mostUnreadBytes)
+        throw new ChannelError('agent.busy', 'The machine does not answer what it was asked before')
       const id = this.#nextId++ % 0xffffffff || this.#nextId++
       const frame = encodeFrame({ type, id, fields: fields() })
       return new Promise<Field[]>((resolve, reject) => {

@@ -23,6 +23,9 @@ import { Slots } from './slots.ts'
 class Agent {
   stage = 'tools'
   hostname: string | undefined
+  /** how often it was told who it is */
+  told = 0
+  answers = true
   readonly identified = Promise.withResolvers<void>()
   readonly #server: Server
   #socket: Socket | undefined
@@ -41,6 +44,10 @@ class Agent {
   reaches(stage: string): void {
     this.stage = stage
     this.#send(messageType.stage, 0, [text(fieldTag.stage, stage)])
+  }
+
+  gives(reason: string): void {
+    this.#send(messageType.fatal, 0, [text(fieldTag.message, reason)])
   }
 
   /** As after a reset: nothing is known, and the host is told to begin again. */
@@ -67,8 +74,10 @@ class Agent {
       )
     }
     if (type === messageType.identify) {
+      this.told++
       this.hostname = fields.find(({ tag }) => tag === fieldTag.hostname)?.bytes.toString()
       this.identified.resolve()
+      if (!this.answers) return
     }
     if (type === messageType.report)
       answer.push(
@@ -247,6 +256,20 @@ test('one that stands still for want of disk says so, goes on when there is spac
   freeBytes = 9
   await expect.poll(() => happened.slice(2), { timeout: 20_000 }).toEqual(['resumed', 'reason null'])
   expect(one.ready).toBe(true)
+})
+
+test('one that says hundreds of times where it is makes nothing happen a second time', async () => {
+  agent.answers = false
+  const one = attend()
+  await agent.identified.promise
+  for (const round of ['first', 'second', 'third']) {
+    for (let i = 0; i < 100; i++) for (const stage of ['tools', 'identity', 'tools']) agent.reaches(stage)
+    agent.gives(round)
+    await expect.poll(() => one.fatal, { timeout: 10_000 }).toBe(round)
+    await rows.one(row.id)
+  }
+  expect(agent.told).toBe(1)
+  expect(happened).toEqual(['stage ssh'])
 })
 
 test.each([

@@ -42,6 +42,8 @@ export class Guest {
   readonly #off = Promise.withResolvers<void>()
   #ready: boolean
   #stage: BootStage | undefined
+  /** it was reported that its sshd is awaited, in this boot */
+  #saidSsh = false
   /** index of the furthest stage since it was last ready: only what goes beyond it is progress, however often it boots */
   #furthest = -1
   #fatal: string | undefined
@@ -237,9 +239,14 @@ export class Guest {
         if (has(event.hello.stage, 'tools')) this.#introduceOrRetry(event.hello.identified)
         return
       case 'stage':
+        // Said again, a stage is no news, and whoever says it hundreds of times a second means harm.
+        if (has(this.#stage, event.stage)) return
         this.#passed(event.stage)
         if (event.stage === 'tools') this.#introduceOrRetry(false)
-        if (event.stage === 'identity') this.#owner.observe({ observedStage: 'ssh' })
+        if (event.stage === 'identity' && !this.#ready && !this.#saidSsh) {
+          this.#saidSsh = true
+          this.#owner.observe({ observedStage: 'ssh' })
+        }
         this.#lookReady()
         return
       case 'fatal':
@@ -253,6 +260,7 @@ export class Guest {
   #bootsAgain(): void {
     this.#introduction.forget()
     this.#stage = undefined
+    this.#saidSsh = false
     clearTimeout(this.#reports)
     this.#owner.observe({ observedReadyAt: null, observedStage: 'boot' })
     if (!this.#ready) return

@@ -114,3 +114,25 @@ test('while it is being told, another look tells nothing a second time', async (
   await first
   expect(machine.heard).toEqual(['demo', 'renamed'])
 })
+
+test('a guest that asks over and over is told once at a time, and not again within a second', async () => {
+  const machine = new Machine(directory)
+  const gate = Promise.withResolvers<void>()
+  machine.gate = gate.promise
+  const asked = Array.from({ length: 50 }, () => machine.introduction.introduce(false))
+  gate.resolve()
+  await Promise.all(asked)
+  expect(machine.heard).toEqual(['demo'])
+  const before = performance.now()
+  machine.introduction.forget()
+  await machine.introduction.introduce(false)
+  expect(performance.now() - before).toBeGreaterThan(900)
+  expect(machine.heard).toEqual(['demo', 'demo'])
+})
+
+test('keys on their way are no answer to a guest that says it knows nothing', async () => {
+  await new Machine(directory).introduction.introduce(false)
+  const adopted = new Machine(directory)
+  await Promise.all([adopted.introduction.introduce(true), adopted.introduction.introduce(false)])
+  expect(adopted.heard).toEqual([line('one'), 'demo'])
+})

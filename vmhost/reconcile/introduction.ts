@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import type { AgentChannel } from '../guest/channel.ts'
 import type { MachineIdentity } from '../guest/messages.ts'
@@ -16,7 +17,8 @@ import type { World } from './world.ts'
  *     any --the guest boots again--> nothing
  *
  * What it was told last is kept beside its disk, so that a vmhost that adopts it need not disturb it. A guest that
- * does not take a change keeps what it has, and is told again at the next look.
+ * does not take a change keeps what it has, and is told again at the next look. What a guest says decides when it is
+ * told, and a guest is hostile: it is told one thing at a time, and no more often than once in `leastBetweenMs`.
  */
 export class Introduction {
   readonly #options: IntroductionOptions
@@ -26,6 +28,8 @@ export class Introduction {
   #telling = 0
   /** grows with every boot: what was told to the one before does not count */
   #boot = 0
+  #underWay: { readonly boot: number; readonly identified: boolean; readonly done: Promise<void> } | undefined
+  #lastAt = Number.NEGATIVE_INFINITY
 
   constructor(options: IntroductionOptions) {
     this.#options = options
@@ -43,15 +47,30 @@ export class Introduction {
   }
 
   /**
-   * Tells it who it is, or, when it has heard that already, which keys are good now.
+   * Tells it who it is, or, when it has heard that already, which keys are good now. Asked for again meanwhile, it is
+   * the same telling.
    * @param identified it says that it knows who it is
    * @throws ChannelError, or the database's errors
    */
-  async introduce(identified: boolean): Promise<void> {
+  introduce(identified: boolean): Promise<void> {
+    const underWay = this.#underWay
+    // One that brings the keys alone is no answer to a guest that knows nothing.
+    if (underWay?.boot === this.#boot && (identified || !underWay.identified)) return underWay.done
+    const done = this.#tell(identified).finally(() => {
+      if (this.#underWay?.done === done) this.#underWay = undefined
+    })
+    this.#underWay = { boot: this.#boot, identified, done }
+    return done
+  }
+
+  async #tell(identified: boolean): Promise<void> {
     const { channel, files, limitMs } = this.#options
     const boot = this.#boot
     this.#telling++
     try {
+      const waitMs = this.#lastAt + leastBetweenMs - performance.now()
+      this.#lastAt = performance.now() + Math.max(0, waitMs)
+      if (waitMs > 0) await sleep(waitMs, undefined, { ref: false })
       const identity = await this.#identity()
       const fingerprint = hashOf(identity)
       const path = join(files.directory, 'identity')
@@ -122,6 +141,9 @@ export type IntroductionOptions = {
   /** until a guest has taken its identity */
   readonly limitMs: number
 }
+
+/** A boot takes longer than that: only a guest that says hello for the sake of it ever waits. */
+const leastBetweenMs = 1_000
 
 function hashOf({ hostname, loginUser, environment, machineId }: MachineIdentity): string {
   // Keys go their own way, and none of the secrets is kept twice.
