@@ -12,6 +12,9 @@ export const SETUP_SESSION = 'setup'
 const RUN_FILE =
   'read -r first < "$0"; case $first in "#!"*) "$0";; *) /bin/sh "$0";; esac; status=$?; rm -f "$0"; exit $status'
 
+/** What both commands print first when the machine has the script: from here on there is only its end to wait for. */
+export const HELD = 'held'
+
 /** Takes the script on stdin, starts it in the holder and stays until it has ended, with its exit status. */
 export function startSetupCommand(): string {
   const steps = [
@@ -20,6 +23,7 @@ export function startSetupCommand(): string {
     'file=$(mktemp /tmp/setup.XXXXXX) || exit 125',
     'cat > "$file" || exit 125',
     'chmod u+x "$file"',
+    `echo ${HELD}`,
     `exec ${HOLD} run ${SETUP_SESSION} -- /bin/sh -c "$0" "$file"`,
   ].join('; ')
   return `exec /bin/sh -c ${quoteWord(steps)} ${quoteWord(RUN_FILE)}`
@@ -35,6 +39,7 @@ export const NO_SESSION = 'no session'
 export function resumeSetupCommand(): string {
   const steps = [
     `${HOLD} status ${SETUP_SESSION} > /dev/null 2>&1 || { echo ${NO_SESSION}; exit 0; }`,
+    `echo ${HELD}`,
     `exec ${HOLD} wait ${SETUP_SESSION}`,
   ].join('; ')
   return `exec /bin/sh -c ${quoteWord(steps)}`

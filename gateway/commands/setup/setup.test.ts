@@ -1,5 +1,5 @@
 import { execFileSync } from 'node:child_process'
-import { chmodSync, existsSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
@@ -100,5 +100,65 @@ describe('a setup script', () => {
       .sql`update machines set setup_state = 'running', setup_exit_status = null, observed_boot = 2, desired_boot = 2 where name = 'lost'`
     await expect.poll(() => row('lost').then((machine) => machine?.setup_state), PATIENT).toBe('failed')
     expect(await row('lost')).toMatchObject({ setup_exit_status: null })
+  })
+})
+
+describe('many setup scripts', () => {
+  const directory = mkdtempSync(join(tmpdir(), 'berth-setups-'))
+  const shell = join(directory, 'shell')
+  const deaf = join(directory, 'deaf')
+  const busy = join(directory, 'busy')
+  let world: World
+  beforeAll(async () => {
+    execFileSync('make', ['-C', INIT, 'build/exe-hold'], { stdio: 'ignore' })
+    // Each machine has a holder of its own; those whose address is in a file of `deaf` never take their script.
+    writeFileSync(
+      shell,
+      `#!/bin/sh
+set -- $SSH_CONNECTION
+while test -e ${deaf}/$3; do sleep 0.2; done
+export EXE_HOLD_DIRECTORY=${directory}/hold-$3
+exec /bin/sh -c "$(printf %s "$SSH_ORIGINAL_COMMAND" | sed 's,/exe/bin/exe-hold,${INIT}/build/exe-hold,g')"
+`,
+    )
+    chmodSync(shell, 0o755)
+    mkdirSync(deaf)
+    mkdirSync(busy)
+    world = await startWorld({ sshd: true, forceCommand: shell })
+  })
+  afterAll(async () => {
+    rmSync(deaf, { recursive: true, force: true })
+    rmSync(busy, { recursive: true, force: true })
+    await world?.[Symbol.asyncDispose]()
+    rmSync(directory, { recursive: true, force: true })
+  })
+  const make = (name: string, script: string, caller = world.owner) =>
+    world.run(`new ${name} --memory 128M --cpu 1 --no-wait --setup-script '${script}'`, { caller })
+  const state = (name: string) => machineRow(world, name).then((machine) => machine?.setup_state)
+
+  it('that never end keep nobody from theirs', async () => {
+    for (let n = 0; n < 16; n++) await make(`endless-${n}`, `while test -e ${busy}; do sleep 0.5; done`)
+    await make('short', 'exit 0')
+    await expect.poll(() => state('short'), PATIENT).toBe('done')
+    expect(await world.gateway.sql`select from machines where setup_state = 'running'`).toHaveLength(16)
+    rmSync(busy, { recursive: true })
+    await expect.poll(() => state('endless-15'), PATIENT).toBe('done')
+  })
+
+  it('that one account’s machines never take keep no other account from theirs', async () => {
+    const other = await world.account()
+    for (let n = 0; n < 16; n++) {
+      // 16 of the first test and short have the addresses before.
+      writeFileSync(join(deaf, `127.64.0.${2 + 17 + n}`), '')
+      await make(`deaf-${n}`, 'exit 0', other)
+    }
+    await expect
+      .poll(async () => (await world.gateway.sql`select from machines where setup_state = 'running'`).length, PATIENT)
+      .toBe(4)
+    await make('heard', 'exit 0')
+    await expect.poll(() => state('heard'), PATIENT).toBe('done')
+    expect(await world.gateway.sql`select from machines where setup_state = 'running'`).toHaveLength(4)
+    rmSync(deaf, { recursive: true })
+    await expect.poll(() => state('deaf-15'), PATIENT).toBe('done')
   })
 })
