@@ -104,6 +104,17 @@ describe('the gateway’s process', { timeout: 120_000 }, () => {
     expect(gateway.stderr().trim().split('\n')).toHaveLength(1)
   })
 
+  it('does not serve on an ssh2 without our patch, and names the remedy', async () => {
+    const unpatch = join(directory, 'unpatch.cjs')
+    const protocol = join(import.meta.dirname, '../node_modules/ssh2/lib/protocol/Protocol.js')
+    writeFileSync(unpatch, `delete require(${JSON.stringify(protocol)}).prototype.relayTo\n`)
+    const gateway = start({ NODE_OPTIONS: `--require=${unpatch}` })
+    expect(await gateway.ended).toBe(1)
+    expect(gateway.stderr()).toMatch(
+      /^the gateway did not start: Berth's patch of ssh2 is not applied.*npm run setup\.\n$/,
+    )
+  })
+
   it('serves HTTPS as the user without privileges, with a root certificate that everybody can read', async () => {
     starterKey('owner')
     const uid = Number(execFileSync('id', ['-u', 'berth']))

@@ -1,6 +1,6 @@
 /**
- * The gateway's process. In order: settings; everything imported; starter's keys read and listeners opened, which may
- * need root; root given up; the database; then it serves and tells its supervisor.
+ * The gateway's process. In order: everything imported, and ssh2 found to be what it must be; settings; starter's keys
+ * read and listeners opened, which may need root; root given up; the database; then it serves and tells its supervisor.
  *
  * SIGTERM drains for BERTH_DRAIN, a second one ends what is left. Exit status 2 is a bad setting. Killing it at any
  * moment loses connections and nothing else: all that lasts is in Postgres, in transactions.
@@ -16,6 +16,7 @@ import { runLobby } from './lobby/lobby.ts'
 import { createLog, type Log } from './log.ts'
 import { readSecretKey } from './secrets.ts'
 import { type Listen, parseSettings, type Settings, SettingsError } from './settings.ts'
+import { checkSsh2 } from './ssh/transport/native.ts'
 import { listenText, openListeners } from './start/listeners.ts'
 import { dropPrivileges } from './start/privileges.ts'
 import { readStarter } from './start/starter.ts'
@@ -34,6 +35,7 @@ try {
 }
 
 async function main(): Promise<void> {
+  checkSsh2()
   const settings = parseSettings(process.env)
   const log = createLog(settings.logLevel)
   const starter = readStarter(settings.owner, process.env)
