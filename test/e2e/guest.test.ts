@@ -153,6 +153,27 @@ describe('the machine', () => {
   })
 })
 
+describe('what a machine serves', () => {
+  it('is at its HTTPS address for whom it should be', async () => {
+    await inside(
+      'mkdir site && echo "from demo" > site/index.html; nohup python3 -m http.server -d site 8000 >/dev/null 2>&1 &',
+    )
+    const url = `https://demo.${HOST}:8443/`
+    const curl = (...parameters: string[]) =>
+      product.outside('curl', [
+        ...['-sS', '-m', '30', '--cacert', join(product.dataDirectory, 'ca.pem')],
+        ...['--resolve', `demo.${HOST}:8443:${SERVER_ADDRESS}`, ...parameters, url],
+      ])
+    const { token } = JSON.parse((await product.lobby('token new --machine demo --json')).stdout) as { token: string }
+    const shown = () => curl('-H', `Authorization: Bearer ${token}`).then(({ stdout }) => stdout)
+    await expect.poll(shown, { timeout: 60_000, interval: 500 }).toBe('from demo\n')
+    expect((await curl('-o', '/dev/null', '-w', '%{http_code}')).stdout).toMatch(/^(302|303|401)$/)
+    expect(await product.lobby('share set-public demo')).toMatchObject({ status: 0 })
+    await expect.poll(() => curl().then(({ stdout }) => stdout), { timeout: 10_000 }).toBe('from demo\n')
+    expect(await product.lobby('share set-private demo')).toMatchObject({ status: 0 })
+  })
+})
+
 describe('what a machine reaches', () => {
   const tries = (address: string, port: number) =>
     inside(`timeout 4 bash -c '</dev/tcp/${address}/${port}' 2>/dev/null && echo reached || echo not`)
@@ -176,21 +197,26 @@ describe('what a machine reaches', () => {
   it('is no other machine, no other service of the host and no private network', async () => {
     const { vms } = JSON.parse((await product.lobby('ls --json')).stdout) as { vms: { vm_name: string; ip: string }[] }
     const other = vms.find((vm) => vm.vm_name === 'other')?.ip ?? ''
-    expect((await tries(other, 22)).stdout, 'another machine').toBe('not\n')
-    expect((await tries('10.42.0.1', 9464)).stdout, 'the metrics').toBe('not\n')
-    expect((await tries('192.168.0.1', 80)).stdout, 'a private network').toBe('not\n')
-    const service = product.outside('ip', [
-      'netns',
-      'exec',
-      product.serverNamespace,
-      'timeout',
-      '15',
+    const onServer = (program: string, ...parameters: string[]) =>
+      product.outside('ip', ['netns', 'exec', product.serverNamespace, program, ...parameters], { timeoutMs: 60_000 })
+    const service = onServer(
       'python3',
       '-c',
-      'import socket\ns=socket.create_server(("0.0.0.0",7001))\ns.accept()\nprint("reached")',
-    ])
-    for (const address of [SERVER_ADDRESS, '10.42.0.1']) expect((await tries(address, 7001)).stdout).toBe('not\n')
-    expect((await service).stdout).toBe('')
+      'import socket\ns=socket.create_server(("0.0.0.0",7001))\nprint(s.accept()[1][0])',
+    )
+    const closed = [
+      [other, 22],
+      ['10.42.0.1', 9464],
+      ['192.168.0.1', 80],
+      [SERVER_ADDRESS, 7001],
+      ['10.42.0.1', 7001],
+    ] as const
+    const answers = await Promise.all(closed.map(async ([address, port]) => (await tries(address, port)).stdout))
+    expect(answers).toEqual(closed.map(() => 'not\n'))
+    // The first that the service hears of is the server itself.
+    const itself = 'for i in $(seq 50); do : 2>/dev/null </dev/tcp/127.0.0.1/7001 && exit; sleep 0.2; done; exit 1'
+    expect(await onServer('bash', '-c', itself)).toMatchObject({ status: 0 })
+    expect((await service).stdout).toBe('127.0.0.1\n')
   })
 })
 
