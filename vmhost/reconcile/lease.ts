@@ -1,9 +1,10 @@
-import { mkdir, readFile, rename, writeFile } from 'node:fs/promises'
+import { mkdir, readFile } from 'node:fs/promises'
 import { hostname } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { z } from 'zod'
 import type { Sql } from '../../migrations/connect.ts'
+import { replaceFile } from '../storage/durable.ts'
 
 /**
  * One vmhost acts for a server. On the server itself a lock on the data directory sees to it (lock.ts). In the
@@ -43,8 +44,7 @@ export async function takeLease(sql: Sql, dataDirectory: string, signal?: AbortS
       returning id, lease_epoch as epoch`
     if (taken) {
       await mkdir(join(dataDirectory, 'vmhost'), { recursive: true, mode: 0o700 })
-      await writeFile(`${path}.new`, JSON.stringify({ name: hostName, hostId: taken.id }))
-      await rename(`${path}.new`, path)
+      await replaceFile(path, JSON.stringify({ name: hostName, hostId: taken.id }), 0o644)
       return { hostId: taken.id, hostName, epoch: taken.epoch }
     }
     if (Date.now() > deadline) {

@@ -15,6 +15,7 @@ import {
 import { basename, join } from 'node:path'
 import { z } from 'zod'
 import { run } from './command.ts'
+import { renameForGood, sync } from './durable.ts'
 import { StorageError } from './errors.ts'
 import { measureSpace, type Space, spaceProblem } from './space.ts'
 import type { Volume } from './volume.ts'
@@ -204,7 +205,7 @@ class FileStore implements Store {
       await truncate(disk, diskBytes)
       await chmod(disk, 0o600)
       await chown(disk, uid, uid)
-      await writeFile(join(work, 'host_key'), wanted.hostKey, { mode: 0o600 })
+      await writeFile(join(work, 'host_key'), wanted.hostKey, { mode: 0o600, flush: true })
       const record: MachineRecord = {
         image: image.name,
         imageHash: image.hash,
@@ -212,9 +213,10 @@ class FileStore implements Store {
         init: image.init,
         systemId: randomBytes(16).toString('hex'),
       }
-      await writeFile(join(work, 'machine.json'), `${JSON.stringify(record)}\n`, { mode: 0o600 })
-      // No sync: the log of the filesystem is in order, so the first write that the guest syncs brings all this along.
-      await rename(work, this.directoryOf(machineId))
+      await writeFile(join(work, 'machine.json'), `${JSON.stringify(record)}\n`, { mode: 0o600, flush: true })
+      await Promise.all([sync(disk), sync(work)])
+      // Before anybody hears of it: a machine whose files a power cut takes is lost, whatever its guest had synced.
+      await renameForGood(work, this.directoryOf(machineId))
     } catch (error) {
       await rm(work, { recursive: true, force: true })
       throw asFull(error)
@@ -249,7 +251,8 @@ class FileStore implements Store {
   async removeMachine(machineId: number): Promise<void> {
     const grave = join(this.volume.path, 'machines', `.gone-${machineId}-${randomBytes(4).toString('hex')}`)
     try {
-      await rename(this.directoryOf(machineId), grave)
+      // What was deleted stays deleted: with its name gone, the next vmhost sweeps the rest away.
+      await renameForGood(this.directoryOf(machineId), grave)
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code === 'ENOENT') return
       throw error

@@ -1,7 +1,8 @@
-import { mkdir, readFile, realpath, rename, rm, stat, statfs, truncate, writeFile } from 'node:fs/promises'
+import { mkdir, readFile, realpath, rm, stat, statfs, truncate, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Logger } from 'pino'
 import { run } from './command.ts'
+import { renameForGood } from './durable.ts'
 import { StorageError } from './errors.ts'
 
 /**
@@ -78,7 +79,8 @@ async function makeVolume(backingFile: string, options: VolumeOptions): Promise<
   await truncate(work, sizeBytes)
   await run('mkfs.xfs', ['-q', '-m', 'reflink=1,crc=1', '-L', 'berth', work])
   await run('sync', [work])
-  await rename(work, backingFile)
+  // Under its old name it would be removed by the next start, and every machine with it.
+  await renameForGood(work, backingFile)
   options.log.info({ backingFile, sizeBytes }, 'made an XFS volume: the filesystem has no reflink')
 }
 
