@@ -1,6 +1,6 @@
-import { and, eq, inArray, ne, sql as raw } from 'drizzle-orm'
+import { and, eq, gt, inArray, ne, sql as raw } from 'drizzle-orm'
 import type { Database } from '../migrations/connect.ts'
-import { addresses, machineNames, machines } from '../migrations/schema.ts'
+import { addresses, hosts, machineNames, machines } from '../migrations/schema.ts'
 import type { News } from './news.ts'
 import type { MachineTarget } from './ssh/pool/target.ts'
 
@@ -51,7 +51,8 @@ export class MachineNotReadyError extends Error {
 const READY_TIMEOUT_MS = 300_000
 /** Between notifications the row is looked at anyway. */
 const RECHECK_MS = 5_000
-const STALE_FAILURE_MS = 10_000
+/** A server whose lease has run out may be a vmhost that is being replaced: for so long it is believed to come back. */
+const SERVER_BACK_MS = 10_000
 
 /** @param sshPort where the platform's sshd listens in every guest; tests put a stand-in elsewhere */
 export function createMachineAccess(db: Database, news: News, sshPort = 22): MachineAccess {
@@ -66,6 +67,14 @@ export function createMachineAccess(db: Database, news: News, sshPort = 22): Mac
     ...machine,
     address,
   })
+
+  const hasLiveServer = async ({ hostId }: Machine): Promise<boolean> => {
+    const found = await db
+      .select({ id: hosts.id })
+      .from(hosts)
+      .where(and(eq(hosts.id, hostId), gt(hosts.leaseExpiresAt, raw`now()`)))
+    return found.length > 0
+  }
 
   const access: MachineAccess = {
     async find(name, seeker) {
@@ -99,7 +108,11 @@ export function createMachineAccess(db: Database, news: News, sshPort = 22): Mac
           if (!machine)
             throw new MachineNotReadyError('machine.not_found', 'the machine is gone; ls lists those there are')
           if (isReady(machine)) return machine
-          refuseUnlessStarting(machine, performance.now() - beganAt)
+          // The failure of the start before stays in the row while the new start waits for its turn.
+          const stale =
+            machine.observedBoot < machine.desiredBoot &&
+            (performance.now() - beganAt < SERVER_BACK_MS || (await hasLiveServer(machine)))
+          refuseUnlessStarting(machine, stale)
           if (machine.observedStage !== lastStage) {
             lastStage = machine.observedStage
             onStage?.(machine)
@@ -162,7 +175,7 @@ export function stageInWords(stage: string): string {
   return words[stage] ?? stage
 }
 
-function refuseUnlessStarting(machine: Machine, waitedMs: number): void {
+function refuseUnlessStarting(machine: Machine, isFailureStale: boolean): void {
   const { name } = machine
   switch (machine.desiredState) {
     case 'trashed':
@@ -174,9 +187,7 @@ function refuseUnlessStarting(machine: Machine, waitedMs: number): void {
       throw new MachineNotReadyError('machine.off', `${name} is paused; to wake it: resume ${name}`)
     default:
   }
-  // A failure seen right after `restart` may be that of the start before; the vmhost replaces it within moments.
-  const stale = machine.observedBoot < machine.desiredBoot && waitedMs < STALE_FAILURE_MS
-  if (machine.observedState === 'failed' && !stale) {
+  if (machine.observedState === 'failed' && !isFailureStale) {
     throw new MachineNotReadyError(
       'machine.failed',
       `${name} failed: ${machine.observedReason ?? 'no reason was reported'}; to try again: restart ${name}`,

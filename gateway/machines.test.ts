@@ -1,0 +1,64 @@
+import { afterEach, describe, expect, it, vi } from 'vitest'
+import { startWorld, type World } from './commands/testing/world.ts'
+
+afterEach(() => {
+  vi.restoreAllMocks()
+})
+
+describe('a failed machine that shall start again', () => {
+  it('is waited for, however long its start is queued, and has failed only when that start has', async () => {
+    await using world = await startWorld()
+    const id = await failedAndRestarted(world)
+    const waited = waitThroughHour(world, id)
+    await waited.looked
+    world.vmhost.failures.clear()
+    world.vmhost.paused = false
+    world.vmhost.look()
+    expect(await waited.outcome).toMatchObject({ name: 'demo', observedState: 'running' })
+  })
+
+  it('has failed when its server is silent', async () => {
+    await using world = await startWorld()
+    const id = await failedAndRestarted(world)
+    await world.gateway.sql`update hosts set lease_expires_at = now() - interval '1 minute'`
+    expect(await waitThroughHour(world, id).outcome).toMatchObject({ code: 'machine.failed' })
+  })
+})
+
+/** @returns a machine whose row shows the failure of the start before the one that is wanted */
+async function failedAndRestarted(world: World): Promise<number> {
+  world.vmhost.failures.set('demo', 'its disk is odd')
+  const { document } = await world.json('new demo')
+  expect(document.code).toBe('machine.failed')
+  world.vmhost.paused = true
+  expect((await world.run('restart demo --no-wait')).status).toBe(0)
+  const machine = await world.app.machines.find('demo', world.owner)
+  expect(machine).toMatchObject({ observedState: 'failed', observedBoot: 1, desiredBoot: 2 })
+  return machine?.id ?? 0
+}
+
+/** Waits for the machine while the clock goes on by an hour between the first look and the next. */
+function waitThroughHour(world: World, id: number) {
+  const { machines, news } = world.app
+  const byId = vi.spyOn(machines, 'byId')
+  const { now } = performance
+  const outcome = machines
+    .whenReady(id, world.owner, { signal: new AbortController().signal, timeoutMs: 2 * 3_600_000 })
+    .catch((error: unknown) => error)
+  const looked = (async () => {
+    await byId.mock.results[0]?.value
+    vi.spyOn(performance, 'now').mockImplementation(() => now.call(performance) + 3_600_000)
+    // Any change of the row wakes the wait; it is heard here as it is there.
+    const heard = new Promise<void>((resolve) => {
+      const stop = news.on('machines', () => {
+        stop()
+        resolve()
+      })
+    })
+    await world.gateway.sql`update machines set observed_stage = 'disk' where id = ${id}`
+    await heard
+    await vi.waitFor(() => expect(byId.mock.calls.length).toBeGreaterThan(1))
+    await byId.mock.results.at(-1)?.value
+  })()
+  return { looked, outcome }
+}
