@@ -297,6 +297,8 @@ async function start(sides) {
   const directory = environment.BERTH_DATA
   ensureFolder(directory, 0o711)
   const wanted = both ? ['gateway', 'vmhost'] : sides
+  // Machines are let through to the gateway's ports where there is one; elsewhere these are somebody else's.
+  environment.BERTH_SIDES = wanted.join(',')
   for (const side of wanted) lock(join(directory, `launcher-${side}.lock`), directory)
   await prepareModules()
   await checkSettings(wanted, environment)

@@ -15,12 +15,18 @@ describe('the settings of a vmhost', () => {
       hypervisor: 'auto',
       accelerator: 'auto',
       logLevel: 'info',
-      publicPorts: [
-        { protocol: 'tcp', port: 2222 },
-        { protocol: 'tcp', port: 8443 },
-        { protocol: 'tcp', port: 8080 },
-      ],
+      publicPorts: [],
     })
+  })
+
+  test('open the ports of the gateway to machines where one runs, and no port of a server that runs none', () => {
+    expect(parseSettings({ ...url, BERTH_SIDES: 'gateway,vmhost' }).publicPorts).toEqual([
+      { protocol: 'tcp', port: 2222 },
+      { protocol: 'tcp', port: 8443 },
+      { protocol: 'tcp', port: 8080 },
+    ])
+    const listening = { BERTH_SSH: ':22', BERTH_HTTPS: ':443', BERTH_HTTP: ':80', BERTH_DNS: ':53' }
+    expect(parseSettings({ ...url, ...listening, BERTH_SIDES: 'vmhost' }).publicPorts).toEqual([])
   })
 
   test.each([
@@ -41,6 +47,7 @@ describe('the settings of a vmhost', () => {
   test('DNS is opened to machines as it is answered: by UDP and by TCP, on the addresses that it listens on', () => {
     const { publicPorts } = parseSettings({
       ...url,
+      BERTH_SIDES: 'gateway,vmhost',
       BERTH_SSH: 'off',
       BERTH_DNS: '203.0.113.2:53,[::1]:53',
       BERTH_HTTPS: 'off',

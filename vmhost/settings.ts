@@ -17,7 +17,7 @@ export type Settings = {
   readonly hypervisor: 'auto' | 'qemu'
   readonly accelerator: 'auto' | 'kvm' | 'tcg'
   readonly logLevel: string
-  /** the gateway's listeners, which machines may reach like anybody else */
+  /** the listeners of the gateway on this server, which machines may reach like anybody else; none without a gateway */
   readonly publicPorts: readonly PublicPort[]
 }
 
@@ -66,6 +66,8 @@ const variables = z.object({
   BERTH_LOG: z
     .enum(['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'], 'trace, debug, info, warn, error or fatal')
     .default('info'),
+  // The launcher's: what it runs on this server.
+  BERTH_SIDES: list('vmhost'),
   BERTH_SSH: listen(':2222', 'tcp'),
   BERTH_HTTPS: listen(':8443', 'tcp'),
   BERTH_HTTP: listen(':8080', 'tcp'),
@@ -91,14 +93,17 @@ export function parseSettings(env: Readonly<Record<string, string | undefined>>)
     hypervisor: v.BERTH_HYPERVISOR,
     accelerator: v.BERTH_ACCEL,
     logLevel: v.BERTH_LOG,
-    // DNS answers over TCP as well.
-    publicPorts: [
-      ...v.BERTH_SSH,
-      ...v.BERTH_HTTPS,
-      ...v.BERTH_HTTP,
-      ...v.BERTH_DNS,
-      ...v.BERTH_DNS.map((port) => ({ ...port, protocol: 'tcp' as const })),
-    ],
+    // Without a gateway, what listens on these ports is a service of the server like any other.
+    publicPorts: v.BERTH_SIDES.includes('gateway')
+      ? [
+          ...v.BERTH_SSH,
+          ...v.BERTH_HTTPS,
+          ...v.BERTH_HTTP,
+          ...v.BERTH_DNS,
+          // DNS answers over TCP as well.
+          ...v.BERTH_DNS.map((port) => ({ ...port, protocol: 'tcp' as const })),
+        ]
+      : [],
   }
 }
 

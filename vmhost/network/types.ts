@@ -8,7 +8,7 @@ export type NetworkSettings = {
   readonly network: string
   /** BERTH_ALLOW: private networks that machines may reach all the same, e.g. `['192.168.7.0/24']`. */
   readonly allow: readonly string[]
-  /** The gateway's listeners; `publicPorts` reads them from BERTH_SSH, BERTH_HTTPS, BERTH_HTTP and BERTH_DNS. */
+  /** The listeners of the gateway on this server; `publicPorts` reads them from BERTH_SSH, BERTH_HTTPS, BERTH_HTTP and BERTH_DNS. */
   readonly publicPorts: readonly PublicPort[]
   /** Connections one machine may have at a time; 8192 unless given. */
   readonly flowsPerMachine?: number
