@@ -1,5 +1,5 @@
 import { existsSync } from 'node:fs'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { runLine } from './run.ts'
 import { addressesInUse, type MachineRow, machineRow } from './testing/rows.ts'
 import { recordingIo, startWorld, type World } from './testing/world.ts'
@@ -109,6 +109,24 @@ describe('with machines that start', () => {
     })
     world.vmhost.failures.clear()
     expect((await world.run('restart demo')).status).toBe(0)
+  })
+
+  it('stop of a machine that failed makes it a stopped one', async () => {
+    world.vmhost.failures.set('demo', 'the kernel panicked')
+    expect((await world.run('restart demo')).status).toBe(1)
+    world.vmhost.failures.clear()
+    // The command sees the failure before the server does anything.
+    world.vmhost.paused = true
+    const byId = vi.spyOn(world.app.machines, 'byId')
+    const stopping = world.run('stop demo')
+    await vi.waitFor(() => expect(byId).toHaveBeenCalled(), PATIENT)
+    await byId.mock.results[0]?.value
+    byId.mockRestore()
+    world.vmhost.paused = false
+    world.vmhost.look()
+    expect(await stopping).toMatchObject({ status: 0, stdout: expect.stringMatching(/^demo is stopped after/) })
+    expect(await row('demo')).toMatchObject({ observed_state: 'stopped' })
+    expect((await world.run('start demo')).status).toBe(0)
   })
 
   it('rm puts into the trash, frees the name at once, and untrash brings the same machine back', async () => {
