@@ -25,7 +25,7 @@ describe('the KVM probe', () => {
     const first = await chooseAccelerator({ ...common(), wanted: 'auto', kernel })
     expect(first).toMatchObject({ accelerator: 'tcg', proved: false })
     expect(first.reason).toMatch(/^\/dev\/kvm is .*, so machines are emulated/)
-    if (first.reason.includes('missing')) return
+    if (/missing|root alone/.test(first.reason)) return
     expect(JSON.parse(await readFile(join(home, 'kvm.json'), 'utf8')).problem).toMatch(/kvm/)
     const startedAt = Date.now()
     expect(await chooseAccelerator({ ...common(), wanted: 'auto', kernel })).toEqual(first)

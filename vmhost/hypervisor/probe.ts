@@ -4,6 +4,7 @@ import { mkdir, readFile, rename, writeFile } from 'node:fs/promises'
 import { release } from 'node:os'
 import { dirname } from 'node:path'
 import type { Accelerator } from './driver.ts'
+import { kvmGroups } from './privileges.ts'
 
 /**
  * Which accelerator machines run under, and why in a sentence for people.
@@ -49,6 +50,8 @@ async function proveKvm(options: ProbeOptions): Promise<string | undefined> {
   } catch {
     return '/dev/kvm is missing: the processor has no virtualisation, or it is switched off'
   }
+  const access = kvmGroups()
+  if ('problem' in access) return access.problem
   if (!options.kernel) return 'there is no guest kernel yet to prove KVM with'
   const facts = [bootId(), release(), options.qemuVersion, options.kernel].join(' ')
   const kept = await readFile(options.cachePath, 'utf8').catch(() => '')

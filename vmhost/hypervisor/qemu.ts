@@ -1,5 +1,5 @@
 import { execFile, spawn } from 'node:child_process'
-import { chmodSync, closeSync, openSync, statSync } from 'node:fs'
+import { closeSync, openSync } from 'node:fs'
 import { chown, lchown, mkdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
@@ -12,6 +12,7 @@ import {
   hypervisorUid,
   type MachineSpec,
 } from './driver.ts'
+import { kvmGroups, privileges } from './privileges.ts'
 import { awaitExit, findProcesses, identify, type ProcessIdentity, signalProcess } from './process.ts'
 import { files, qemuArguments } from './qemu-command.ts'
 import { groupName, killLimitMs, QemuProcess } from './qemu-process.ts'
@@ -51,17 +52,6 @@ export async function qemuVersion(): Promise<string> {
   return /version ([0-9.]+)/.exec(stdout)?.[1] ?? 'unknown'
 }
 
-/** Lets the hypervisors' users open what Debian's udev rules let everybody open; a server without udev has neither. */
-export function openDevices(): void {
-  for (const path of ['/dev/net/tun', '/dev/kvm']) {
-    try {
-      if ((statSync(path).mode & 0o006) !== 0o006) chmodSync(path, 0o666)
-    } catch {
-      // No such device here; who needs it says so.
-    }
-  }
-}
-
 export function qemuDriver(options: QemuDriverOptions): HypervisorDriver {
   return {
     name: 'qemu',
@@ -75,6 +65,7 @@ export function qemuDriver(options: QemuDriverOptions): HypervisorDriver {
 
 async function start(spec: MachineSpec, options: QemuDriverOptions): Promise<Hypervisor> {
   const uid = hypervisorUid(spec.machineId)
+  const groups = groupsFor(options.accelerator)
   // The directory is about to be emptied: a living hypervisor in it would lose its sockets.
   const [already] = await findProcesses(uid, spec.directory)
   if (already) throw new HypervisorError('hypervisor.start', `QEMU already runs in ${spec.directory}`)
@@ -85,7 +76,7 @@ async function start(spec: MachineSpec, options: QemuDriverOptions): Promise<Hyp
   try {
     const stdio: ('ignore' | number)[] = ['ignore', log, log, ...(vhost === undefined ? [] : [vhost])]
     const settings = { accelerator: options.accelerator, ...(vhost === undefined ? {} : { vhostDescriptor: 3 }) }
-    const child = spawn('setpriv', [...privileges(uid), binary, ...qemuArguments(spec, settings)], {
+    const child = spawn('setpriv', [...privileges(uid, groups), binary, ...qemuArguments(spec, settings)], {
       cwd: spec.directory,
       env: { PATH: process.env.PATH ?? '/usr/bin:/bin', LC_ALL: 'C' },
       stdio,
@@ -148,23 +139,6 @@ async function end(identity: ProcessIdentity): Promise<void> {
 }
 
 /**
- * The user of its own, no group but the one that /dev/kvm is open to, no capability, no way to gain any.
- * @see setpriv(1)
- */
-function privileges(uid: number): string[] {
-  return [
-    `--reuid=${uid}`,
-    `--regid=${uid}`,
-    '--clear-groups',
-    '--no-new-privs',
-    '--inh-caps=-all',
-    '--ambient-caps=-all',
-    '--bounding-set=-all',
-    '--',
-  ]
-}
-
-/**
  * Lays out what QEMU needs in the machine's directory. The directory is root's and closed to QEMU's user but for
  * `run/`: nothing that root writes to (log, console) can be replaced by a link by a QEMU that was taken over.
  */
@@ -181,6 +155,13 @@ async function prepareDirectory(directory: string, uid: number): Promise<void> {
     await execFileAsync('mkfifo', ['-m', '600', fifo])
     await lchown(fifo, uid, uid)
   }
+}
+
+function groupsFor(accelerator: Accelerator): readonly number[] {
+  if (accelerator !== 'kvm') return []
+  const found = kvmGroups()
+  if ('problem' in found) throw new HypervisorError('hypervisor.start', found.problem)
+  return found.groups
 }
 
 /** vhost moves packets in the kernel; opened here because its device is root's alone. */

@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, expect, test, vi } from 'vitest'
-import { openDevices } from '../hypervisor/qemu.ts'
+import { openDevices } from '../hypervisor/privileges.ts'
 import { macFor } from './address.ts'
 import { createLab, type Lab, NetworkProcess, Probe, plugIn } from './testing/lab.ts'
 import type { MachineNetwork, NetworkSettings } from './types.ts'
