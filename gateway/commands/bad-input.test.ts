@@ -45,7 +45,8 @@ describe('bad input', () => {
     ['host drain nowhere', 3, /server1/],
     ['host overcommit 1000', 2, /0\.1/],
     ['mail 4', 3, /mail/],
-    ['new demo "', 2, /quote/],
+    ['new demo "', 2, /a double quote is not closed\nclose it with another ", or write '"' where " itself is meant/],
+    ["comment demo it's", 2, /a single quote is not closed\nclose it with another ', or write "'" where ' itself/],
     ['ls | wc', 2, /one command a line/],
   ])('%s', async (line, status, sentence) => {
     const ran = await world.run(line)
@@ -53,6 +54,11 @@ describe('bad input', () => {
     expect(ran.stderr).toMatch(sentence)
     expect(await world.gateway.sql`select from machines`).toHaveLength(0)
     expect(await world.gateway.sql`select from addresses`).toHaveLength(0)
+  })
+
+  it('help promises no service that nothing runs', async () => {
+    const help = (await world.run('help new')).stdout.replaceAll(/\s+/g, ' ')
+    expect(help).toMatch(/what runs as its service; kept, but nothing runs it yet/)
   })
 
   it('a size that no machine can have is rounded up to one that it can', async () => {

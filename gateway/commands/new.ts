@@ -37,7 +37,7 @@ const FLAGS = {
   command: {
     type: 'string',
     value: 'CMD',
-    summary: 'auto, none, or what runs as its service',
+    summary: 'auto, none, or what runs as its service; kept, but nothing runs it yet',
     complete: () => ['auto', 'none'],
   },
   'setup-script': { type: 'string', value: '-|S', summary: 'a script run once as its user, - reads it from stdin' },

@@ -26,8 +26,13 @@ export function splitWords(line: string): string[] {
   const words = scanWords(line.replace(/\r?\n$/, ''))
   const open = words.at(-1)?.open
   if (open === '\\') throw usageError('the line ends in a backslash, and nothing follows it')
-  if (open) throw usageError(`a ${open === "'" ? 'single' : 'double'} quote is not closed`)
+  if (open) throw usageError(`a ${open === "'" ? 'single' : 'double'} quote is not closed`, wayOn(open))
   return words.map((word) => word.text)
+}
+
+function wayOn(open: "'" | '"'): string {
+  const other = open === '"' ? "'" : '"'
+  return `close it with another ${open}, or write ${other}${open}${other} where ${open} itself is meant`
 }
 
 /** The same, but an unfinished last word is returned with what is open, and operators end a word silently when `lenient`. */
