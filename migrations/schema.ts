@@ -137,11 +137,16 @@ export const machines = pgTable('machines', {
   cpus: integer('cpus').notNull(),
   memoryBytes: int8('memory_bytes').notNull(),
   diskBytes: int8('disk_bytes').notNull(),
+  /**
+   * In plain text, and so in every backup of the database: the vmhost reads it to give it to the machine, and a key that
+   * every server holds would protect it from nobody who can read the row.
+   */
   env: jsonb('env').$type<Record<string, string>>().notNull().default({}),
   command: text('command').notNull().default('auto'),
   tags: text('tags').array().notNull().default([]),
   comment: text('comment').notNull().default(''),
   sleepAfterSeconds: integer('sleep_after_seconds'),
+  /** Null without one, and again when it has ended. */
   setupScript: text('setup_script'),
   setupState: text('setup_state').$type<SetupState>(),
   setupExitStatus: integer('setup_exit_status'),

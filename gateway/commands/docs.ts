@@ -85,6 +85,8 @@ export const DOCS: Record<string, Page> = {
         '',
         'Variables are seen by every session and service of the machine:',
         `  ${lobbyLine(settings, 'new api --env PORT=8000')}`,
+        '',
+        'Both are kept in the database of this installation: a script until it has ended, variables as long as the machine. Its operator and its backups can read them; a password that nobody else may see belongs into a file in the machine.',
       ].join('\n'),
   },
   scripts: {

@@ -14,6 +14,8 @@ import { HELD, NO_SESSION, resumeSetupCommand, startSetupCommand } from './hold.
  * - running, and the holder knows nothing of it: the winner died before it could start the script, or the machine was
  *   restarted while it ran. On the machine's first boot it is started again, later it has failed: a script that ran
  *   halfway is not run twice behind its author's back.
+ *
+ * The script is forgotten with its end: it may hold passwords, and nobody needs it again.
  */
 /**
  * Places for machines that are given their script or asked about it. A place is given back when the machine answers:
@@ -163,7 +165,8 @@ async function runOn(
 async function note(app: App, machine: Machine, status: number | null): Promise<void> {
   const state = status === 0 ? 'done' : 'failed'
   const rows = await app.sql`
-    update machines set setup_state = ${state}, setup_exit_status = ${status}, setup_ended_at = now()
+    update machines set setup_state = ${state}, setup_exit_status = ${status}, setup_ended_at = now(),
+      setup_script = null
     where id = ${machine.id} and setup_state = 'running' returning id`
   if (rows.length === 0) return
   await app.sql`
