@@ -173,6 +173,12 @@ export class Machine {
         if (this.#guest) await this.#stop(this.#guest)
         await this.#disconnect()
         if (row.observedState !== row.desiredState) {
+          // It took its time to stop, and may be wanted back by now: then it was never in the trash.
+          if ((await this.#world.rows.one(this.id))?.desiredState !== row.desiredState) {
+            this.#observe(offline)
+            this.#again = true
+            return
+          }
           this.#observe({ observedState: row.desiredState, observedReason: null, ...offline })
           this.#record(row.desiredState)
         }
@@ -206,12 +212,15 @@ export class Machine {
   async #start(row: MachineRow): Promise<void> {
     const world = this.#world
     const boot = row.desiredBoot
+    // A start of a machine that was there before is `running` that is not ready yet.
+    const observedState = row.observedState === 'creating' ? 'creating' : 'running'
+    // The wait may be long, and nobody shall take the failure of the start before for this one's.
+    if (world.slots.full) this.#observe({ observedState, observedReason: null, ...offline })
     const slot = await this.#slot()
     if (!slot) return
     try {
       this.#observe({
-        // A start of a machine that was there before is `running` that is not ready yet.
-        observedState: row.observedState === 'creating' ? 'creating' : 'running',
+        observedState,
         observedStage: 'disk',
         observedBoot: boot,
         observedReason: null,

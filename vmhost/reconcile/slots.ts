@@ -13,6 +13,11 @@ export class Slots {
     return this.#taken > 0
   }
 
+  /** Whether the next machine has to wait. */
+  get full(): boolean {
+    return this.#taken >= this.#most
+  }
+
   /** @returns a slot; dispose of it when the start has come to its end. @throws the signal's reason */
   async acquire(signal: AbortSignal): Promise<Disposable> {
     signal.throwIfAborted()
