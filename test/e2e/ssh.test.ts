@@ -79,8 +79,9 @@ describe('terminals', () => {
     terminal.resize(120, 40)
     terminal.type('stty size; stty -a | tr ";" "\\n" | grep -c "intr = ^C"\r')
     await terminal.expect(/40 120\r\n1/)
-    terminal.type('sleep 1000\r')
-    await terminal.expect(/sleep 1000\r\n/)
+    // Said by the child itself: it has the terminal then, and a Ctrl-C is its own and not the shell's.
+    terminal.type('sh -c "echo $((6*7)) sleeps; exec sleep 1000"\r')
+    await terminal.expect(/42 sleeps/)
     terminal.type('\x03')
     await terminal.expect(/\^C[\s\S]*\$ /)
     terminal.type('exit 5\r')
