@@ -149,5 +149,3 @@ export async function checkSynced(product: Product) {
   const sure = await product.ssh([`keep@${SERVER_ADDRESS}`, 'sha256sum --quiet -c sums'])
   if (sure.status !== 0) throw new Error(`synced bytes were lost: ${sure.stdout}${sure.stderr}`)
 }
-
-export const storeOf = (product: Product) => join(product.dataDirectory, 'store')

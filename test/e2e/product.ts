@@ -17,7 +17,6 @@ import {
   readlinkSync,
   rmSync,
   symlinkSync,
-  writeFileSync,
 } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { promisify } from 'node:util'
@@ -332,14 +331,4 @@ async function detachVolume(dataDirectory: string) {
   if (!existsSync(volume)) return
   const { stdout } = await run('losetup', ['-j', volume, '-n', '-O', 'NAME'])
   for (const device of stdout.split('\n').filter(Boolean)) await run('losetup', ['-d', device.trim()]).catch(() => {})
-}
-
-/** Leaves a picture of what the product printed where a failed test's reader finds it. */
-export function saveOutput(product: Product, path: string) {
-  writeFileSync(path, product.output())
-}
-
-/** Whether two processes share a network namespace, for tests of where something runs. */
-export function networkNamespace(pid: number) {
-  return readlinkSync(`/proc/${pid}/ns/net`)
 }

@@ -61,7 +61,7 @@ describe('commands', () => {
       const one = await product.ssh([demo, 'true'])
       expect(one, `${n}: ${one.stderr}`).toMatchObject({ status: 0 })
     }
-  })
+  }, 900_000)
 
   it('reach another login user with user+name, and root', async () => {
     expect((await product.ssh([`root+demo@${SERVER_ADDRESS}`, 'id -un'])).stdout).toBe('root\n')
