@@ -109,10 +109,6 @@ export async function hasOwner(sql: Sql): Promise<boolean> {
   return (await sql`select from accounts where is_owner limit 1`).length > 0
 }
 
-export async function hasAccounts(sql: Sql): Promise<boolean> {
-  return (await sql`select from accounts limit 1`).length > 0
-}
-
 /** What is certainly no address is refused; whether it is one, only a mail can tell. */
 export function isEmail(text: string): boolean {
   return text.length <= 254 && /^[^\s@"(),:;<>[\\\]\p{Cc}\p{Cf}]{1,64}@[a-z0-9-]+(\.[a-z0-9-]+)+$/iu.test(text)
