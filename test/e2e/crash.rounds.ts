@@ -6,7 +6,6 @@
 
 import { execFile } from 'node:child_process'
 import { readdirSync } from 'node:fs'
-import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { type Product, SERVER_ADDRESS } from './product.ts'
 
