@@ -676,7 +676,7 @@ Restart=always
 RestartSec=2
 TimeoutStartSec=infinity
 TimeoutStopSec=${drainSeconds + 120}
-# Machines have cgroups of their own below this one.
+# Machines have cgroups of their own, below /sys/fs/cgroup/berth; this has systemd keep the controllers on for them.
 Delegate=yes
 LimitNOFILE=1048576
 TasksMax=infinity

@@ -189,7 +189,10 @@ function stopSignal(log: Logger) {
     controller.signal.addEventListener('abort', () => resolve(String(controller.signal.reason)), { once: true })
   })
   for (const name of ['SIGTERM', 'SIGINT'] as const) process.on(name, () => controller.abort(name))
-  process.on('disconnect', () => log.info('the launcher is gone; going on without it'))
+  process.on('disconnect', () => {
+    // In an orderly end it is this process that lets go.
+    if (!controller.signal.aborted) log.info('the launcher is gone; going on without it')
+  })
   return { signal: controller.signal, stopped, abort: (why: string) => controller.abort(why) }
 }
 

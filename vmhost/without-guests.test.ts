@@ -79,6 +79,9 @@ test('Postgres away and back: it waits, makes up for what it missed, and hears n
     .toBe(true)
   expect(server.pid).toBe(pid)
   expect(await server.end()).toBe(0)
+  // It let go of its launcher itself.
+  expect(server.log()).toContain('ending; machines run on')
+  expect(server.log()).not.toContain('the launcher is gone')
 })
 
 test('overtaken by another vmhost, it writes nothing more and ends; the next start takes the lease again', async () => {
