@@ -44,6 +44,28 @@ const UNREACHABLE = new Set([
 const SERVER_AWAY = /^(08...|57P0[123])$/
 const LINKS_MAX = 5
 
+/** The database holds its connections and answers nothing: its disk hangs, or somebody holds a lock. */
+export class DatabaseSilentError extends Error {
+  override readonly name = 'DatabaseSilentError'
+}
+
+/**
+ * What a query gives, when it gives it in time. The query itself is left to the database.
+ * @throws DatabaseSilentError after `limitMs`
+ */
+export async function answerWithin<T>(limitMs: number, query: Promise<T>): Promise<T> {
+  const silent = Promise.withResolvers<never>()
+  const timer = setTimeout(
+    () => silent.reject(new DatabaseSilentError(`a query has no answer after ${limitMs} ms`)),
+    limitMs,
+  )
+  try {
+    return await Promise.race([query, silent.promise])
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
 /**
  * Whether a query failed because the database is away, rather than that it refused the query.
  * @see https://www.postgresql.org/docs/18/errcodes-appendix.html
@@ -52,6 +74,7 @@ export function databaseIsAway(error: unknown): boolean {
   // Drizzle hands on what postgres.js threw as a cause.
   let link = error
   for (let depth = 0; depth < LINKS_MAX && link instanceof Error; depth++, link = link.cause) {
+    if (link instanceof DatabaseSilentError) return true
     const code = 'code' in link && typeof link.code === 'string' ? link.code : ''
     if (CONNECTION_LOST.test(code) || SERVER_AWAY.test(code)) return true
     // Anything has such errors; postgres.js adds the query to its own.

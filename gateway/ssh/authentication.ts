@@ -15,7 +15,7 @@
 import type { AuthContext, Connection, PublicKeyAuthContext } from 'ssh2'
 import type { Sql } from '../../migrations/connect.ts'
 import { type PublicKey, PublicKeyError, parsePublicKey } from '../accounts/public-key.ts'
-import { faultSentence } from '../fault.ts'
+import { answerWithin, faultSentence } from '../fault.ts'
 import type { Log } from '../log.ts'
 import { DISCONNECT, disconnect, isOpen, sendBanner } from './internals.ts'
 import type { Limits } from './limits.ts'
@@ -119,7 +119,8 @@ export function authenticate(
     const generation = options.generation()
     const before = looked.get(key.fingerprint)
     if (before?.generation === generation) return before
-    const found = { key, typed, generation, signIn: await lookUp(options.sql, key.blob, typed) }
+    const signIn = await answerWithin(limits.lookUpMs, lookUp(options.sql, key.blob, typed))
+    const found = { key, typed, generation, signIn }
     looked.set(key.fingerprint, found)
     if (!found.signIn) options.onUnknownKey()
     return found

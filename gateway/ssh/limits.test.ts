@@ -162,6 +162,20 @@ describe('refusals that people read', () => {
     expect(result).toMatchObject({ status: 255, stderr: expect.stringContaining('Berth: nobody signed in within 1 s') })
   })
 
+  it('come to a sign-in that the database does not answer, and say so', async () => {
+    await using gateway = await startTestGateway({ limits: { lookUpMs: 500, loginGraceMs: 20_000 } })
+    const key = gateway.makeKey('owner')
+    await gateway.addAccount({ keys: [key] })
+    await gateway.database.as('owner').begin(async (tx) => {
+      await tx`lock table keys in access exclusive mode`
+      expect(await gateway.ssh({ key, command: ['whoami'] })).toMatchObject({
+        status: 255,
+        stderr: expect.stringContaining('Berth: the database does not answer; try again in a moment'),
+      })
+    })
+    expect((await gateway.ssh({ key, command: ['whoami'] })).status).toBe(0)
+  })
+
   it('come to an unknown key that holds its connection, and count it as a stranger until then', async () => {
     const hang = async () => await new Promise<number>(() => {})
     await using gateway = await startTestGateway({

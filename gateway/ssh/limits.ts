@@ -6,6 +6,8 @@ export type Limits = {
   handshakeMs: number
   /** from the TCP connection to being signed in (OpenSSH's LoginGraceTime) */
   loginGraceMs: number
+  /** for the database to say whose a key is; much less than `loginGraceMs`, so that the person is told whose fault it is */
+  lookUpMs: number
   /** from the TCP connection to having an account, for an unknown key; it keeps its place among the startups */
   signUpMs: number
   /** from the first question of a sign-up to its last answer; less than `signUpMs`, so that the person is told */
@@ -32,6 +34,7 @@ export type Limits = {
 export const DEFAULT_LIMITS: Limits = {
   handshakeMs: 30_000,
   loginGraceMs: 120_000,
+  lookUpMs: 10_000,
   signUpMs: 20 * 60_000,
   signUpDialogMs: 15 * 60_000,
   failedSignatures: 6,
