@@ -111,6 +111,14 @@ describe('with machines that start', () => {
     expect((await world.run('restart demo')).status).toBe(0)
   })
 
+  it('doctor names the versions that an operator is asked for', async () => {
+    await world.gateway.sql`update hosts set hypervisor = 'qemu 10.0.8'`
+    const { stdout } = await world.run('doctor')
+    expect(stdout).toMatch(/server1: machines run under qemu 10\.0\.8/)
+    expect(stdout).toMatch(new RegExp(`gateway: runs on Node ${process.versions.node} and Linux \\d`))
+    expect(stdout).toMatch(/gateway: Postgres \d/)
+  })
+
   it('stop of a machine that failed makes it a stopped one', async () => {
     world.vmhost.failures.set('demo', 'the kernel panicked')
     expect((await world.run('restart demo')).status).toBe(1)

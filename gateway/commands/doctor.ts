@@ -1,3 +1,4 @@
+import { release } from 'node:os'
 import type { DoctorFinding } from '../../migrations/schema.ts'
 import type { App } from '../app.ts'
 import { defineCommand } from './command.ts'
@@ -44,9 +45,16 @@ export const doctor = defineCommand({
 
 async function hostFindings(app: App): Promise<Finding[]> {
   const hosts = await app.sql<
-    { name: string; doctor: DoctorFinding[]; live: boolean; lease_expires_at: Date; images: unknown[] }[]
+    {
+      name: string
+      doctor: DoctorFinding[]
+      live: boolean
+      lease_expires_at: Date
+      images: unknown[]
+      hypervisor: string
+    }[]
   >`
-    select name, doctor, lease_expires_at > now() as live, lease_expires_at, images from hosts order by name`
+    select name, hypervisor, doctor, lease_expires_at > now() as live, lease_expires_at, images from hosts order by name`
   if (hosts.length === 0) {
     return [
       {
@@ -68,6 +76,16 @@ async function hostFindings(app: App): Promise<Finding[]> {
           message: `has not reported since ${sayWhen(host.lease_expires_at)}`,
           remedy: 'its machines go on, but nothing can be changed; start vmhost there',
         },
+    ...(host.hypervisor
+      ? [
+          {
+            host: host.name,
+            check: 'hypervisor',
+            ok: true,
+            message: `machines run under ${host.hypervisor}`,
+          },
+        ]
+      : []),
     ...(host.images.length
       ? []
       : [
@@ -126,6 +144,7 @@ async function gatewayFindings(app: App): Promise<Finding[]> {
     ...(remedy === undefined ? {} : { remedy }),
   })
   return [
+    finding('versions', true, `runs on Node ${process.versions.node} and Linux ${release()}`),
     finding('database', true, `Postgres ${now?.version ?? ''} answers after ${Date.now() - before} ms`),
     finding(
       'clock',
