@@ -61,7 +61,9 @@ function forgetEndedMachines(sql: Sql, news: News, pool: MachinePool, log: Log):
       for (const id of ids) {
         const row = seen.get(id)
         const now = row?.running ? row.readyAt?.getTime() : undefined
-        if (readyAt.get(id) !== undefined && readyAt.get(id) !== now) pool.forget(id)
+        // One that ran before this gateway came is heard of for the first time when it ends.
+        const begins = readyAt.get(id) === undefined
+        if (now === undefined || (!begins && readyAt.get(id) !== now)) pool.forget(id)
         if (now === undefined) readyAt.delete(id)
         else readyAt.set(id, now)
       }

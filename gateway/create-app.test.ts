@@ -1,0 +1,21 @@
+import { expect, test, vi } from 'vitest'
+import { startWorld } from './commands/testing/world.ts'
+import { createApp } from './create-app.ts'
+
+test('connections to a machine that ran before the gateway came are closed when it goes to the trash', async () => {
+  await using world = await startWorld()
+  expect((await world.run('new demo --no-wait')).status).toBe(0)
+  const machine = await world.app.machines.find('demo', world.owner)
+  const id = machine?.id ?? 0
+  await world.app.machines.whenReady(id, world.owner, { signal: new AbortController().signal })
+  const { settings, log, hostPublicKey, codeSecret } = world.app
+  const { sql } = world.gateway
+  const { app, close } = await createApp({ settings, sql, log, hostPublicKey, codeSecret, gatewayPrivateKey: '' })
+  try {
+    const forget = vi.spyOn(app.pool, 'forget')
+    expect((await world.run('rm demo')).status).toBe(0)
+    await expect.poll(() => forget.mock.calls, { timeout: 10_000 }).toContainEqual([id])
+  } finally {
+    await close()
+  }
+})
