@@ -22,13 +22,16 @@ export type ByHand = {
   memoryBytes: number
   diskBytes: number
   address: string
+  /** the server's address on the tap */
+  gateway: string
   mac: string
   commandLine: string
   /** the client's private key; its public half lies beside it */
   key: string
 }
 
-const TAP = 'vm999999'
+// Neither name nor network are Berth's, whose firewall drops what is no machine's.
+const TAP = 'hand0'
 const RETRY_MS = 20
 const LIMIT_MS = 120_000
 
@@ -50,7 +53,7 @@ async function startByHand(hand: ByHand): Promise<number> {
     input: [
       `tuntap add dev ${TAP} mode tap vnet_hdr`,
       `link set ${TAP} up`,
-      `address replace 10.42.0.1/32 dev ${TAP}`,
+      `address replace ${hand.gateway}/32 dev ${TAP}`,
       `route replace ${hand.address}/32 dev ${TAP}`,
       `neighbour replace ${hand.address} lladdr ${hand.mac} dev ${TAP} nud permanent`,
     ].join('\n'),

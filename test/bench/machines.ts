@@ -20,7 +20,8 @@ const run = promisify(execFile)
 const rounds = Number(process.argv[2] ?? 5)
 const MIB = 2 ** 20
 const AT_ONCE = 20
-const HAND_ADDRESS = '10.42.200.200'
+const HAND_ADDRESS = '10.77.0.2'
+const HAND_GATEWAY = '10.77.0.1'
 
 await using product = await startProduct()
 const times: Record<string, number[]> = {}
@@ -88,7 +89,6 @@ async function made(name: string): Promise<number> {
 async function byHand(): Promise<number> {
   const { vmhost } = product.processes()
   const store = join(product.dataDirectory, 'store')
-  const seen = join(`/proc/${vmhost}/root`, store)
   const image = JSON.parse(
     readFileSync(join(product.dataDirectory, 'artifacts/images/minimal/image.json'), 'utf8'),
   ) as { hash: string }
@@ -105,11 +105,14 @@ async function byHand(): Promise<number> {
     memoryBytes: 512 * MIB,
     diskBytes: 2 * 2 ** 30,
     address: HAND_ADDRESS,
+    gateway: HAND_GATEWAY,
     mac: macFor(HAND_ADDRESS),
-    commandLine: (line[line.indexOf('-append') + 1] ?? '').replace(/ip=[\d.]+/, `ip=${HAND_ADDRESS}`),
+    commandLine: (line[line.indexOf('-append') + 1] ?? '').replace(
+      /ip=[\d.]+:[\d.]+:[\d.]+/,
+      `ip=${HAND_ADDRESS}:${HAND_GATEWAY}:${HAND_GATEWAY}`,
+    ),
     key: join(product.home, 'id_ed25519'),
   }
-  if (!seen) throw new Error('no store')
   const { stdout } = await run('nsenter', [
     ...[
       '-t',
