@@ -17,6 +17,16 @@ describe('ssh to a machine', () => {
     })
   })
 
+  it('runs 100 commands one after the other, each over a connection of its own, without a failure', async () => {
+    await using world = await startWithMachine()
+    const { gateway, key } = world
+    await gateway.addMachine(world.account, 'demo', world.running)
+    for (let n = 0; n < 100; n++) {
+      const result = await gateway.ssh({ key, user: 'demo', command: [`echo ${n}`] })
+      expect(result).toMatchObject({ status: 0, stdout: `${n}\n`, stderr: '' })
+    }
+  }, 120_000)
+
   it('waits for one that is starting, and says so', async () => {
     await using world = await startWithMachine()
     const { gateway, key, sql } = { ...world, sql: world.gateway.sql }

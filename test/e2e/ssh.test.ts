@@ -54,14 +54,14 @@ describe('commands', () => {
     expect((await product.ssh([demo, 'wc -c; sleep 1; echo later'], { input: 'four' })).stdout).toBe('4\nlater\n')
   })
 
-  it('run 20 at once and 100 one after the other without a failure', async () => {
+  it('run 20 at once and 20 one after the other without a failure', async () => {
     const twenty = await Promise.all(Array.from({ length: 20 }, (_, n) => product.ssh([demo, `echo ${n}`])))
     expect(twenty.map(({ stdout, stderr }) => stdout.trim() + stderr)).toEqual(twenty.map((_, n) => String(n)))
-    for (let n = 0; n < 100; n++) {
+    for (let n = 0; n < 20; n++) {
       const one = await product.ssh([demo, 'true'])
       expect(one, `${n}: ${one.stderr}`).toMatchObject({ status: 0 })
     }
-  }, 900_000)
+  })
 
   it('reach another login user with user+name, and root', async () => {
     expect((await product.ssh([`root+demo@${SERVER_ADDRESS}`, 'id -un'])).stdout).toBe('root\n')
