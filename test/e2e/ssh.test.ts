@@ -139,15 +139,17 @@ describe('forwarding', () => {
       { timeoutMs: 20_000 },
     )
     expect(socks.stdout).toContain('SSH-2.0')
-    const listening = product.outside('bash', [
+    const listening = product.outside('python3', [
       '-c',
-      'exec python3 -c "import socket; s=socket.create_server((\'127.0.0.1\',4003)); c,_=s.accept(); print(c.recv(99).decode())"',
+      'import socket; s=socket.create_server(("127.0.0.1",4003)); c,_=s.accept(); c.sendall(b"welcome\\n"); print(c.recv(99).decode())',
     ])
+    // The sshd inside listens before anybody does outside: only an answer says that somebody is there.
     const said = await product.ssh([
       demo,
-      'for i in $(seq 50); do exec 3<>/dev/tcp/127.0.0.1/4002 && break; sleep 0.2; done; echo from inside >&3',
+      `for i in $(seq 100); do { exec 3<>/dev/tcp/127.0.0.1/4002; } 2>/dev/null
+        read -r -t 10 line <&3 && test "$line" = welcome && echo from inside >&3 && exit; sleep 0.2; done 2>/dev/null; exit 1`,
     ])
-    expect(said.stderr).toBe('')
+    expect(said).toMatchObject({ status: 0 })
     expect((await listening).stdout).toContain('from inside')
     forward.kill()
   })
