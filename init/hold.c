@@ -112,13 +112,22 @@ static struct hold_size terminal_size(struct hold_size wanted) {
   return wanted;
 }
 
+/* The holder ended before it heard this client: what it left behind answers. */
+#define HOLDER_GONE (-1)
+
+static int holder_gone(void) {
+  fprintf(stderr, "exe-hold: the session's holder is gone\n");
+  return EXIT_FAILED;
+}
+
 /*
  * Shows what comes until the session or this client ends. attached: what is typed goes there; the end of the input
- * is leaving. Returns the exit status.
+ * is leaving. Returns the exit status, or HOLDER_GONE when not a word came.
  */
 static int stream(int fd, bool attached, bool quiet) {
   static uint8_t payload[HOLD_PAYLOAD_MOST + 64];
   struct hold_head head;
+  bool heard = false;
   bool leaving = false;
   for (;;) {
     struct pollfd wait[4] = {{.fd = fd, .events = POLLIN},
@@ -147,9 +156,9 @@ static int stream(int fd, bool attached, bool quiet) {
     if (hold_receive(fd, &head, payload, sizeof payload) != 0) {
       restore_terminal();
       if (leaving) return 0;
-      fprintf(stderr, "exe-hold: the session's holder is gone\n");
-      return EXIT_FAILED;
+      return heard ? holder_gone() : HOLDER_GONE;
     }
+    heard = true;
     if (head.type == HOLD_OUTPUT && !quiet && write_all(STDOUT_FILENO, payload, head.length) != 0) return attached ? 0 : EXIT_FAILED;
     if (head.type == HOLD_ERROR) {
       fprintf(stderr, "exe-hold: %.*s\n", (int)head.length, (char *)payload);
@@ -180,7 +189,7 @@ static int attach(const struct hold_options *options) {
   if (hold_send(fd, HOLD_ATTACH, &wanted.size, sizeof wanted.size) != 0) return EXIT_FAILED;
   int status = stream(fd, true, false);
   close(fd);
-  return status;
+  return status == HOLDER_GONE ? holder_gone() : status;
 }
 
 static int run(const struct hold_options *options) {
@@ -190,17 +199,15 @@ static int run(const struct hold_options *options) {
   if (hold_send(fd, HOLD_FOLLOW, NULL, 0) != 0) return EXIT_FAILED;
   int status = stream(fd, false, false);
   close(fd);
-  return status;
+  return status == HOLDER_GONE ? holder_gone() : status;
 }
 
 static int follow(const char *name, uint32_t type) {
   struct hold_info info;
   int fd = hold_connect(name);
-  if (fd >= 0 && hold_send(fd, type, NULL, 0) == 0) {
-    int status = stream(fd, false, type == HOLD_WAIT);
-    close(fd);
-    return type == HOLD_WAIT ? status : 0;
-  }
+  int status = fd >= 0 && hold_send(fd, type, NULL, 0) == 0 ? stream(fd, false, type == HOLD_WAIT) : HOLDER_GONE;
+  if (fd >= 0) close(fd);
+  if (status != HOLDER_GONE) return type == HOLD_WAIT ? status : 0;
   fd = open_ended(name, &info);
   if (fd < 0) return missing(name);
   char piece[4096];

@@ -267,11 +267,13 @@ export class Machine {
       if (world.signal.aborted) throw error
       this.#log.warn({ err: error }, 'did not start')
       await this.#disconnect().catch((again) => this.#log.warn({ err: again }, 'network'))
-      if (error instanceof HypervisorError && error.code === 'hypervisor.gone' && this.#crashed() === undefined) {
+      const killed = error instanceof HypervisorError && error.code === 'hypervisor.gone'
+      const givenUp = killed ? this.#crashed() : undefined
+      if (killed && givenUp === undefined) {
         this.#again = true
         return
       }
-      this.#fail(reasonOf(error), boot)
+      this.#fail(givenUp ?? reasonOf(error), boot)
     }
   }
 

@@ -1,8 +1,8 @@
-import { execFileSync } from 'node:child_process'
 import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { buildInit } from '../../../init/build.ts'
 import { startTestGateway } from '../../../test/gateway.ts'
 import { runLine } from '../run.ts'
 import { type MachineRow, machineRow } from '../testing/rows.ts'
@@ -16,7 +16,7 @@ describe('a setup script', () => {
   let world: World
   let directory: string
   beforeAll(async () => {
-    execFileSync('make', ['-C', INIT, 'build/exe-hold'], { stdio: 'ignore' })
+    buildInit('exe-hold')
     directory = mkdtempSync(join(tmpdir(), 'berth-setup-'))
     const shell = join(directory, 'shell')
     writeFileSync(
@@ -115,7 +115,7 @@ describe('many setup scripts', () => {
   const busy = join(directory, 'busy')
   let world: World
   beforeAll(async () => {
-    execFileSync('make', ['-C', INIT, 'build/exe-hold'], { stdio: 'ignore' })
+    buildInit('exe-hold')
     // Each machine has a holder of its own; those whose address is in a file of `deaf` never take their script.
     writeFileSync(
       shell,
