@@ -7,6 +7,7 @@
  */
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { mkdirSync, readFileSync, rmSync } from 'node:fs'
+import { connect } from 'node:net'
 import { join } from 'node:path'
 import { connectAgent } from '../../vmhost/guest/channel.ts'
 import { files, qemuArguments } from '../../vmhost/hypervisor/qemu-command.ts'
@@ -104,14 +105,15 @@ async function startByHand(hand: ByHand): Promise<number> {
         '-o',
         'LogLevel=QUIET',
         '-o',
-        'ConnectTimeout=1',
+        'ConnectTimeout=30',
         '-i',
         hand.key,
         `dev@${hand.address}`,
         'true',
       ],
     ]
-    while (!(await succeeds('ssh', client))) {
+    // A SYN that nobody hears costs a second: SSH is tried once the port is open.
+    while (!((await listens(hand.address)) && (await succeeds('ssh', client)))) {
       await Promise.race([identified, new Promise((resolve) => setTimeout(resolve, RETRY_MS))])
       if (performance.now() - startedAt > LIMIT_MS) throw new Error(`not ready in ${LIMIT_MS} ms`)
     }
@@ -126,6 +128,14 @@ async function startByHand(hand: ByHand): Promise<number> {
     spawnSync('ip', ['link', 'delete', TAP])
     rmSync(hand.directory, { recursive: true, force: true })
   }
+}
+
+function listens(address: string): Promise<boolean> {
+  const socket = connect({ host: address, port: 22 }).setTimeout(200)
+  return new Promise<boolean>((resolve) => {
+    socket.once('connect', () => resolve(true))
+    for (const event of ['error', 'timeout']) socket.once(event, () => resolve(false))
+  }).finally(() => socket.destroy())
 }
 
 /** Not spawnSync: the identity goes out between two tries. */
