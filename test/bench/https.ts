@@ -12,8 +12,11 @@ import { createServer } from 'node:net'
 import { cpus, release, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { connect, type TLSSocket } from 'node:tls'
-import { type Spread, spread } from './ssh-lab.ts'
+import { makeCertificate } from '../../gateway/https/testing/certificate.ts'
+import { nodeFlags, type Spread, spread } from './ssh-lab.ts'
 
+/** Ports, and the files of the certificate. */
+type Rival = { port: number; auth: number; origin: number; cert: string; key: string }
 type Side = { name: string; port: number; pids: () => number[] }
 
 const rounds = Number(process.argv[2] ?? 5)
@@ -38,23 +41,7 @@ try {
 async function main(): Promise<void> {
   const [origin = 0, originTls = 0, berth = 0, nginx = 0, auth = 0, caddy = 0] = await freePorts(6)
   const [cert, key] = [join(directory, 'cert.pem'), join(directory, 'key.pem')]
-  execFileSync(
-    'openssl',
-    [
-      'req',
-      '-x509',
-      '-newkey',
-      'ec',
-      '-pkeyopt',
-      'ec_paramgen_curve:P-256',
-      '-nodes',
-      '-days',
-      '2',
-      '-subj',
-      '/CN=bench',
-    ].concat(['-addext', 'subjectAltName=DNS:demo.localhost,IP:127.0.0.1', '-keyout', key, '-out', cert]),
-    { stdio: 'ignore' },
-  )
+  makeCertificate(['DNS:demo.localhost', 'IP:127.0.0.1'], { cert, key })
   await script('https-origin.ts', origin, originTls, cert, key)
   const gateway = await script('https-berth.ts', berth, origin, cert, key, join(directory, 'access.log'))
   const sides: Side[] = [
@@ -237,13 +224,7 @@ async function dial(port: number): Promise<TLSSocket> {
   return socket
 }
 
-async function startNginx(at: {
-  port: number
-  auth: number
-  origin: number
-  cert: string
-  key: string
-}): Promise<Side[]> {
+async function startNginx(at: Rival): Promise<Side[]> {
   const upstream = (name: string, port: number) =>
     `upstream ${name} { server 127.0.0.1:${port}; keepalive 64; keepalive_requests 100000000; }`
   writeFileSync(
@@ -269,13 +250,7 @@ server { listen 127.0.0.1:${at.port} ssl; ssl_certificate ${at.cert}; ssl_certif
 }
 
 /** Caddy asks the same auth server as nginx does; its cost is small beside Caddy's and is left out, in Caddy's favour. */
-async function startCaddy(at: {
-  port: number
-  auth: number
-  origin: number
-  cert: string
-  key: string
-}): Promise<Side[]> {
+async function startCaddy(at: Rival): Promise<Side[]> {
   writeFileSync(
     join(directory, 'Caddyfile'),
     `{
@@ -316,7 +291,7 @@ function rival(command: string, args: string[]): ChildProcess | undefined {
 }
 
 async function script(file: string, ...args: (string | number)[]): Promise<ChildProcess> {
-  const child = fork(new URL(file, import.meta.url), args.map(String))
+  const child = fork(new URL(file, import.meta.url), args.map(String), { execArgv: nodeFlags })
   children.push(child)
   await once(child, 'message')
   return child

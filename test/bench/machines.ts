@@ -59,6 +59,7 @@ const twenty = await Promise.all(
     product.lobby(`new ${name} --image minimal --cpu 1 --memory 512M --disk 2G`, { timeoutMs: 600_000 }),
   ),
 )
+for (const { status, stdout, stderr } of twenty) if (status !== 0) console.error(`new failed: ${stdout}${stderr}`)
 figures['20 new at once, failed'] = spread([twenty.filter(({ status }) => status !== 0).length])
 figures['20 new at once, s'] = spread([(performance.now() - burst) / 1000])
 await Promise.all(machines.map((name) => product.lobby(`rm --now ${name}`)))

@@ -5,6 +5,10 @@ import { cpus, release } from 'node:os'
 import { createInterface } from 'node:readline'
 import type { MachineTarget } from '../../gateway/ssh/pool/target.ts'
 import { type Keys, makeKeys, run, startMachine } from '../../gateway/ssh/relay/fixtures.ts'
+import settings from '../../package.json' with { type: 'json' }
+
+/** How the launcher runs a gateway. */
+export const nodeFlags = settings.config.nodeFlags.split(' ')
 
 /** An sshd of the host and a gateway process in front of it. */
 export type Lab = { keys: Keys; target: MachineTarget; gateway: GatewayProcess } & AsyncDisposable
@@ -33,7 +37,7 @@ export async function startGatewayProcess(
   nodeArguments: readonly string[] = [],
 ): Promise<GatewayProcess> {
   const script = new URL('ssh-gateway.ts', import.meta.url).pathname
-  const child: ChildProcess = spawn(process.execPath, [...nodeArguments, script], {
+  const child: ChildProcess = spawn(process.execPath, [...nodeFlags, ...nodeArguments, script], {
     stdio: ['pipe', 'pipe', 'inherit'],
   })
   if (child.stdin === null || child.stdout === null || child.pid === undefined) throw new Error('gateway did not start')

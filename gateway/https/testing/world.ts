@@ -1,4 +1,3 @@
-import { execFileSync } from 'node:child_process'
 import { once } from 'node:events'
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs'
 import type { RequestListener } from 'node:http'
@@ -10,38 +9,21 @@ import { createLog } from '../../log.ts'
 import type { Finished } from '../proxy/context.ts'
 import type { Access, Route, Seams, Visit } from '../proxy/seams.ts'
 import { type HttpsOptions, type HttpsServer, startHttps } from '../server.ts'
+import { makeCertificate } from './certificate.ts'
 
-/** A certificate for the tests' names, made by the real openssl. */
-function makeCertificate(): { cert: string; key: string } {
+/** A certificate for the tests' names. */
+function testCertificate(): { cert: string; key: string } {
   const directory = mkdtempSync(join(tmpdir(), 'berth-https-'))
+  const files = { cert: join(directory, 'cert'), key: join(directory, 'key') }
   try {
-    const file = (name: string) => join(directory, name)
-    execFileSync(
-      'openssl',
-      [
-        'req',
-        '-x509',
-        '-newkey',
-        'ec',
-        '-pkeyopt',
-        'ec_paramgen_curve:P-256',
-        '-nodes',
-        '-days',
-        '2',
-        '-subj',
-        '/CN=test',
-      ]
-        .concat(['-addext', 'subjectAltName=DNS:example.test,DNS:*.example.test'])
-        .concat(['-keyout', file('key'), '-out', file('cert')]),
-      { stdio: 'ignore' },
-    )
-    return { cert: readFileSync(file('cert'), 'utf8'), key: readFileSync(file('key'), 'utf8') }
+    makeCertificate(['DNS:example.test', 'DNS:*.example.test'], files)
+    return { cert: readFileSync(files.cert, 'utf8'), key: readFileSync(files.key, 'utf8') }
   } finally {
     rmSync(directory, { recursive: true })
   }
 }
 
-let certificate: ReturnType<typeof makeCertificate> | undefined
+let certificate: ReturnType<typeof testCertificate> | undefined
 
 export type World = {
   https: HttpsServer
@@ -67,7 +49,7 @@ export type WorldOptions = {
 
 /** The HTTPS server on loopback; `demo.example.test` is a machine, `example.test` the control host. */
 export async function world(options: WorldOptions): Promise<World> {
-  certificate ??= makeCertificate()
+  certificate ??= testCertificate()
   const { cert, key } = certificate
   const context = createSecureContext({ cert, key })
   const finished: Finished[] = []
