@@ -570,27 +570,34 @@ static bool is_alive(const char *file) {
   return fd >= 0;
 }
 
-/* Counts running sessions, and forgets the oldest ended one when there are too many of those. */
-static int count_sessions(const char *directory) {
+static int count_running(const char *directory) {
   DIR *list = opendir(directory);
   int running = 0;
+  for (struct dirent *entry; list && (entry = readdir(list));) {
+    const char *suffix = strrchr(entry->d_name, '.');
+    if (suffix && strcmp(suffix, ".sock") == 0 && (running < HOLD_SESSIONS_MOST - 1 || is_alive(entry->d_name))) running++;
+  }
+  if (list) closedir(list);
+  return running;
+}
+
+/* Forgets the oldest ended session when there are too many; false when there were not. */
+static bool forget_oldest(const char *directory) {
+  DIR *list = opendir(directory);
   int ended = 0;
   struct timespec oldest = {0};
   char path[PATH_MOST] = "";
   for (struct dirent *entry; list && (entry = readdir(list));) {
     const char *suffix = strrchr(entry->d_name, '.');
     struct stat found;
-    if (!suffix) continue;
-    if (strcmp(suffix, ".sock") == 0 && (running < HOLD_SESSIONS_MOST - 1 || is_alive(entry->d_name))) running++;
-    if (strcmp(suffix, ".ended") != 0 || fstatat(dirfd(list), entry->d_name, &found, AT_SYMLINK_NOFOLLOW) != 0) continue;
+    if (!suffix || strcmp(suffix, ".ended") != 0 || fstatat(dirfd(list), entry->d_name, &found, AT_SYMLINK_NOFOLLOW) != 0) continue;
     if (ended++ > 0 && (found.st_mtim.tv_sec > oldest.tv_sec || (found.st_mtim.tv_sec == oldest.tv_sec && found.st_mtim.tv_nsec >= oldest.tv_nsec)))
       continue;
     oldest = found.st_mtim;
     snprintf(path, sizeof path, "%s/%s", directory, entry->d_name);
   }
   if (list) closedir(list);
-  if (ended > HOLD_SESSIONS_MOST && path[0]) unlink(path);
-  return running;
+  return ended > HOLD_SESSIONS_MOST && unlink(path) == 0;
 }
 
 /* An ended session gives its name away; a socket that nobody listens on is a holder that was killed. */
@@ -624,9 +631,11 @@ int hold_session_start(const struct hold_options *options) {
   int result = HOLD_FAILED;
   int ends[2] = {-1, -1};
   pid_t child = -1;
+  while (forget_oldest(directory)) {
+  }
   if (take_name(options->name) != 0) {
     result = HOLD_TAKEN;
-  } else if (count_sessions(directory) >= HOLD_SESSIONS_MOST) {
+  } else if (count_running(directory) >= HOLD_SESSIONS_MOST) {
     fprintf(stderr, "exe-hold: there are %d sessions already\n", HOLD_SESSIONS_MOST);
   } else if ((listener = bind_socket(path)) < 0 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) {
     fprintf(stderr, "exe-hold: %s: %s\n", path, strerror(errno));

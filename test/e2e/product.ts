@@ -304,7 +304,7 @@ function launcherPid(dataDirectory: string) {
 function processesOf(dataDirectory: string): ReturnType<Product['processes']> {
   const pids = pidsNaming(dataDirectory).map((pid) => ({ pid, words: commandLine(pid) }))
   const having = (pattern: RegExp) =>
-    pids.find(({ words }) => words.slice(0, 4).some((word) => pattern.test(word)))?.pid
+    pids.find(({ words }) => words.slice(0, 6).some((word) => pattern.test(word)))?.pid
   const gateway = having(/gateway\/main\.ts$/)
   const vmhost = having(/vmhost\/main\.ts$/)
   const postgres = pids.find(({ words }) => /\/postgres$/.test(words[0] ?? ''))?.pid

@@ -4,6 +4,7 @@ import { mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync }
 import { connect, createServer, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { afterEach, beforeAll, beforeEach, expect, test } from 'vitest'
 import { buildInit } from '../../init/build.ts'
 import { type AgentChannel, type ChannelError, connectAgent } from './channel.ts'
@@ -37,6 +38,19 @@ function startAgent(): ChildProcess {
   const agent = spawn(exeInit, ['agent', '--socket', path, '--root', join(directory, 'root')], { stdio: 'ignore' })
   agents.push(agent)
   return agent
+}
+
+/** The agent's socket is there a moment before the agent listens on it. */
+async function connected(): Promise<Socket> {
+  for (;;) {
+    const socket = connect(path)
+    try {
+      await once(socket, 'connect')
+      return socket
+    } catch {
+      await sleep(10)
+    }
+  }
 }
 
 function open(options = {}): AgentChannel {
@@ -164,9 +178,7 @@ test('the channel comes back when the agent does, and says lost and hello', asyn
 
 test('what an earlier host process left in the stream harms nobody', async () => {
   startAgent()
-  await expect.poll(() => statSync(path, { throwIfNoEntry: false })?.isSocket()).toBe(true)
-  const stale = connect(path)
-  await once(stale, 'connect')
+  const stale = await connected()
   // Half a hello, then gone: the agent serves the next one.
   const hello = encodeFrame({ type: messageType.hello, id: 0, fields: [{ tag: 1, bytes: Buffer.alloc(16, 7) }] })
   stale.end(hello.subarray(0, 9))
