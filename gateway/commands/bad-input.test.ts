@@ -56,6 +56,15 @@ describe('bad input', () => {
     expect(await world.gateway.sql`select from addresses`).toHaveLength(0)
   })
 
+  it.each(['share', 'token', 'ssh-key'])('%s --help shows the whole family, as help does', async (family) => {
+    const help = await world.run(`help ${family}`)
+    expect(help).toMatchObject({ status: 0, stdout: expect.stringContaining('each of them takes --help') })
+    expect(await world.run(`${family} --help`)).toEqual(help)
+    const document = await world.run(`${family} --json --help`)
+    expect(document.status).toBe(0)
+    expect(JSON.parse(document.stdout).commands.length).toBeGreaterThan(1)
+  })
+
   it('help promises no service that nothing runs', async () => {
     const help = (await world.run('help new')).stdout.replaceAll(/\s+/g, ' ')
     expect(help).toMatch(/what runs as its service; kept, but nothing runs it yet/)

@@ -1,4 +1,4 @@
-import type { Command } from './command.ts'
+import type { Command, Result } from './command.ts'
 import { COMMON_FLAGS, flagUsage, usageLine } from './parse.ts'
 import { definitions, type View, wrap } from './text.ts'
 
@@ -40,6 +40,16 @@ export function commandDescription(command: Command) {
         ...(spec.choices ? { choices: spec.choices } : {}),
       })),
     examples: command.examples ?? [],
+  }
+}
+
+/** `help share`, `share --help`: the commands that begin with one word. */
+export function familyHelp(table: readonly Command[], first: string): Result {
+  const family = table.filter((command) => command.name.startsWith(`${first} `))
+  const lines = family.map((command) => [command.name, command.summary] as const)
+  return {
+    json: { commands: family.map(commandDescription) },
+    text: (view) => `${definitions(lines, view, 0)}\n${view.style.dim('each of them takes --help')}\n`,
   }
 }
 

@@ -27,6 +27,12 @@ export function membersOf(table: readonly Command[], first: string): string[] {
   return table.flatMap(({ name }) => (name.startsWith(`${first} `) ? [name.slice(first.length + 1)] : []))
 }
 
+/** `share --help`: the first word of several commands, with no second one before the flag; the flag may stand beside `--json`. */
+export function asksForFamily(table: readonly Command[], [first = '', ...rest]: readonly string[]): string | undefined {
+  const isAsked = rest.some((word) => word === '--help' || word === '-h') && rest.every((word) => word.startsWith('-'))
+  return isAsked && !byName(table, first) && membersOf(table, first).length ? first : undefined
+}
+
 /** What can be typed first: whole names of one word and first words of two. */
 export function firstWords(table: readonly Command[]): string[] {
   return [...new Set(table.map((command) => command.name.split(' ')[0] ?? ''))].sort()

@@ -7,8 +7,8 @@ import { MachineNotReadyError } from '../machines.ts'
 import { MachineUnreachableError } from '../ssh/pool/target.ts'
 import type { Context, Result } from './command.ts'
 import { CommandError, usageError } from './error.ts'
-import { commandDescription, commandHelp } from './help-text.ts'
-import { findCommand } from './lookup.ts'
+import { commandDescription, commandHelp, familyHelp } from './help-text.ts'
+import { asksForFamily, findCommand } from './lookup.ts'
 import { parseCommand } from './parse.ts'
 import { createProgress } from './progress.ts'
 import { TABLE } from './table.ts'
@@ -49,6 +49,11 @@ export async function runInSeat(
     words = scanWords(line, true).map((word) => word.text)
     words = splitWords(line)
     if (words.length === 0) return 0
+    const family = asksForFamily(TABLE, words)
+    if (family) {
+      context.json = asksForJson(words)
+      return await show(context, familyHelp(TABLE, family))
+    }
     const found = findCommand(TABLE, words)
     if (found.command.operator && !caller.isOwner) throw operatorOnly(found.command.name)
     const parsed = parseCommand(found.command, found.words)
