@@ -3,24 +3,26 @@ import type { Hypervisor } from '../hypervisor/driver.ts'
 import type { Slots } from './slots.ts'
 
 /** Whoever asked for the machine is about to sign in, and waits for that. */
-const yieldAfterMs = 8_000
+const timeToSignInMs = 8_000
 const yieldMostMs = 600_000
 const lookMs = 1_000
 
 /**
  * A machine that can be reached goes on starting services for a long time, emulated three times what it took to get
- * there. While others are coming up, they come first: twenty at once are all ready in a third of the time.
+ * there. While others are coming up, and while somebody signs in to the last of them, they come first: twenty at once
+ * are all ready in a third of the time.
  * @param isOver the machine is off, or its hypervisor let go of
  */
 export async function settle(
   hypervisor: Pick<Hypervisor, 'yieldToOthers'>,
-  slots: Pick<Slots, 'busy'>,
+  slots: Pick<Slots, 'busyWithin'>,
   isOver: () => boolean,
+  signInMs = timeToSignInMs,
 ): Promise<void> {
   const until = Date.now() + yieldMostMs
-  await sleep(yieldAfterMs, undefined, { ref: false })
-  if (isOver() || !slots.busy) return
+  await sleep(signInMs, undefined, { ref: false })
+  if (isOver() || !slots.busyWithin(signInMs)) return
   await hypervisor.yieldToOthers(true)
-  while (!isOver() && slots.busy && Date.now() < until) await sleep(lookMs, undefined, { ref: false })
+  while (!isOver() && slots.busyWithin(signInMs) && Date.now() < until) await sleep(lookMs, undefined, { ref: false })
   if (!isOver()) await hypervisor.yieldToOthers(false)
 }

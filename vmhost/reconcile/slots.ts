@@ -3,14 +3,15 @@ export class Slots {
   readonly #most: number
   readonly #waiting: { resolve(): void }[] = []
   #taken = 0
+  #freedAt = Number.NEGATIVE_INFINITY
 
   constructor(most: number) {
     this.#most = most
   }
 
-  /** Whether any machine is coming up. */
-  get busy(): boolean {
-    return this.#taken > 0
+  /** Whether any machine is coming up, or came up less than `sinceMs` ago. */
+  busyWithin(sinceMs: number): boolean {
+    return this.#taken > 0 || performance.now() - this.#freedAt < sinceMs
   }
 
   /** Whether the next machine has to wait. */
@@ -45,6 +46,7 @@ export class Slots {
       [Symbol.dispose]: () => {
         if (!held) return
         held = false
+        this.#freedAt = performance.now()
         const next = this.#waiting.shift()
         if (next) next.resolve()
         else this.#taken--
