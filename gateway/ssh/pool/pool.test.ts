@@ -36,6 +36,18 @@ test('whoever comes while a connection is being made waits for it', async () => 
   expect(pool.connections).toBe(1)
 })
 
+test('signing in takes one request, which is signed already', async () => {
+  const requests: [string, boolean][] = []
+  await using fake = await startFakeMachine(keys, () => {}, {
+    authentication: (context) => {
+      requests.push([context.method, context.method === 'publickey' && context.signature !== undefined])
+      context.accept()
+    },
+  })
+  await pool.warm(fake.target)
+  expect(requests).toEqual([['publickey', true]])
+})
+
 test('accounts and guest users do not share connections', async () => {
   await pool.warm(machine.target)
   await pool.warm({ ...machine.target, accountId: 2 })
