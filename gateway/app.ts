@@ -1,5 +1,6 @@
 import type { Readable, Writable } from 'node:stream'
 import type { Database, Sql } from '../migrations/connect.ts'
+import type { Lookup } from './domains/lookup.ts'
 import type { Log } from './log.ts'
 import type { MachineAccess } from './machines.ts'
 import type { News } from './news.ts'
@@ -22,6 +23,8 @@ export type App = {
   pool: MachinePool
   /** keys the hashes of mailed codes; in no database */
   codeSecret: Buffer
+  /** what DNS says of domains that people bring */
+  lookup: Lookup
   /** the SSH host key as `ssh-ed25519 AAAA…`, for known_hosts lines */
   hostPublicKey: string
   /** when this process began to serve */

@@ -1,5 +1,6 @@
 import { orm, type Sql } from '../migrations/connect.ts'
 import type { App } from './app.ts'
+import { systemLookup } from './domains/lookup.ts'
 import type { Log } from './log.ts'
 import { createMachineAccess } from './machines.ts'
 import { type News, startNews } from './news.ts'
@@ -18,6 +19,8 @@ export type AppOptions = {
   codeSecret: Buffer
   /** where the platform's sshd listens in guests; tests put a stand-in elsewhere */
   machineSshPort?: number
+  /** name servers that are asked about people's domains; the system's own unless given */
+  resolvers?: readonly string[]
 }
 
 /** @returns the app and what ends it; the database connection stays the caller's */
@@ -29,7 +32,10 @@ export async function createApp(options: AppOptions): Promise<{ app: App; close:
   const machines = createMachineAccess(db, news, options.machineSshPort)
   const stop = forgetEndedMachines(sql, news, pool, log)
   return {
-    app: { settings, sql, db, log, news, machines, pool, codeSecret, hostPublicKey, startedAt: new Date() },
+    app: {
+      ...{ settings, sql, db, log, news, machines, pool, codeSecret, hostPublicKey, startedAt: new Date() },
+      lookup: systemLookup(options.resolvers),
+    },
     async close() {
       stop()
       pool.close()

@@ -1,5 +1,7 @@
 import { hkdfSync } from 'node:crypto'
+import type { Socket as UdpSocket } from 'node:dgram'
 import type { Server } from 'node:net'
+import type { Dispatcher } from 'undici'
 import type { Sql } from '../migrations/connect.ts'
 import { ensureOwner } from './accounts/first-owner.ts'
 import { LastUsed } from './accounts/keys.ts'
@@ -7,7 +9,10 @@ import { Outbox } from './accounts/outbox.ts'
 import type { App, RunLine, RunLobby } from './app.ts'
 import { startSetups } from './commands/setup/runner.ts'
 import { createApp } from './create-app.ts'
+import type { DnsServer } from './dns/server.ts'
+import { startDns } from './dns/start.ts'
 import type { AccessLog } from './https/access-log.ts'
+import { Challenges } from './https/acme/challenges.ts'
 import { type HttpsService, serveHttps } from './https/serve.ts'
 import type { HttpsOptions } from './https/server.ts'
 import type { Log } from './log.ts'
@@ -32,6 +37,12 @@ export type GatewayOptions = {
   metricsListeners?: Server[]
   /** for BERTH_HTTP */
   httpListeners?: Server[]
+  /** for BERTH_DNS */
+  dnsListeners?: { udp: UdpSocket[]; tcp: Server[] }
+  /** name servers that are asked about people's domains; the system's own unless given */
+  resolvers?: readonly string[]
+  /** how BERTH_ACME's directory is reached; with the system's roots unless given */
+  acmeDispatcher?: Dispatcher
   access?: AccessLog
   httpsLimits?: HttpsOptions['limits']
   limits?: Partial<Limits>
@@ -45,6 +56,7 @@ export type Gateway = {
   app: App
   ssh: SshServer
   https: HttpsService | undefined
+  dns: DnsServer | undefined
   /** for the first owner, when the starter had no keys */
   joinCode: string | undefined
   /** Refuses new connections, lets the others end for `drainMs`, then ends the rest. */
@@ -65,6 +77,7 @@ export async function startGateway(options: GatewayOptions): Promise<Gateway> {
     hostPublicKey: keys.host.publicKey,
     codeSecret,
     ...(options.machineSshPort === undefined ? {} : { machineSshPort: options.machineSshPort }),
+    ...(options.resolvers ? { resolvers: options.resolvers } : {}),
   })
   const lastUsed = new LastUsed(sql, log)
   const setups = startSetups(app)
@@ -87,27 +100,34 @@ export async function startGateway(options: GatewayOptions): Promise<Gateway> {
     ...(options.limits ? { limits: options.limits } : {}),
   })
   for (const listener of options.sshListeners) ssh.attach(listener)
-  const { httpsListeners, metricsListeners, httpListeners, access, httpsLimits } = options
+  const { httpsListeners, metricsListeners, httpListeners, dnsListeners, access, httpsLimits, acmeDispatcher } = options
+  const challenges = new Challenges({ sql, news: app.news, log })
+  const dns = dnsListeners && startDns(app, challenges, dnsListeners)
   const https = httpsListeners?.length
     ? await serveHttps({
         app,
         secretKey,
+        challenges,
+        servesDns: dns !== undefined && dns.udpAddresses.length > 0,
         listeners: httpsListeners,
         ...(metricsListeners ? { metricsListeners } : {}),
         ...(httpListeners ? { httpListeners } : {}),
         ...(access ? { access } : {}),
         ...(httpsLimits ? { limits: httpsLimits } : {}),
+        ...(acmeDispatcher ? { acmeDispatcher } : {}),
       })
     : undefined
   return {
     app,
     ssh,
     https,
+    dns,
     joinCode,
     async close(drainMs) {
       // A second process on the same port goes on accepting; this one refuses what the kernel still hands it.
       for (const listener of options.sshListeners) listener.close()
-      await Promise.all([ssh.drain(drainMs), https?.close(drainMs)])
+      await Promise.all([ssh.drain(drainMs), https?.close(drainMs), dns?.close()])
+      challenges.close()
       access?.close()
       await setups.close()
       await outbox?.close()

@@ -18,6 +18,7 @@ import { createLog, type Log } from './log.ts'
 import { readSecretKey } from './secrets.ts'
 import { type Listen, parseSettings, type Settings, SettingsError } from './settings.ts'
 import { checkSsh2 } from './ssh/transport/native.ts'
+import { openDatagrams } from './start/datagrams.ts'
 import { listenText, openListeners } from './start/listeners.ts'
 import { dropPrivileges } from './start/privileges.ts'
 import { readStarter } from './start/starter.ts'
@@ -45,6 +46,10 @@ async function main(): Promise<void> {
   const isServed = httpsListeners.length > 0
   const httpListeners = isServed ? await openUnlessTaken('BERTH_HTTP', settings.http, log) : []
   const metricsListeners = isServed ? await openUnlessTaken('BERTH_METRICS', settings.metrics, log) : []
+  const dnsListeners = {
+    udp: await openDatagrams('BERTH_DNS', settings.dns),
+    tcp: await openListeners('BERTH_DNS', settings.dns, { allowHalfOpen: true }),
+  }
   // While the checkout can be written to; at the process's end it no longer can.
   flushCompileCache()
   dropPrivileges()
@@ -69,6 +74,7 @@ async function main(): Promise<void> {
     httpsListeners,
     httpListeners,
     metricsListeners,
+    ...(settings.dns.length > 0 ? { dnsListeners } : {}),
     // A person who watches the start on a terminal wants no line for each request.
     ...(process.stdout.isTTY || !log.isLevelEnabled('info') ? {} : { access: accessLog() }),
   })

@@ -2,7 +2,18 @@ import type { Sql } from '../migrations/connect.ts'
 import { listenTo } from '../migrations/listen.ts'
 import type { Log } from './log.ts'
 
-const CHANNELS = ['machines', 'keys', 'console', 'settings', 'hosts', 'mails', 'grants'] as const
+const CHANNELS = [
+  'machines',
+  'keys',
+  'console',
+  'settings',
+  'hosts',
+  'mails',
+  'grants',
+  'domains',
+  'certificates',
+  'challenges',
+] as const
 export type NewsChannel = (typeof CHANNELS)[number]
 
 /**

@@ -2,6 +2,7 @@
  * The database as Drizzle sees it. The SQL files are the truth (constraints, triggers, grants); a test compares
  * these columns with the migrated database, so neither can drift.
  */
+import { sql } from 'drizzle-orm'
 import {
   bigint,
   boolean,
@@ -43,6 +44,7 @@ export const accounts = pgTable('accounts', {
   suspendedAt: time('suspended_at'),
   createdAt: time('created_at').notNull().defaultNow(),
   emailProvedAt: time('email_proved_at'),
+  domainProof: text('domain_proof').notNull().default(sql`replace(gen_random_uuid()::text, '-', '')`),
 })
 
 export const keys = pgTable('keys', {
@@ -299,5 +301,39 @@ export const tokens = pgTable('tokens', {
   commands: text('commands').array().notNull().default([]),
   createdAt: time('created_at').notNull().defaultNow(),
   lastUsedAt: time('last_used_at'),
+  expiresAt: time('expires_at').notNull(),
+})
+
+export const customDomains = pgTable('custom_domains', {
+  domain: text('domain').primaryKey(),
+  machineId: integer('machine_id').notNull(),
+  wildcard: boolean('wildcard').notNull().default(false),
+  addedAt: time('added_at').notNull().defaultNow(),
+})
+
+export const acmeCertificates = pgTable('acme_certificates', {
+  name: text('name').primaryKey(),
+  names: text('names').array().notNull(),
+  domain: text('domain'),
+  directory: text('directory'),
+  chain: text('chain'),
+  sealedKey: bytea('sealed_key'),
+  notBefore: time('not_before'),
+  notAfter: time('not_after'),
+  renewAt: time('renew_at'),
+  failures: integer('failures').notNull().default(0),
+  problem: text('problem'),
+  triedAt: time('tried_at'),
+  tryAt: time('try_at').notNull().defaultNow(),
+  leasedUntil: time('leased_until').notNull().defaultNow(),
+  lease: integer('lease').notNull().default(0),
+})
+
+export const acmeChallenges = pgTable('acme_challenges', {
+  id: identity(),
+  kind: text('kind').notNull(),
+  name: text('name').notNull(),
+  token: text('token').notNull().default(''),
+  value: text('value').notNull(),
   expiresAt: time('expires_at').notNull(),
 })

@@ -16,6 +16,7 @@ import { type Gateway, type GatewayOptions, startGateway } from '../gateway/gate
 import { parseSettings } from '../gateway/settings.ts'
 import type { Limits } from '../gateway/ssh/limits.ts'
 import type { SshServer } from '../gateway/ssh/server.ts'
+import { openDatagrams } from '../gateway/start/datagrams.ts'
 import { openListeners } from '../gateway/start/listeners.ts'
 import type { Starter } from '../gateway/start/starter.ts'
 import type { Sql } from '../migrations/connect.ts'
@@ -32,6 +33,11 @@ export type TestGatewayOptions = {
   /** serves HTTPS at BERTH_HTTPS too, which is on loopback, at a port the system chooses, unless `env` says otherwise */
   https?: boolean
   httpsLimits?: GatewayOptions['httpsLimits']
+  /** serves BERTH_HTTP and BERTH_DNS too, where `env` says, on loopback at ports the system chooses unless it does */
+  http?: boolean
+  dns?: boolean
+  resolvers?: readonly string[]
+  acmeDispatcher?: GatewayOptions['acmeDispatcher']
   /** another gateway's database, for two of them over one */
   database?: TestDatabase
   secretKey?: Buffer
@@ -110,6 +116,8 @@ export async function startTestGateway(options: TestGatewayOptions = {}): Promis
     DATABASE_URL: database.url,
     BERTH_SSH: '127.0.0.1:0',
     ...(options.https ? { BERTH_HTTPS: '127.0.0.1:0' } : {}),
+    ...(options.http ? { BERTH_HTTP: '127.0.0.1:0' } : {}),
+    ...(options.dns ? { BERTH_DNS: '127.0.0.1:0' } : {}),
     ...options.env,
   })
   const listeners = await openListeners('BERTH_SSH', settings.ssh)
@@ -127,6 +135,17 @@ export async function startTestGateway(options: TestGatewayOptions = {}): Promis
           metricsListeners: await openListeners('BERTH_METRICS', [{ host: '127.0.0.1', port: 0 }]),
         }
       : {}),
+    ...(options.http ? { httpListeners: await openListeners('BERTH_HTTP', settings.http) } : {}),
+    ...(options.dns
+      ? {
+          dnsListeners: {
+            udp: await openDatagrams('BERTH_DNS', settings.dns),
+            tcp: await openListeners('BERTH_DNS', settings.dns, { allowHalfOpen: true }),
+          },
+        }
+      : {}),
+    ...(options.resolvers ? { resolvers: options.resolvers } : {}),
+    ...(options.acmeDispatcher ? { acmeDispatcher: options.acmeDispatcher } : {}),
     ...(options.httpsLimits ? { httpsLimits: options.httpsLimits } : {}),
     ...(options.limits ? { limits: options.limits } : {}),
     ...(options.mailRetrySeconds ? { mailRetrySeconds: options.mailRetrySeconds } : {}),
@@ -141,6 +160,7 @@ export async function startTestGateway(options: TestGatewayOptions = {}): Promis
   const harness: TestGateway = {
     app: gateway.app,
     https: gateway.https,
+    dns: gateway.dns,
     joinCode: gateway.joinCode,
     close: gateway.close,
     server: gateway.ssh,

@@ -86,11 +86,14 @@ it('the control host answers /healthz and /readyz, and 404 in JSON for programs'
 
 it('BERTH_HTTP sends to the same address with TLS, hosts of this installation alone', async () => {
   const listeners = await openListeners('BERTH_HTTP', [{ host: '127.0.0.1', port: 0 }])
-  const redirects = serveRedirects(listeners, {
-    domain: 'berth.example',
-    machineDomain: 'berth.example',
-    https: [{ port: 8443 }],
-  })
+  const redirects = serveRedirects(
+    listeners,
+    { domain: 'berth.example', machineDomain: 'berth.example', https: [{ port: 8443 }] },
+    {
+      isCustom: (host) => host === 'shop.example',
+      challenge: async (host, token) => (host === 'shop.example' && token === 'abc' ? 'abc.thumbprint' : undefined),
+    },
+  )
   const bound = listeners[0]?.address()
   const port = typeof bound === 'object' ? (bound?.port ?? 0) : 0
   const ask = (host: string, path: string) =>
@@ -102,6 +105,9 @@ it('BERTH_HTTP sends to the same address with TLS, hosts of this installation al
     })
   expect(await ask('demo.berth.example:8080', '/a?b')).toEqual([308, 'https://demo.berth.example:8443/a?b'])
   expect(await ask('berth.example', '/')).toEqual([308, 'https://berth.example:8443/'])
+  expect(await ask('shop.example', '/a')).toEqual([308, 'https://shop.example:8443/a'])
+  expect(await ask('shop.example', '/.well-known/acme-challenge/abc')).toEqual([200, undefined])
+  expect((await ask('berth.example', '/.well-known/acme-challenge/abc'))[0]).toBe(308)
   for (const host of ['evil.example', 'berth.example@evil.example', 'evil.example/']) {
     expect(await ask(host, '/')).toEqual([404, undefined])
   }

@@ -1,18 +1,22 @@
 import { mkdirSync } from 'node:fs'
 import type { AddressInfo, Server } from 'node:net'
 import { dirname, join } from 'node:path'
+import type { Dispatcher } from 'undici'
 import { sweepSiteSessions } from '../accounts/site-sessions.ts'
 import type { App } from '../app.ts'
 import { httpsUrl, lobbyLine } from '../commands/machine-document.ts'
+import { DomainTable } from '../domains/table.ts'
 import { authorizer } from './access/authorize.ts'
 import { Grants, type LiveGrant } from './access/grants.ts'
 import { sitePaths } from './access/site-paths.ts'
 import type { AccessLog } from './access-log.ts'
+import type { Challenges } from './acme/challenges.ts'
+import { startAcme } from './acme/service.ts'
 import { controlApp } from './control/app.ts'
 import { answerHealth, type Readiness, serveMetrics } from './health.ts'
-import { parseAuthority, siteOf } from './host.ts'
+import { hostsOf } from './hosts.ts'
 import { listeningPorts } from './machines/ports.ts'
-import { type MachineRoute, RouteTable } from './machines/routes.ts'
+import { RouteTable } from './machines/routes.ts'
 import { wakeOf } from './machines/wake.ts'
 import { pageFields } from './pages/page.ts'
 import { problemPage } from './pages/problem.ts'
@@ -25,6 +29,11 @@ import { StoredCertificates } from './tls/certificates.ts'
 export type ServeHttpsOptions = {
   app: App
   secretKey: Buffer
+  challenges: Challenges
+  /** BERTH_DNS is served */
+  servesDns: boolean
+  /** how BERTH_ACME's directory is reached; with the system's roots unless given */
+  acmeDispatcher?: Dispatcher
   /** bound for BERTH_HTTPS, half-open connections allowed */
   listeners: readonly Server[]
   /** bound for BERTH_METRICS */
@@ -62,9 +71,6 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     log.error({ err: error }, 'the root certificate could not be put into the data directory')
   }
 
-  if (settings.acme !== undefined) {
-    log.warn({}, 'BERTH_ACME is not in this version: certificates are of Berth’s own authority')
-  }
   const endings: { server?: HttpsServer } = {}
   const routes = new RouteTable({
     sql,
@@ -76,6 +82,8 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     },
     onAccessChanged: () => grants.changed(),
   })
+  const domains = new DomainTable({ sql, news })
+  const hosts = hostsOf(settings, routes, domains)
   const grants = new Grants({
     sql,
     log,
@@ -96,9 +104,25 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     sql,
     secretKey,
     authority,
-    exists: async (name) => name === wildcardOf(settings) || (await isServed(name, settings, routes)),
+    exists: (name) => hosts.isServed(name),
     onError: (error, name) => log.error({ err: error, name }, 'a certificate could not be had'),
   })
+  const { challenges, servesDns, acmeDispatcher: dispatcher } = options
+  const acme =
+    settings.acme === undefined
+      ? undefined
+      : await startAcme({
+          ...{
+            app: { ...app, settings },
+            secretKey,
+            directoryUrl: settings.acme,
+            challenges,
+            domains,
+            servesDns,
+          },
+          servesHttp: (options.httpListeners ?? []).length > 0,
+          ...(dispatcher ? { dispatcher } : {}),
+        })
   const controlOrigin = originOf(settings.domain, settings.https[0]?.port)
   let isStopping = false
   const readiness = readinessOf(app, () => isStopping)
@@ -110,7 +134,7 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     machineDomain: settings.machineDomain,
     codeSecret: app.codeSecret,
     root: authority.certificate,
-    find: (name) => routes.find(name),
+    find: (site) => hosts.route(site),
     installation: {
       domain: settings.domain,
       lobby: lobbyLine(settings, ''),
@@ -123,13 +147,16 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     log,
     listeners,
     certificates: {
-      contextFor: async (name) => await certificates.contextFor(await certificateFor(name, settings, routes)),
-      expiryAt: () => certificates.expiryAt(),
+      // What the directory has not issued yet, Berth's own authority does: a warning is better than no page.
+      contextFor: async (name) =>
+        (await acme?.contextFor(name)) ?? (await certificates.contextFor(await hosts.certificateFor(name))),
+      challengeFor: (name) => acme?.challengeFor(name),
+      expiryAt: () => new Map([...certificates.expiryAt(), ...(acme?.expiryAt() ?? [])]),
     },
     controlHost(request, response) {
       if (!answerHealth(request, response, readiness)) void control(request, response)
     },
-    resolve: (site) => (site.kind === 'machine' ? routes.find(site.name) : undefined),
+    resolve: (site) => hosts.route(site),
     authorize: authorizer({
       grants,
       paths: sitePaths({ sql, domain: settings.domain, controlOrigin }),
@@ -137,12 +164,18 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     }),
     wake: wakeOf(app.machines, routes),
     listeningPorts: (route: Route) => listeningPorts(sql, route.machineId),
-    page: (problem) => ({ text: problemPage(problem, settings.domain), fields: pageFields() }),
+    page: (problem) => ({
+      text: problemPage(problem, settings.domain),
+      fields: pageFields(),
+    }),
     ...(options.access ? { access: options.access } : {}),
     ...(options.limits ? { limits: options.limits } : {}),
   })
   endings.server = server
-  const redirects = serveRedirects(options.httpListeners ?? [], settings)
+  const redirects = serveRedirects(options.httpListeners ?? [], settings, {
+    isCustom: async (host) => (await domains.find(host)) !== undefined,
+    challenge: async (host, token) => (await challenges.read()).http(host, token),
+  })
   const metrics = await serveMetrics(options.metricsListeners ?? [], server.metrics.registry, readiness)
   const stop = [
     news.on('grants', () => grants.changed()),
@@ -160,11 +193,12 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     rootPath,
     async close(drainMs) {
       isStopping = true
-      await Promise.all([server.close(drainMs), redirects.close()])
+      await Promise.all([server.close(drainMs), redirects.close(), acme?.close()])
       clearInterval(sweep)
       for (const end of stop) end()
       grants.close()
       routes.close()
+      domains.close()
       certificates.close()
       await metrics.close()
     },
@@ -185,32 +219,6 @@ function bound(listeners: readonly Server[]): AddressInfo[] {
 
 function originOf(host: string, port = 443): string {
   return `https://${host}${port === 443 ? '' : `:${port}`}`
-}
-
-/**
- * Which certificate serves a name: its own, but for the 7000 ports of each machine, which share the wildcard. Where the
- * machines' domain is one label, as `localhost` is, no client takes a wildcard.
- */
-async function certificateFor(name: string, settings: App['settings'], routes: RouteTable): Promise<string> {
-  const wildcard = wildcardOf(settings)
-  const authority = parseAuthority(name)
-  const site = authority && siteOf(authority, settings, new Set())
-  if (wildcard === undefined || site?.kind !== 'machine' || site.port === undefined) return name
-  return (await routes.find(site.name)) ? wildcard : name
-}
-
-function wildcardOf({ machineDomain }: App['settings']): string | undefined {
-  return machineDomain.includes('.') ? `*.${machineDomain.toLowerCase()}` : undefined
-}
-
-/** Whether a certificate should exist for a name: the control host's, and those of machines that there are. */
-async function isServed(name: string, settings: App['settings'], routes: RouteTable): Promise<boolean> {
-  const authority = parseAuthority(name)
-  if (!authority) return false
-  const site = siteOf(authority, settings, new Set())
-  if (site.kind !== 'machine') return site.kind === 'control'
-  const route: MachineRoute | undefined = await routes.find(site.name)
-  return route !== undefined
 }
 
 function readinessOf({ sql }: App, isStopping: () => boolean): Readiness {

@@ -2,7 +2,7 @@ import { constants } from 'node:crypto'
 import { createServer as createHttpServer, type Server as HttpServer, type RequestListener } from 'node:http'
 import { type AddressInfo, createServer as createNetServer, type Server as NetServer, type Socket } from 'node:net'
 import type { Duplex } from 'node:stream'
-import { createServer as createTlsServer, type SecureContext, type TLSSocket, type Server as TlsServer } from 'node:tls'
+import { createServer as createTlsServer, type SecureContext, TLSSocket, type Server as TlsServer } from 'node:tls'
 import type { Log } from '../log.ts'
 import type { Listen, Settings } from '../settings.ts'
 import { addressGroup } from '../ssh/limits.ts'
@@ -24,6 +24,11 @@ export type Certificates = {
    * @returns undefined when the name is not one of ours
    */
   contextFor(serverName: string): Promise<SecureContext | undefined>
+  /**
+   * For a client that offers nothing but `acme-tls/1`: the certificate that proves the name to it (RFC 8737). Asked
+   * right after `contextFor` for the same name.
+   */
+  challengeFor?(serverName: string): SecureContext | undefined
   /** the certificates that contexts are held of, for the metrics */
   expiryAt(): ReadonlyMap<string, Date>
 }
@@ -118,6 +123,11 @@ export async function startHttps(options: HttpsOptions): Promise<HttpsServer> {
   const gone = (client: ClientConnection) => clients.delete(client)
   const onSecure = (socket: TLSSocket): void => {
     metrics.handshakes.inc({ result: 'done' })
+    if (socket.alpnProtocol === CHALLENGE_PROTOCOL) {
+      // It has seen what it came for (RFC 8737, 3).
+      socket.destroy()
+      return
+    }
     const remoteAddress = plainAddress(socket.remoteAddress)
     if (remoteAddress === undefined) {
       socket.destroy()
@@ -186,6 +196,10 @@ export async function startHttps(options: HttpsOptions): Promise<HttpsServer> {
   }
 }
 
+/** The one that is preferred first. */
+const PROTOCOLS = ['h2', 'http/1.1']
+const CHALLENGE_PROTOCOL = 'acme-tls/1'
+
 /** Without a name, or with one that is not ours, a client gets no certificate at all (RFC 6066, unrecognized_name). */
 function tlsServer(
   { certificates, settings, log }: HttpsOptions,
@@ -197,7 +211,15 @@ function tlsServer(
     minVersion: 'TLSv1.2',
     // Node would let a TLS 1.2 client renegotiate: a cheap way to burn our CPU, with nothing in it for anybody.
     secureOptions: constants.SSL_OP_NO_RENEGOTIATION,
-    ALPNProtocols: ['h2', 'http/1.1'],
+    ALPNCallback(this: unknown, { servername, protocols }) {
+      const ours = PROTOCOLS.find((protocol) => protocols.includes(protocol))
+      if (ours !== undefined || !protocols.includes(CHALLENGE_PROTOCOL)) return ours
+      const name = parseAuthority(servername)?.host
+      const context = name === undefined ? undefined : certificates.challengeFor?.(name)
+      if (!context || !(this instanceof TLSSocket)) return undefined
+      this.setKeyCert(context)
+      return CHALLENGE_PROTOCOL
+    },
     handshakeTimeout: limits.handshakeMs,
     noDelay: true,
     allowHalfOpen: true,

@@ -75,16 +75,20 @@ async function open(name: string, listen: Listen, { allowHalfOpen = false }: Lis
       server.listen({ ...listen, reusePort: true, backlog: BACKLOG, exclusive: true }, resolve)
     })
   } catch (cause) {
-    const { code = 'unknown' } = cause as NodeJS.ErrnoException
-    const why =
-      {
-        EADDRINUSE: 'another program listens there',
-        EACCES: 'the port needs root',
-        EADDRNOTAVAIL: 'no such address here',
-      }[code] ?? code
-    throw new SettingsError(`${name} is "${listenText(listen)}": ${why}`, { cause })
+    throw cannotListen(name, listen, cause)
   }
   return server
+}
+
+export function cannotListen(name: string, listen: Listen, cause: unknown): SettingsError {
+  const { code = 'unknown' } = cause as NodeJS.ErrnoException
+  const why =
+    {
+      EADDRINUSE: 'another program listens there',
+      EACCES: 'the port needs root',
+      EADDRNOTAVAIL: 'no such address here',
+    }[code] ?? code
+  return new SettingsError(`${name} is "${listenText(listen)}": ${why}`, { cause })
 }
 
 function ignore(): void {}

@@ -34,13 +34,18 @@ export const HOST_PACKAGES = [
   'zstd',
 ] as const
 
-/** What `npm test` needs besides: the SSH clients and servers that users have, and what they drive through them. */
+/**
+ * What `npm test` needs besides: the SSH clients and servers that users have, what they drive through them, dig, and an
+ * ACME directory.
+ */
 export const TEST_PACKAGES = [
+  'bind9-dnsutils',
   'curl',
   'dropbear-bin',
   'git',
   'openssh-server',
   'openssh-sftp-server',
+  'pebble',
   'putty-tools',
   'python3-asyncssh',
   'python3-paramiko',

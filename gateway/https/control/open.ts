@@ -13,31 +13,31 @@ export type OpenOptions = {
   settings: Pick<Settings, 'domain' | 'machineDomain' | 'ports'>
   /** ports of the HTTPS listeners */
   listenPorts: ReadonlySet<number>
-  find(name: string): MachineRoute | undefined | Promise<MachineRoute | undefined>
+  /** the machine behind a host */
+  find(site: Exclude<Site, { kind: 'control' }>): MachineRoute | undefined | Promise<MachineRoute | undefined>
 }
 
 /**
  * `GET /open?to=HOST&path=PATH&state=STATE`: sends a signed-in browser on to a machine's host with a code for it.
- * It goes to machines' hosts only, at ports that are Berth's, so it is no way to be sent anywhere else.
+ * It goes to machines' hosts only, domains that somebody brought among them, at ports that are Berth's, so it is no
+ * way to be sent anywhere else.
  */
 export function addOpen({ app, sql, installation, show, refuse, settings, listenPorts, find }: Control): void {
   app.get('/open', async (context) => {
     const target = targetOf(context.req.query('to') ?? '', settings, listenPorts)
     const state = context.req.query('state') ?? ''
     if (!target || !/^[A-Za-z0-9_-]{43}$/.test(state)) {
-      return refuse(context, {
-        status: 400,
-        code: 'request.malformed',
-        title: 'Not understood',
-        detail: 'This address leads to no machine.',
-      })
+      return refuse(context, NOWHERE)
     }
     const session = context.get('session')
     const { pathname, search } = new URL(context.req.url)
     const here = `${pathname}${search}`
     if (!session) return context.redirect(`/signin?${new URLSearchParams({ next: here })}`, 303)
     const { site, host } = target
-    const route = await find(site.name)
+    const route = await find(site)
+    // Of a domain that leads nowhere here nothing is said: it is anybody's.
+    if (!route && site.kind === 'domain') return refuse(context, NOWHERE)
+    const name = route?.name ?? (site.kind === 'machine' ? site.name : site.domain)
     const code =
       route &&
       (await createSiteCode(sql, {
@@ -55,30 +55,53 @@ export function addOpen({ app, sql, installation, show, refuse, settings, listen
         403,
         messagePage(installation, {
           title: 'Not shared with you',
-          detail: `${nameOf(session)} may not see ${site.name}. Whoever runs it can let you in:`,
+          detail: `${nameOf(session)} may not see ${name}. Whoever runs it can let you in:`,
           session,
-          more: html`<pre><code>${installation.lobby} share add ${site.name} ${session.emails[0] ?? 'YOUR-ADDRESS'}</code></pre>
+          more: html`<pre><code>${installation.lobby} share add ${name} ${session.emails[0] ?? 'YOUR-ADDRESS'}</code></pre>
 <form class="inline" method="post" action="/signout"><button class="plain">Sign in as somebody else</button></form>
 <p><a href="/">Machines you can see</a></p>`,
         }),
       )
     }
-    context.header('Cache-Control', 'no-store')
-    context.header('Referrer-Policy', 'no-referrer')
-    return context.redirect(`https://${host}/__berth/callback?${new URLSearchParams({ code })}`, 303)
+    const callback = `https://${host}/__berth/callback?${new URLSearchParams({ code })}`
+    if (site.kind === 'machine') {
+      context.header('Cache-Control', 'no-store')
+      context.header('Referrer-Policy', 'no-referrer')
+      return context.redirect(callback, 303)
+    }
+    // Whoever has just sent the form that signs in could not be redirected there: the page's policy names the origins
+    // that its forms may lead to, and a domain that somebody brought is none of them (CSP 3, form-action).
+    context.header('Refresh', `0; url=${callback}`)
+    return show(
+      context,
+      200,
+      messagePage(installation, {
+        title: `To ${host}`,
+        detail: 'You are signed in.',
+        session,
+        more: html`<p><a href="${callback}">Go on</a></p>`,
+      }),
+    )
   })
+}
+
+const NOWHERE = {
+  status: 400,
+  code: 'request.malformed',
+  title: 'Not understood',
+  detail: 'This address leads to no machine.',
 }
 
 function targetOf(
   to: string,
   settings: OpenOptions['settings'],
   listenPorts: ReadonlySet<number>,
-): { site: Extract<Site, { kind: 'machine' }>; host: string } | undefined {
+): { site: Exclude<Site, { kind: 'control' }>; host: string } | undefined {
   const authority = parseAuthority(to)
   if (!authority) return undefined
   const { host, port = 443 } = authority
   const site = siteOf(authority, settings, listenPorts)
-  if (site.kind !== 'machine') return undefined
+  if (site.kind === 'control') return undefined
   const isOurs = port === 443 || listenPorts.has(port) || (settings.ports && port >= 3000 && port <= 9999)
   return isOurs ? { site, host: port === 443 ? host : `${host}:${port}` } : undefined
 }

@@ -119,7 +119,8 @@ function serial(): string {
   return Buffer.from(bytes).toString('hex')
 }
 
-async function privatePem(key: webcrypto.CryptoKey): Promise<string> {
+/** PKCS #8 */
+export async function privatePem(key: webcrypto.CryptoKey): Promise<string> {
   const bytes = Buffer.from(await webcrypto.subtle.exportKey('pkcs8', key)).toString('base64')
   return `-----BEGIN PRIVATE KEY-----\n${bytes.replace(/.{64}/g, '$&\n').trimEnd()}\n-----END PRIVATE KEY-----\n`
 }

@@ -1,0 +1,73 @@
+import type { DomainTable } from '../domains/table.ts'
+import type { Settings } from '../settings.ts'
+import { parseAuthority, type Site, siteOf } from './host.ts'
+import type { MachineRoute, RouteTable } from './machines/routes.ts'
+
+type MaybePromise<T> = T | Promise<T>
+
+/** What a host name leads to, of the installation's own and of the domains that people brought. */
+export type Hosts = {
+  /** the machine of a site; undefined when there is none */
+  route(site: Exclude<Site, { kind: 'control' }>): MaybePromise<MachineRoute | undefined>
+  /** the machine that a domain which somebody brought leads to */
+  custom(host: string): MaybePromise<MachineRoute | undefined>
+  /** the name of the certificate, of Berth's own authority, that serves a host */
+  certificateFor(host: string): Promise<string>
+  /** whether a certificate of that name should exist */
+  isServed(name: string): Promise<boolean>
+}
+
+export function hostsOf(
+  settings: Pick<Settings, 'domain' | 'machineDomain'>,
+  routes: RouteTable,
+  domains: DomainTable,
+): Hosts {
+  const custom = (host: string): MaybePromise<MachineRoute | undefined> =>
+    chain(domains.find(host), (entry) => {
+      if (!entry) return undefined
+      return chain(routes.find(entry.machineName), (route) => {
+        // The name may be another machine's since it was read: nobody is shown that one instead.
+        return route?.machineId === entry.machineId ? route : routes.byId(entry.machineId)
+      })
+    })
+  const route = (site: Exclude<Site, { kind: 'control' }>): MaybePromise<MachineRoute | undefined> =>
+    site.kind === 'machine' ? routes.find(site.name) : custom(site.domain)
+  const machines = wildcardOf(settings)
+  const siteOfName = (name: string): Site | undefined => {
+    const authority = parseAuthority(name)
+    return authority && siteOf(authority, settings, new Set())
+  }
+
+  return {
+    route,
+    custom,
+    /**
+     * Its own, but for the 7000 ports of each machine and for names below a wildcard that somebody brought: those share
+     * one. Where the machines' domain is one label, as `localhost` is, no client takes a wildcard.
+     */
+    async certificateFor(host) {
+      const site = siteOfName(host)
+      if (site?.kind === 'domain') {
+        const entry = await domains.find(host)
+        return entry && entry.domain !== host ? `*.${entry.domain}` : host
+      }
+      if (machines === undefined || site?.kind !== 'machine' || site.port === undefined) return host
+      return (await routes.find(site.name)) ? machines : host
+    },
+    async isServed(name) {
+      if (name === machines) return true
+      if (name.startsWith('*.')) return (await domains.find(name.slice(2)))?.wildcard ?? false
+      const site = siteOfName(name)
+      if (!site) return false
+      return site.kind === 'control' || (await route(site)) !== undefined
+    },
+  }
+}
+
+function wildcardOf({ machineDomain }: Pick<Settings, 'machineDomain'>): string | undefined {
+  return machineDomain.includes('.') ? `*.${machineDomain.toLowerCase()}` : undefined
+}
+
+function chain<T, R>(value: MaybePromise<T>, next: (value: T) => MaybePromise<R>): MaybePromise<R> {
+  return value instanceof Promise ? value.then(next) : next(value)
+}
