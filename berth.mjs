@@ -614,6 +614,7 @@ async function check() {
   const failed = []
   for (const [name, program, parameters] of [
     ['types', 'node_modules/.bin/tsc', ['-p', '.']],
+    ['types of the browser’s part', 'node_modules/.bin/tsc', ['-p', 'web']],
     ['lint', 'node_modules/.bin/biome', ['check']],
   ]) {
     const code = await inherit(join(ROOT, program), parameters, process.env)

@@ -23,6 +23,7 @@ import { problemPage } from './pages/problem.ts'
 import type { Route } from './proxy/seams.ts'
 import { serveRedirects } from './redirect.ts'
 import { type HttpsOptions, type HttpsServer, startHttps } from './server.ts'
+import { Terminals } from './terminal/terminals.ts'
 import { loadAuthority, writeRoot } from './tls/authority.ts'
 import { StoredCertificates } from './tls/certificates.ts'
 
@@ -93,12 +94,18 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
         found.push({ key, machineId })
         return false
       })
-      return found
+      return [...found, ...terminals.live()]
     },
     end(over) {
       const ended = new Set(over.map(({ key, machineId }) => `${key} ${machineId}`))
       endings.server?.revoke((key, machineId) => ended.has(`${key} ${machineId}`))
+      terminals.end(({ key, machineId }) => ended.has(`${key} ${machineId}`))
     },
+  })
+  const terminals = new Terminals({
+    app,
+    generation: () => grants.generation,
+    follow: (machineName) => routes.find(machineName),
   })
   const certificates = new StoredCertificates({
     sql,
@@ -127,6 +134,7 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
   let isStopping = false
   const readiness = readinessOf(app, () => isStopping)
   const control = controlApp({
+    gateway: app,
     sql,
     log,
     settings,
@@ -156,6 +164,7 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     controlHost(request, response) {
       if (!answerHealth(request, response, readiness)) void control(request, response)
     },
+    controlUpgrade: (request, socket, head) => terminals.upgrade(request, socket, head),
     resolve: (site) => hosts.route(site),
     authorize: authorizer({
       grants,
@@ -193,6 +202,7 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     rootPath,
     async close(drainMs) {
       isStopping = true
+      terminals.close()
       await Promise.all([server.close(drainMs), redirects.close(), acme?.close()])
       clearInterval(sweep)
       for (const end of stop) end()

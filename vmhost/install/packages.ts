@@ -35,13 +35,15 @@ export const HOST_PACKAGES = [
 ] as const
 
 /**
- * What `npm test` needs besides: the SSH clients and servers that users have, what they drive through them, dig, and an
- * ACME directory.
+ * What `npm test` needs besides: the SSH clients and servers that users have, what they drive through them, dig, an
+ * ACME directory, and a browser with a font of known shape.
  */
 export const TEST_PACKAGES = [
   'bind9-dnsutils',
+  'chromium',
   'curl',
   'dropbear-bin',
+  'fonts-dejavu-core',
   'git',
   'openssh-server',
   'openssh-sftp-server',

@@ -1,7 +1,7 @@
 import { quoteWord } from '../words.ts'
 
 /** The session holder on the tools disk (init/): processes it runs outlive their client, the connection and the gateway. */
-const HOLD = '/exe/bin/exe-hold'
+export const HOLD = '/exe/bin/exe-hold'
 /** The holder's name for the setup script's process. */
 export const SETUP_SESSION = 'setup'
 

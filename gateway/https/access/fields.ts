@@ -8,7 +8,7 @@ export const STATE_COOKIE = '__Host-berth-state'
 const TOKEN = /^[A-Za-z0-9_-]{43}$/
 
 /** A cookie's value, when it is one of ours could be. */
-export function cookieOf(fields: readonly Field[], name: string): string | undefined {
+export function cookieOf(fields: readonly Pick<Field, 'name' | 'value'>[], name: string): string | undefined {
   for (const field of fields) {
     if (field.name !== 'cookie') continue
     for (const pair of field.value.split(';')) {

@@ -3,8 +3,8 @@
  * for a minute; news that something was taken away empties the memory, and everybody who is connected is looked at
  * again. A look-up that was under way when news came is made again, so that nobody is let in by what was just removed.
  *
- * A grant's key names the row behind it: `site:<id>`, `token:<id>`, `key:<id>`, or `public:<port>` for whoever came in
- * because the port was open to all.
+ * A grant's key names the row behind it: `site:<id>`, `token:<id>`, `key:<id>`, `terminal:<id>` for a sign-in at the
+ * control host that has a terminal open, or `public:<port>` for whoever came in because the port was open to all.
  */
 import type { Sql } from '../../../migrations/connect.ts'
 import { maySee, sessionMaySee } from '../../accounts/web-access.ts'
@@ -61,6 +61,11 @@ export class Grants {
   byToken(machineId: number, host: string, token: string): Grant | undefined | Promise<Grant | undefined> {
     const id = `t ${machineId} ${host} ${token}`
     return this.#recall(id) ?? this.#look(id, () => this.#readToken(machineId, host, token))
+  }
+
+  /** Grows with each piece of news: whoever looks up by itself whether somebody is let in compares. */
+  get generation(): number {
+    return this.#generation
   }
 
   /** Something was taken away, or may have been: nothing remembered counts, and all that is live is looked at again. */
@@ -223,6 +228,11 @@ export class Grants {
       select 'token', t.id, m.id ${this.#tokens} and t.id = any(${ids('token')}::int[]) and m.id = any(${machineIds}::int[])
       union all
       select 'key', k.id, m.id ${this.#keys} and k.id = any(${ids('key')}::int[]) and m.id = any(${machineIds}::int[])
+      union all
+      select 'terminal', s.id, m.id from web_sessions s join accounts a on a.id = s.account_id
+        join machines m on m.account_id = a.id
+      where s.expires_at > now() and a.suspended_at is null and m.observed_state <> 'gone'
+        and s.id = any(${ids('terminal')}::int[]) and m.id = any(${machineIds}::int[])
       union all
       select 'public', coalesce(m.web_port, ${DEFAULT_PORT}), m.id from machines m join accounts o on o.id = m.account_id
       where m.web_public and m.observed_state <> 'gone' and o.suspended_at is null and m.id = any(${machineIds}::int[])`

@@ -8,9 +8,11 @@ import { getRequestListener, type Http2Bindings, type HttpBindings } from '@hono
 import { type Context, Hono } from 'hono'
 import type { Sql } from '../../../migrations/connect.ts'
 import { findSession, type WebSession } from '../../accounts/web-sessions.ts'
+import type { App } from '../../app.ts'
 import type { Log } from '../../log.ts'
 import { COOKIE, setCookie } from '../access/fields.ts'
 import { pageFields } from '../pages/page.ts'
+import { addAssets, addTerminal } from '../terminal/routes.ts'
 import { addInvitations } from './invitations.ts'
 import { addMachines } from './machines.ts'
 import { addOpen, type OpenOptions } from './open.ts'
@@ -19,6 +21,7 @@ import { Rate } from './rate.ts'
 import { addSignIn } from './sign-in.ts'
 
 export type ControlOptions = OpenOptions & {
+  gateway: App
   sql: Sql
   log: Log
   installation: Installation
@@ -100,6 +103,7 @@ export function controlApp(options: ControlOptions) {
     context.set('address', addressOf(context))
     return await next()
   })
+  addAssets(control)
   app.use(async (context, next) => {
     const cookie = cookieIn(context, COOKIE)
     context.set('session', cookie === undefined ? undefined : await findSession(sql, cookie))
@@ -109,6 +113,7 @@ export function controlApp(options: ControlOptions) {
   addSignIn(control)
   addOpen(control)
   addInvitations(control)
+  addTerminal(control)
   if (options.root !== undefined) {
     const { root } = options
     app.get('/ca.pem', (context) => context.body(root, 200, { 'Content-Type': 'application/x-pem-file' }))

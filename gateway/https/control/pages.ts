@@ -113,6 +113,7 @@ function row({ machineUrl }: Installation, machine: SeenMachine): Html {
   const [mark, word] = stateOf(machine)
   return html`<li><a class="name mono" href="${machineUrl(machine.name)}">${machine.name}</a>
 <span class="state ${mark}">${word}</span>
+${machine.isOwn && html`<a href="/terminal/${machine.name}">Terminal</a>`}
 ${machine.isPublic && html`<span class="dim">open to everybody</span>`}
 ${!machine.isOwn && machine.ownerEmail !== null && html`<span class="dim">of ${machine.ownerEmail}</span>`}</li>`
 }

@@ -1,0 +1,154 @@
+import { PassThrough } from 'node:stream'
+import { FIRST_SESSION, SESSION_NAME } from '../../../web/terminal/protocol.ts'
+import { lobbyLine } from '../../commands/machine-document.ts'
+import { runLine } from '../../commands/run.ts'
+import { isReady, type Machine } from '../../machines.ts'
+import { MachineUnreachableError } from '../../ssh/pool/target.ts'
+import { type Control, type ControlContext, wantsHtml } from '../control/app.ts'
+import { nameOf } from '../control/pages.ts'
+import { pageFields } from '../pages/page.ts'
+import { findAsset } from './assets.ts'
+import { heldSessions } from './hold.ts'
+import { terminalPage } from './page.ts'
+
+/** `/assets/HASH/NAME`: what pages load. Everybody may: it is the same for all. */
+export function addAssets({ app }: Pick<Control, 'app'>): void {
+  app.get('/assets/:hash/:name', async (context) => {
+    const asset = await findAsset(context.req.param('hash'), context.req.param('name'))
+    if (!asset) return context.notFound()
+    const { type, plain, gzipped } = asset
+    const isGzip = /\bgzip\b/i.test(context.req.header('accept-encoding') ?? '')
+    return context.body(new Uint8Array(isGzip ? gzipped : plain), 200, {
+      'Content-Type': type,
+      ...(isGzip ? { 'Content-Encoding': 'gzip' } : {}),
+      Vary: 'Accept-Encoding',
+      'Cache-Control': 'public, max-age=31536000, immutable',
+      'X-Content-Type-Options': 'nosniff',
+      'Cross-Origin-Resource-Policy': 'same-origin',
+    })
+  })
+}
+
+/**
+ * The web terminal's pages; its WebSockets come by another way (terminals.ts).
+ *
+ *     GET  /terminal/NAME[/SESSION]   the page; JSON for programs: the sessions there are
+ *     POST /terminal/NAME/start       starts a machine that is off, or one that failed anew
+ */
+export function addTerminal(control: Control): void {
+  const { gateway: app, installation, refuse } = control
+  const gone = (context: ControlContext) =>
+    refuse(context, {
+      status: 404,
+      code: 'machine.not_found',
+      title: 'No such machine',
+      detail: 'Of the machines that you have over SSH, none is called that.',
+    })
+  /** @returns an answer instead when there is none for whoever asks */
+  const machineOf = async (context: ControlContext): Promise<Machine | Response> => {
+    const session = context.get('session')
+    if (!session) {
+      const { pathname } = new URL(context.req.url)
+      if (wantsHtml(context)) return context.redirect(`/signin?${new URLSearchParams({ next: pathname })}`, 303)
+      return refuse(context, { status: 401, code: 'auth.required', title: 'Not signed in', detail: 'Sign in first.' })
+    }
+    if (session.accountId === null) {
+      return refuse(context, {
+        status: 403,
+        code: 'account.required',
+        title: 'Not for guests',
+        detail: `${nameOf(session)} may see pages of machines, and a terminal is more than that.`,
+      })
+    }
+    const name = context.req.param('name') ?? ''
+    return (await app.machines.find(name, { accountId: session.accountId })) ?? gone(context)
+  }
+
+  const show = async (context: ControlContext) => {
+    const machine = await machineOf(context)
+    if (machine instanceof Response) return machine
+    const session = context.req.param('session') ?? FIRST_SESSION
+    if (!SESSION_NAME.test(session)) {
+      return refuse(context, {
+        status: 404,
+        code: 'session.name',
+        title: 'No such session',
+        detail: 'Sessions are called by up to 64 letters, digits, dots, hyphens and underscores.',
+      })
+    }
+    if (!wantsHtml(context)) return await list(context, machine)
+    const { domain } = installation
+    const command = lobbyLine(app.settings, `ssh ${machine.name}`)
+    for (const [name, value] of pageFields()) context.header(name, value)
+    context.header('Content-Security-Policy', POLICY)
+    return context.body(terminalPage({ domain, machine: machine.name, session, command }), 200, {
+      'Content-Type': 'text/html; charset=utf-8',
+    })
+  }
+
+  const list = async (context: ControlContext, machine: Machine) => {
+    context.header('Cache-Control', 'no-store')
+    try {
+      const sessions = isReady(machine) ? await heldSessions(app, machine, machine) : []
+      return context.json({ machine: machine.name, sessions })
+    } catch (error) {
+      if (!(error instanceof MachineUnreachableError)) throw error
+      return refuse(context, {
+        status: 503,
+        code: error.code,
+        title: 'Not reached',
+        detail: error.message,
+      })
+    }
+  }
+
+  control.app.get('/terminal/:name', show)
+  control.app.get('/terminal/:name/:session', show)
+
+  control.app.post('/terminal/:name/start', async (context) => {
+    const machine = await machineOf(context)
+    if (machine instanceof Response) return machine
+    const session = context.get('session')
+    const verb = machine.desiredState === 'stopped' ? 'start' : 'restart'
+    if (verb === 'restart' && machine.observedState !== 'failed') return context.json({ status: machine.observedState })
+    const output = new PassThrough()
+    let text = ''
+    output.on('data', (bytes: Buffer) => {
+      text += bytes
+    })
+    const caller = {
+      accountId: machine.accountId,
+      isOwner: session?.isOwner === true,
+      keyId: null,
+      fingerprint: '',
+      address: context.get('address'),
+      via: 'exec' as const,
+      sshName: '',
+    }
+    const stdin = new PassThrough()
+    stdin.end()
+    const signal = AbortSignal.timeout(START_LIMIT_MS)
+    const io = { stdin, stdout: output, stderr: output, signal, env: {} }
+    const status = await runLine(app, caller, `${verb} --no-wait --json ${machine.name}`, io)
+    return context.body(text, status === 0 ? 200 : 422, {
+      'Content-Type': 'application/json',
+      'Cache-Control': 'no-store',
+    })
+  })
+}
+
+const START_LIMIT_MS = 30_000
+
+/**
+ * Scripts and styles of this host alone. xterm.js writes the colours and the size of a cell into style elements of its
+ * own making, which have neither an address nor a fixed hash.
+ */
+const POLICY = [
+  "default-src 'none'",
+  "script-src 'self'",
+  "style-src 'self' 'unsafe-inline'",
+  "connect-src 'self'",
+  "form-action 'none'",
+  "frame-ancestors 'none'",
+  "base-uri 'none'",
+].join('; ')

@@ -1,0 +1,334 @@
+import { finished } from 'node:stream/promises'
+import type { WebSocket } from 'ws'
+import {
+  CLOSED,
+  type FromBrowser,
+  INPUT_WINDOW_BYTES,
+  OUTPUT_WINDOW_BYTES,
+  type ToBrowser,
+  type WayOn,
+} from '../../../web/terminal/protocol.ts'
+import type { App } from '../../app.ts'
+import { lobbyLine } from '../../commands/machine-document.ts'
+import { type Machine, MachineNotReadyError, stageInWords } from '../../machines.ts'
+import { type MachineProcess, openOnMachine } from '../../ssh/pool/open-on-machine.ts'
+import { MachineUnreachableError } from '../../ssh/pool/target.ts'
+import { attachCommand } from './hold.ts'
+
+export type VisitOptions = {
+  app: App
+  socket: WebSocket
+  accountId: number
+  machineId: number
+  machineName: string
+  /** the held session's name, checked */
+  session: string
+  size: TerminalSize
+}
+
+export type TerminalSize = { columns: number; rows: number }
+
+const COLUMNS_MOST = 1000
+const ROWS_MOST = 500
+/** No control message of ours is longer. */
+const TEXT_MOST_BYTES = 128
+/** A size that a hand drags comes as dozens of changes. */
+const RESIZE_EVERY_MS = 50
+/** A browser that answers nothing is gone; as are those whose network is. */
+const HEARTBEAT_MS = 25_000
+/** The machine said its sshd listens; a first knock that fails all the same is repeated. */
+const ATTEMPTS = 5
+/** The machine's row is looked at anyway. */
+const RECHECK_MS = 30_000
+
+/**
+ * One browser's visit to one held session:
+ *
+ *   waiting   until the machine can be reached; `off` as long as it stays off, which somebody may change meanwhile
+ *   attached  `exe-hold attach` runs in the machine, on a terminal of the browser's size
+ *   over      the program ended, the machine was lost, or the browser left: leaving is all that exe-hold sees of it
+ *
+ * Memory is bounded by the two windows of the protocol, whatever either side does: more is sent only when the browser
+ * has shown what it got and the socket has taken it, and a browser that sends more than it may is sent away. Nothing
+ * that it sends is left unread, for the news that it has shown something comes the same way.
+ */
+export class TerminalVisit {
+  readonly #options: VisitOptions
+  readonly #leave = new AbortController()
+  #size: TerminalSize
+  #remote: MachineProcess | undefined
+  #unseenBytes = 0
+  #typedBytes = 0
+  #takenBytes = 0
+  #resizeTimer: NodeJS.Timeout | undefined
+  #told = ''
+  #isAlive = true
+
+  constructor(options: VisitOptions) {
+    this.#options = options
+    this.#size = options.size
+    const { socket } = options
+    const heartbeat = setInterval(() => this.#beat(), HEARTBEAT_MS)
+    heartbeat.unref()
+    socket.on('message', (bytes: Buffer, isBinary) => {
+      this.#isAlive = true
+      if (isBinary) this.#type(bytes)
+      else this.#hear(bytes)
+    })
+    socket.on('pong', () => {
+      this.#isAlive = true
+    })
+    socket.on('error', () => {})
+    socket.on('close', () => {
+      clearInterval(heartbeat)
+      clearTimeout(this.#resizeTimer)
+      this.#leave.abort()
+      this.#remote?.close()
+    })
+  }
+
+  /** @returns when the visit is over; never rejects */
+  async run(): Promise<void> {
+    const { app, socket, session, machineName } = this.#options
+    const { signal } = this.#leave
+    try {
+      const machine = await this.#reachable()
+      if (!machine) return
+      const remote = await this.#attach(machine)
+      if (signal.aborted) {
+        remote.close()
+        return
+      }
+      this.#remote = remote
+      this.#tell({ state: 'attached' })
+      const shown = [this.#show(remote.stdout), this.#show(remote.stderr)]
+      const end = await remote.exit
+      await Promise.all(shown)
+      const how = end.status === null ? `by signal ${end.signal}` : `with status ${end.status}`
+      this.#finish({ state: 'ended', text: `The program in session ${session} ended ${how}.` })
+    } catch (error) {
+      if (signal.aborted) return
+      if (error instanceof MachineUnreachableError) {
+        // What can be typed at a lobby does not help here; that it is tried again says the page.
+        const text = this.#remote
+          ? `The connection to ${machineName} was lost.`
+          : `${machineName} does not answer over SSH.`
+        this.#finish({ state: 'unreachable', text })
+        return
+      }
+      app.log.error({ err: error, machine: this.#options.machineId }, 'a web terminal failed')
+      this.#finish({ state: 'unreachable', text: 'Something went wrong at Berth. It has been noted.' })
+    } finally {
+      // A browser that does not answer the closing handshake is ended by ws after its own limit.
+      if (socket.readyState === socket.OPEN) socket.close(CLOSED.done)
+    }
+  }
+
+  /** @returns undefined when there is no coming in, which was told */
+  async #reachable(): Promise<Machine | undefined> {
+    const { app, accountId, machineId, machineName } = this.#options
+    const { signal } = this.#leave
+    for (;;) {
+      try {
+        return await app.machines.whenReady(
+          machineId,
+          { accountId },
+          {
+            signal,
+            onStage: ({ observedStage }) =>
+              this.#tell({ state: 'waiting', text: `${machineName} is starting: ${stageInWords(observedStage)}.` }),
+          },
+        )
+      } catch (error) {
+        if (!(error instanceof MachineNotReadyError)) throw error
+        if (error.code === 'machine.timeout') continue
+        const machine = await app.machines.byId(machineId, { accountId })
+        const off = machine && offState(machine, (command) => lobbyLine(app.settings, command))
+        if (!off) {
+          this.#finish({ state: 'refused', text: `${machineName} is not there any more.` })
+          return undefined
+        }
+        this.#tell(off)
+        await this.#news()
+        signal.throwIfAborted()
+      }
+    }
+  }
+
+  async #attach(machine: Machine): Promise<MachineProcess> {
+    const { app, accountId, session } = this.#options
+    const target = app.machines.target(machine, { accountId })
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await openOnMachine(app.pool, target, {
+          command: attachCommand(session),
+          pty: { term: 'xterm-256color', ...this.#size },
+          env: { COLORTERM: 'truecolor' },
+        })
+      } catch (error) {
+        if (attempt === ATTEMPTS || !(error instanceof MachineUnreachableError)) throw error
+        await new Promise((resolve) => setTimeout(resolve, attempt * 200))
+        this.#leave.signal.throwIfAborted()
+      }
+    }
+  }
+
+  /** Resolves when something about the machine changed, or the browser left. */
+  #news(): Promise<void> {
+    const { app, machineId } = this.#options
+    const { signal } = this.#leave
+    return new Promise((resolve) => {
+      const stops = [
+        app.news.on('machines', (id) => id === String(machineId) && done()),
+        app.news.onRescan(() => done()),
+      ]
+      const timer = setTimeout(() => done(), RECHECK_MS)
+      const done = () => {
+        clearTimeout(timer)
+        for (const stop of stops) stop()
+        signal.removeEventListener('abort', done)
+        resolve()
+      }
+      signal.addEventListener('abort', done)
+      if (signal.aborted) done()
+    })
+  }
+
+  // To the browser ---------------------------------------------------------------------------------------------------
+
+  /** @returns when all of an output was sent */
+  async #show(output: MachineProcess['stdout']): Promise<void> {
+    const { socket } = this.#options
+    const goOn = () => {
+      if (this.#hasRoom()) output.resume()
+    }
+    output.on('data', (bytes: Buffer) => {
+      this.#unseenBytes += bytes.length
+      socket.send(bytes, goOn)
+      if (!this.#hasRoom()) output.pause()
+    })
+    this.#onSeen.push(goOn)
+    await finished(output, { writable: false }).catch(() => {})
+  }
+
+  readonly #onSeen: (() => void)[] = []
+
+  #hasRoom(): boolean {
+    // The second for a browser that says it has seen what it never read.
+    return this.#unseenBytes < OUTPUT_WINDOW_BYTES && this.#options.socket.bufferedAmount < OUTPUT_WINDOW_BYTES
+  }
+
+  #tell(message: ToBrowser): void {
+    const text = JSON.stringify(message)
+    if ('state' in message) {
+      if (text === this.#told) return
+      this.#told = text
+    }
+    this.#options.socket.send(text)
+  }
+
+  #finish(message: ToBrowser): void {
+    this.#tell(message)
+    this.#options.socket.close(CLOSED.done)
+  }
+
+  // From the browser -------------------------------------------------------------------------------------------------
+
+  #type(bytes: Buffer): void {
+    const remote = this.#remote
+    this.#typedBytes += bytes.length
+    if (!remote || this.#typedBytes > INPUT_WINDOW_BYTES) {
+      this.#refuse(
+        remote ? 'More was sent than there was room for.' : 'Something was sent before there was a terminal.',
+      )
+      return
+    }
+    remote.stdin.write(bytes, () => this.#took(bytes.length))
+  }
+
+  #took(bytes: number): void {
+    this.#takenBytes += bytes
+    if (this.#takenBytes < INPUT_WINDOW_BYTES / 4) return
+    this.#typedBytes -= this.#takenBytes
+    this.#tell({ taken: this.#takenBytes })
+    this.#takenBytes = 0
+  }
+
+  #hear(bytes: Buffer): void {
+    const message = bytes.length <= TEXT_MOST_BYTES ? readMessage(bytes.toString('utf8')) : undefined
+    if (!message) this.#refuse('A message was not understood.')
+    else if ('resize' in message) this.#resize(message.resize)
+    else if ('seen' in message) {
+      this.#unseenBytes = Math.max(0, this.#unseenBytes - message.seen)
+      for (const goOn of this.#onSeen) goOn()
+    } else if (this.#options.socket.bufferedAmount < OUTPUT_WINDOW_BYTES) this.#tell({ pong: message.ping })
+  }
+
+  #resize([columns, rows]: [number, number]): void {
+    this.#size = { columns, rows }
+    this.#resizeTimer ??= setTimeout(() => {
+      this.#resizeTimer = undefined
+      this.#remote?.resize(this.#size.columns, this.#size.rows)
+    }, RESIZE_EVERY_MS)
+  }
+
+  #refuse(reason: string): void {
+    this.#options.socket.close(CLOSED.violation, reason)
+    this.#remote?.close()
+  }
+
+  #beat(): void {
+    if (!this.#isAlive) {
+      this.#options.socket.terminate()
+      return
+    }
+    this.#isAlive = false
+    this.#options.socket.ping()
+  }
+}
+
+/** @returns undefined when it is none of ours */
+function readMessage(text: string): FromBrowser | undefined {
+  let message: unknown
+  try {
+    message = JSON.parse(text)
+  } catch {
+    return undefined
+  }
+  if (typeof message !== 'object' || message === null) return undefined
+  if ('resize' in message && Array.isArray(message.resize)) {
+    const size = readSize(message.resize[0], message.resize[1])
+    return size && { resize: [size.columns, size.rows] }
+  }
+  if ('seen' in message && isCount(message.seen)) return { seen: message.seen }
+  if ('ping' in message && isCount(message.ping)) return { ping: message.ping }
+  return undefined
+}
+
+/** @returns undefined unless both are whole numbers that a terminal can have */
+export function readSize(columns: unknown, rows: unknown): TerminalSize | undefined {
+  if (!isCount(columns) || !isCount(rows)) return undefined
+  if (columns < 1 || columns > COLUMNS_MOST || rows < 1 || rows > ROWS_MOST) return undefined
+  return { columns, rows }
+}
+
+function isCount(value: unknown): value is number {
+  return Number.isSafeInteger(value) && Number(value) >= 0
+}
+
+/** What is told of a machine that is off; undefined when it is none any more. */
+function offState(machine: Machine, lobby: (command: string) => string): ToBrowser | undefined {
+  const { name, desiredState, observedState } = machine
+  const off = (text: string, verb: WayOn['verb']): ToBrowser => ({
+    state: 'off',
+    text,
+    wayOn: { verb, command: lobby(`${verb} ${name}`) },
+  })
+  if (desiredState === 'trashed' || desiredState === 'gone' || observedState === 'gone') return undefined
+  if (desiredState === 'stopped') {
+    return off(observedState === 'stopped' ? `${name} is stopped.` : `${name} is stopping.`, 'start')
+  }
+  if (observedState === 'failed')
+    return off(`${name} failed: ${machine.observedReason ?? 'no reason is known'}.`, 'restart')
+  return { state: 'waiting', text: `${name} is ${observedState}.` }
+}
