@@ -41,9 +41,7 @@ for (let round = 0; round < rounds; round++) {
     await settle(product)
     await checkSynced(product)
     passed++
-    console.log(
-      `round ${round + 1}/${rounds}: killed ${killed.join(', ')}, ${Date.now() - startedAt} ms`,
-    )
+    console.log(`round ${round + 1}/${rounds}: killed ${killed.join(', ')}, ${Date.now() - startedAt} ms`)
   } catch (error) {
     failed++
     console.error(
