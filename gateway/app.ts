@@ -1,11 +1,13 @@
 import type { Readable, Writable } from 'node:stream'
 import type { Database, Sql } from '../migrations/connect.ts'
+import type { CommandError } from './commands/error.ts'
 import type { Lookup } from './domains/lookup.ts'
 import type { Log } from './log.ts'
 import type { MachineAccess } from './machines.ts'
 import type { News } from './news.ts'
 import type { Settings } from './settings.ts'
 import type { MachinePool } from './ssh/pool/pool.ts'
+import type { RunningCommand } from './ssh/pool/run-on-machine.ts'
 
 /** What every room of a running gateway is handed. */
 export type App = {
@@ -44,6 +46,22 @@ export type Caller = {
   via: 'ssh' | 'exec'
   /** the SSH user name that was typed, empty for /exec */
   sshName: string
+  /** what a token was limited to; a key that signs in is limited to nothing */
+  scope?: TokenScope
+}
+
+/** What a token may do of what its account may. */
+export type TokenScope = {
+  /** the row of a token that can be revoked; undefined for one that was minted offline with `keyId` */
+  tokenId: number | undefined
+  /** Unix milliseconds */
+  expiresAtMs: number
+  /** lobby commands by name (`share show`) or family (`share`); undefined: none were named */
+  commands: readonly string[] | undefined
+  /** the only machine that it reaches */
+  machineId: number | undefined
+  /** it reaches machines with this tag alone */
+  tag: string | undefined
 }
 
 /** A person's terminal. `columns` and `rows` are current; listen to hear of a change. */
@@ -68,6 +86,17 @@ export type CommandIo = {
   signal: AbortSignal
   /** what the client sent with `SetEnv`/`SendEnv`, bounded */
   env: Record<string, string>
+  /** every command answers as with `--json` */
+  json?: true
+  /** is told what went wrong, and nothing is printed of it */
+  onFailure?: (failure: CommandError) => void
+  /** who asks cannot wait longer for a machine: commands answer with what they have by then, as with `--no-wait` */
+  patienceMs?: number
+  /**
+   * Takes what `ssh NAME CMD` started, in place of the streams above.
+   * @returns the exit status
+   */
+  attach?: (remote: RunningCommand) => Promise<number>
 }
 
 /** Runs one command line of the lobby. Never rejects: a failure is a sentence on stderr and an exit status. */

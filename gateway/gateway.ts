@@ -106,6 +106,7 @@ export async function startGateway(options: GatewayOptions): Promise<Gateway> {
   const https = httpsListeners?.length
     ? await serveHttps({
         app,
+        runLine: options.lobby.runLine,
         secretKey,
         challenges,
         servesDns: dns !== undefined && dns.udpAddresses.length > 0,

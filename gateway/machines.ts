@@ -7,8 +7,11 @@ import type { MachineTarget } from './ssh/pool/target.ts'
 /** A machine's row and the address it has; `address` is null once the machine is gone. */
 export type Machine = typeof machines.$inferSelect & { address: string | null }
 
-/** The account is all that decides access; a Caller will do. */
-export type Seeker = { accountId: number }
+/** The account decides access, and what its token was limited to; a Caller will do. */
+export type Seeker = {
+  accountId: number
+  scope?: { machineId: number | undefined; tag: string | undefined }
+}
 
 /** Which machines an account may see and reach. Trashed machines have no name: only `byId` finds them. */
 export type MachineAccess = {
@@ -56,7 +59,13 @@ const SERVER_BACK_MS = 10_000
 
 /** @param sshPort where the platform's sshd listens in every guest; tests put a stand-in elsewhere */
 export function createMachineAccess(db: Database, news: News, sshPort = 22): MachineAccess {
-  const visible = (seeker: Seeker) => and(eq(machines.accountId, seeker.accountId), ne(machines.observedState, 'gone'))
+  const visible = ({ accountId, scope }: Seeker) =>
+    and(
+      eq(machines.accountId, accountId),
+      ne(machines.observedState, 'gone'),
+      scope?.machineId === undefined ? undefined : eq(machines.id, scope.machineId),
+      scope?.tag === undefined ? undefined : raw`${scope.tag} = any(${machines.tags})`,
+    )
   // addresses_pkey would not help: the lookup is by machine_id, which is unique and so indexed.
   const rows = () =>
     db

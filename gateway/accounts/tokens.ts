@@ -13,6 +13,8 @@ export type Token = {
   label: string
   machineName: string | null
   tag: string | null
+  /** lobby commands it may run; null: none were named */
+  commands: string[] | null
   createdAt: Date
   lastUsedAt: Date | null
   expiresAt: Date
@@ -23,7 +25,11 @@ export class TokenError extends Error {
   override readonly name = 'TokenError'
 }
 
-/** @returns the token, which is kept nowhere, and its number @throws TokenError */
+/**
+ * @param options.madeBy the token or key that asks, where it was no person: what it makes ends with it
+ * @returns the token, which is kept nowhere, and its number
+ * @throws TokenError
+ */
 export async function createToken(
   sql: Sql,
   options: {
@@ -31,14 +37,19 @@ export async function createToken(
     label: string
     machineId?: number | undefined
     tag?: string | undefined
+    commands?: readonly string[] | undefined
     expiresInMs: number
+    madeBy?: { tokenId: number } | { keyId: number } | undefined
   },
 ): Promise<{ token: string; id: number; expiresAt: Date }> {
   const token = `${TOKEN_PREFIX}${Array.from(randomBytes(LENGTH), (byte) => ALPHABET[byte & 31]).join('')}`
+  const { madeBy, commands } = options
   const rows = await sql<{ id: number; expiresAt: Date }[]>`
-    insert into tokens (token_hash, account_id, label, machine_id, tag, expires_at)
+    insert into tokens (token_hash, account_id, label, machine_id, tag, commands, made_by_token, made_by_key, expires_at)
     select ${hashToken(token)}, ${options.accountId}, ${options.label}, ${options.machineId ?? null}::int,
-      ${options.tag ?? null}::text, now() + ${options.expiresInMs} * interval '1 ms'
+      ${options.tag ?? null}::text, ${commands ? [...commands] : null}::text[],
+      ${madeBy && 'tokenId' in madeBy ? madeBy.tokenId : null}::int, ${madeBy && 'keyId' in madeBy ? madeBy.keyId : null}::int,
+      now() + ${options.expiresInMs} * interval '1 ms'
     where (select count(*) from tokens where account_id = ${options.accountId} and expires_at > now()) < ${MAX_TOKENS}
     returning id, expires_at as "expiresAt"`
   const made = rows[0]
@@ -49,7 +60,7 @@ export async function createToken(
 /** Those that are still good. */
 export async function listTokens(sql: Sql, accountId: number): Promise<Token[]> {
   return await sql<Token[]>`
-    select t.id, t.label, m.name as "machineName", t.tag, t.created_at as "createdAt", t.last_used_at as "lastUsedAt",
+    select t.id, t.label, m.name as "machineName", t.tag, t.commands, t.created_at as "createdAt", t.last_used_at as "lastUsedAt",
       t.expires_at as "expiresAt"
     from tokens t left join machines m on m.id = t.machine_id
     where t.account_id = ${accountId} and t.expires_at > now() order by t.id`
@@ -59,4 +70,15 @@ export async function listTokens(sql: Sql, accountId: number): Promise<Token[]> 
 export async function removeToken(sql: Sql, accountId: number, id: number): Promise<boolean> {
   const rows = await sql`delete from tokens where id = ${id} and account_id = ${accountId} returning id`
   return rows.length > 0
+}
+
+/** Names of the keys that were added with a token and are still there: they do not end with it. */
+export async function keysOfToken(sql: Sql, accountId: number, id: number): Promise<string[]> {
+  // Index: events_by_account.
+  const rows = await sql<{ name: string }[]>`
+    select k.name from keys k where k.account_id = ${accountId} and exists (
+      select from events e where e.account_id = ${accountId} and e.actor = ${`token:${id}`} and e.kind = 'key.added'
+        and e.detail->>'fingerprint' = k.fingerprint)
+    order by k.name`
+  return rows.map(({ name }) => name)
 }

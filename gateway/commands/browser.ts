@@ -7,6 +7,7 @@ import { controlUrl } from './web-links.ts'
 export const browser = defineCommand({
   name: 'browser',
   group: 'you',
+  signsIn: true,
   summary: 'a link that signs a browser in',
   description: 'It is good once, for ten minutes. Whoever has it is you, so it is for your own browsers only.',
   flags: {

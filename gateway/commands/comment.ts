@@ -6,6 +6,7 @@ import { reachable, recordEvent } from './machine-steps.ts'
 export const comment = defineCommand({
   name: 'comment',
   group: 'machines',
+  onMachines: true,
   summary: 'a line about a machine; an empty one takes it away',
   arguments: { name: { label: 'NAME', complete: machineNames }, text: { label: 'TEXT', repeated: true } },
   examples: ["comment demo 'the one for Tuesday'"],

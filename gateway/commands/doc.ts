@@ -8,6 +8,7 @@ import { sayList, shown } from './values.ts'
 export const doc = defineCommand({
   name: 'doc',
   group: 'lobby',
+  onMachines: true,
   summary: 'short pages on how things work here',
   arguments: { topic: { label: 'TOPIC', optional: true, complete: () => Object.keys(DOCS) } },
   async run({ app }, { args }) {

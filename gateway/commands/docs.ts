@@ -1,6 +1,11 @@
 import type { Settings } from '../settings.ts'
 import { httpsUrl, lobbyLine, sshLine, sshPort } from './machine-document.ts'
 
+function controlOrigin({ domain, https }: Settings): string {
+  const port = https[0]?.port ?? 443
+  return `https://${domain}${port === 443 ? '' : `:${port}`}`
+}
+
 type Page = { title: string; text: (settings: Settings) => string }
 
 /** The pages of `doc`. A line that begins with two blanks can be typed as it stands. */
@@ -54,6 +59,22 @@ export const DOCS: Record<string, Page> = {
         'Programs send a token, see token new, or one made with your SSH key alone. The machine is told who visits: X-Berth-User, X-Berth-Email.',
         '',
         `Certificates are of Berth's own authority until a browser trusts it: its root is at ${settings.dataDirectory}/ca.pem on the server.`,
+      ].join('\n'),
+  },
+  api: {
+    title: 'commands over HTTPS',
+    text: (settings) =>
+      [
+        'The body is one line, up to 64 KiB, the answer its document, as --json shows it:',
+        `  curl -u :$TOKEN -d ls ${controlOrigin(settings)}/exec`,
+        'The token is from token new, or made with an SSH key of the account as for pages, for the namespace',
+        `  v0@${settings.domain}`,
+        '',
+        'What goes wrong is {"error","code"}: 400 not understood, 401 no good token, 403 not this token, 404 no such command, 409 something else holds it, 413 too long, 422 it failed, 429 too many, 503 busy or no room, 504 not done after 30 s. A command that waits for a machine answers after 20 s with the machine as it is by then.',
+        '',
+        'ssh NAME CMD streams: with application/x-ndjson in Accept lines of {"stdout"}, {"stderr"} in base64 and a last {"exit_code"} or {"error"}; otherwise text, with the exit status in the trailer X-Exe-Exit. It may take as long as it likes, and ends when the request is closed. In --setup-script a backslash is written twice.',
+        '',
+        'The Python package exedev works with it: exedev.Client(token, base_url=..).',
       ].join('\n'),
   },
   states: {

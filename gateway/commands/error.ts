@@ -9,6 +9,8 @@ export type CommandErrorOptions = ErrorOptions & {
   wayOn?: string
   /** Further members of the JSON error document, beside `error` and `code`. */
   detail?: Record<string, unknown>
+  /** The machine that it is about, as it was named. */
+  machineName?: string
 }
 
 /**
@@ -21,6 +23,7 @@ export class CommandError extends Error {
   readonly exit: ExitStatus
   readonly wayOn: string | undefined
   readonly detail: Record<string, unknown>
+  readonly machineName: string | undefined
 
   constructor(code: string, exit: ExitStatus, message: string, options: CommandErrorOptions = {}) {
     super(message, options)
@@ -28,6 +31,7 @@ export class CommandError extends Error {
     this.exit = exit
     this.wayOn = options.wayOn
     this.detail = options.detail ?? {}
+    this.machineName = options.machineName
   }
 }
 

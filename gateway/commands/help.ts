@@ -11,6 +11,7 @@ export const help = defineCommand({
   name: 'help',
   aliases: ['?'],
   group: 'lobby',
+  onMachines: true,
   summary: 'the commands, or one of them',
   arguments: { command: { label: 'COMMAND', repeated: true, optional: true, complete: commandNames } },
   examples: ['help', 'help new'],

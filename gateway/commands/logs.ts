@@ -12,6 +12,7 @@ type Chunk = { seq: number; boot: number; bytes: Buffer }
 export const logs = defineCommand({
   name: 'logs',
   group: 'machines',
+  onMachines: true,
   summary: "a machine's console, the last 256 KiB of it",
   description:
     'What kernel and init said, with everything that could drive your terminal taken out. The whole log is a file on the server.',

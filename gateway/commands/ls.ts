@@ -11,6 +11,7 @@ export const ls = defineCommand({
   name: 'ls',
   aliases: ['list'],
   group: 'machines',
+  onMachines: true,
   summary: 'your machines: state, image, size, address',
   description: 'PATTERN is a name, or a part of names with * for any letters.',
   flags: {
@@ -24,9 +25,9 @@ export const ls = defineCommand({
     const { pattern } = args
     const machines = pattern === undefined ? all : all.filter((machine) => matches(machine.name, pattern))
     if (pattern !== undefined && machines.length === 0 && !pattern.includes('*')) {
-      throw new CommandError('machine.not_found', 3, `no machine called ${shown(pattern)}`, {
-        wayOn: all.length ? 'ls shows those you have' : 'you have no machine yet; to make one: new',
-      })
+      const wayOn = all.length ? 'ls shows those you have' : 'you have no machine yet; to make one: new'
+      const failure = new CommandError('machine.not_found', 3, `no machine called ${shown(pattern)}`, { wayOn })
+      return { json: { vms: [] }, text: '', failures: [failure] }
     }
     const hosts = await hostNames(app)
     const rows = machines.map((machine) => ({ machine, host: hosts.get(machine.hostId) ?? '' }))

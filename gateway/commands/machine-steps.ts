@@ -30,6 +30,7 @@ export async function noSuchMachine(app: App, caller: Caller, name: string): Pro
   const names = (await app.machines.list(caller)).map((machine) => machine.name)
   return new CommandError('machine.not_found', 3, `no machine called ${shown(name)}`, {
     wayOn: names.length ? `machines you can reach: ${sayList(names)}` : 'you have no machine yet; to make one: new',
+    machineName: name,
   })
 }
 
@@ -48,7 +49,7 @@ export async function recordEvent(
       caller.accountId,
       machine?.id ?? null,
       machine?.name ?? null,
-      `account:${caller.accountId}`,
+      caller.scope?.tokenId === undefined ? `account:${caller.accountId}` : `token:${caller.scope.tokenId}`,
       caller.address,
       kind,
       JSON.stringify(detail),
@@ -79,6 +80,32 @@ export async function untilSshWorks(context: Context, machineId: number): Promis
       if (attempt === WARM_ATTEMPTS) throw error
       await new Promise((resolve) => setTimeout(resolve, attempt * 200))
     }
+  }
+}
+
+/**
+ * A wait for whoever cannot wait long (`patienceMs`): what was asked for goes on without them.
+ * @returns undefined when they could wait no longer
+ */
+export async function whilePatient<T>(
+  context: Context,
+  step: (context: Context) => Promise<T>,
+): Promise<T | undefined> {
+  const { patienceMs } = context.io
+  if (patienceMs === undefined) return await step(context)
+  const late = new AbortController()
+  const { promise: isLate, resolve } = Promise.withResolvers<undefined>()
+  const timer = setTimeout(() => {
+    resolve(undefined)
+    late.abort()
+  }, patienceMs)
+  const waited = step({ ...context, signal: AbortSignal.any([context.signal, late.signal]) })
+  // When it is late nobody hears of its end.
+  waited.catch(() => {})
+  try {
+    return await Promise.race([waited, isLate])
+  } finally {
+    clearTimeout(timer)
   }
 }
 

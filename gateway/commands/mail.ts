@@ -6,6 +6,7 @@ import { sayWhen, shown } from './values.ts'
 export const mail = defineCommand({
   name: 'mail',
   group: 'operator',
+  signsIn: true,
   operator: true,
   summary: 'mail that was not sent, for you to pass on',
   description: 'Without BERTH_SMTP every mail is kept here; with it those that could not be sent.',

@@ -8,7 +8,7 @@ import { CommandError, usageError } from './error.ts'
 import { imageNames } from './images.ts'
 import { validComment, validTags } from './labels.ts'
 import { hostNames, lobbyLine, machineDocument, sshLine } from './machine-document.ts'
-import { untilSshWorks } from './machine-steps.ts'
+import { untilSshWorks, whilePatient } from './machine-steps.ts'
 import { validName } from './names/valid.ts'
 import { setupLogLine, untilSetupEnded } from './setup/wait.ts'
 import { MACHINE_SIZES, parseDuration, parseSize, sayDuration } from './values.ts'
@@ -49,6 +49,7 @@ const FLAGS = {
 export const newMachine = defineCommand({
   name: 'new',
   group: 'machines',
+  onMachines: true,
   summary: 'make a machine; returns when SSH works',
   description: 'Without a NAME the machine gets a free one of two words. Ctrl-C stops the waiting, not the making.',
   flags: FLAGS,
@@ -60,6 +61,9 @@ export const newMachine = defineCommand({
   ],
   async run(context, { flags, args }) {
     const { app, caller } = context
+    if (caller.scope?.machineId !== undefined) {
+      throw new CommandError('token.not_allowed', 4, 'this token is for one machine and makes no others')
+    }
     const startedAt = Date.now()
     if (flags.name !== undefined && args.name !== undefined && flags.name !== args.name) {
       throw usageError(`two names are given, ${args.name} and ${flags.name}`)
@@ -73,7 +77,7 @@ export const newMachine = defineCommand({
       memoryBytes: flags.memory ?? parseSize(defaults.memory ?? '4G', 'the default memory', MACHINE_SIZES.memory),
       diskBytes: flags.disk ?? parseSize(defaults.disk ?? '20G', 'the default disk', MACHINE_SIZES.disk),
       env: environmentOf(flags.env),
-      tags: validTags(flags.tag),
+      tags: validTags([...flags.tag, ...(caller.scope?.tag === undefined ? [] : [caller.scope.tag])]),
       comment: validComment(flags.comment ?? ''),
       command: validCommand(flags.command ?? 'auto'),
       sleepAfterSeconds: sleepSeconds(flags['sleep-after'], defaults),
@@ -83,11 +87,15 @@ export const newMachine = defineCommand({
     if (flags['no-wait']) return await admitted(context, made)
     context.progress.show(`${made.name}: waiting for its server`)
     try {
-      const machine = await untilSshWorks(context, made.id)
-      const readyMs = Date.now() - startedAt
-      if (wish.setupScript === null) return await ready(context, machine, readyMs)
-      await context.remark(`${machine.name} answers after ${sayDuration(readyMs)}; its setup script runs\n`)
-      return await ready(context, await untilSetupEnded(context, machine), Date.now() - startedAt)
+      const machine = await whilePatient(context, async (waiting) => {
+        const answering = await untilSshWorks(waiting, made.id)
+        // A script may take hours; its state is in the document.
+        if (wish.setupScript === null || context.io.patienceMs !== undefined) return answering
+        const after = sayDuration(Date.now() - startedAt)
+        await context.remark(`${answering.name} answers after ${after}; its setup script runs\n`)
+        return await untilSetupEnded(waiting, answering)
+      })
+      return machine ? await ready(context, machine, Date.now() - startedAt) : await admitted(context, made)
     } catch (error) {
       if (!context.signal.aborted) throw error
       throw new CommandError('interrupted', 1, `no longer waiting; ${made.name} goes on being made`, {
@@ -137,6 +145,11 @@ async function admitted({ app, caller }: Context, made: { id: number; name: stri
   }
 }
 
+/** Clients of `POST /exec` send every backslash of a script as two, as exe.dev's take it. */
+function unescaped({ caller }: Context, script: string): string {
+  return caller.via === 'exec' ? script.replaceAll('\\\\', '\\') : script
+}
+
 function validCommand(text: string): string {
   if (text.trim() === '') throw usageError('--command is auto, none or a command line', '--command=auto')
   if (text.length > 4096) throw usageError('--command has at most 4096 characters')
@@ -154,7 +167,8 @@ function sleepSeconds(flag: number | 'never' | undefined, defaults: Defaults): n
 
 async function setupScript(context: Context, given: string | undefined): Promise<string | null> {
   if (given === undefined) return null
-  const text = given === '-' ? await context.readStdin(SCRIPT_LIMIT_BYTES, 'the setup script') : given
+  const text =
+    given === '-' ? await context.readStdin(SCRIPT_LIMIT_BYTES, 'the setup script') : unescaped(context, given)
   if (text.trim() === '') throw usageError('the setup script is empty')
   if (Buffer.byteLength(text) > SCRIPT_LIMIT_BYTES) throw usageError('the setup script is longer than 64 KiB')
   return text

@@ -11,6 +11,7 @@ export const port = defineCommand({
   name: 'port',
   aliases: ['share port'],
   group: 'web',
+  onMachines: true,
   summary: 'the port that https://NAME shows; with PORT another one',
   description: `${DEFAULT_PORT} unless set. The ports from 3000 to 9999 are also at https://NAME--PORT, for those who may see the machine.`,
   arguments: { name: { label: 'NAME', complete: machineNames }, port: { label: 'PORT', optional: true } },

@@ -6,7 +6,7 @@ import { defineCommand } from './command.ts'
 import { machineNames } from './complete.ts'
 import { CommandError } from './error.ts'
 import { statusOf } from './machine-document.ts'
-import { eachMachine, recordEvent, untilSettled, untilSshWorks } from './machine-steps.ts'
+import { eachMachine, recordEvent, untilSettled, untilSshWorks, whilePatient } from './machine-steps.ts'
 import { sayDuration, sayList } from './values.ts'
 
 const NAMES = { names: { label: 'NAME', repeated: true, complete: machineNames } } as const
@@ -15,6 +15,7 @@ const NO_WAIT = { 'no-wait': { type: 'boolean', summary: 'return at once' } } as
 export const start = defineCommand({
   name: 'start',
   group: 'machines',
+  onMachines: true,
   summary: 'start machines that are off; returns when SSH works',
   flags: NO_WAIT,
   arguments: NAMES,
@@ -32,6 +33,7 @@ export const restart = defineCommand({
   name: 'restart',
   aliases: ['reboot'],
   group: 'machines',
+  onMachines: true,
   summary: 'stop in order and start again; also the way out of failed',
   flags: NO_WAIT,
   arguments: NAMES,
@@ -47,6 +49,7 @@ export const stop = defineCommand({
   name: 'stop',
   aliases: ['shutdown'],
   group: 'machines',
+  onMachines: true,
   summary: 'shut machines down in order; off until start',
   flags: NO_WAIT,
   arguments: NAMES,
@@ -61,11 +64,15 @@ export const stop = defineCommand({
       })
       if (flags['no-wait']) return 'stopping'
       progress.show(`${machine.name}: shutting down`)
-      await untilSettled(context, machine, (seen) => {
-        if (seen?.desiredState !== 'stopped') throw overtaken(machine.name)
-        // A failure seen here is one of before: the server makes a failed machine a stopped one like any other.
-        return seen.observedState === 'stopped'
+      const settled = await whilePatient(context, async (waiting) => {
+        await untilSettled(waiting, machine, (seen) => {
+          if (seen?.desiredState !== 'stopped') throw overtaken(machine.name)
+          // A failure seen here is one of before: the server makes a failed machine a stopped one like any other.
+          return seen.observedState === 'stopped'
+        })
+        return true
       })
+      if (!settled) return 'stopping'
       app.pool.forget(machine.id)
       return 'stopped'
     }),
@@ -91,7 +98,8 @@ async function boot({ app, caller }: Context, machine: Machine, kind: string): P
 
 async function wait(context: Context, machine: Machine, noWait: boolean): Promise<string> {
   if (noWait) return 'starting'
-  return statusOf(await untilSshWorks(context, machine.id))
+  const ready = await whilePatient(context, (waiting) => untilSshWorks(waiting, machine.id))
+  return ready ? statusOf(ready) : 'starting'
 }
 
 async function power(

@@ -10,6 +10,7 @@ export const rename = defineCommand({
   name: 'rename',
   aliases: ['mv'],
   group: 'machines',
+  onMachines: true,
   summary: 'another name; the old one is free at once',
   arguments: { old: { label: 'OLD', complete: machineNames }, new: { label: 'NEW' } },
   examples: ['rename quiet-otter api'],

@@ -3,7 +3,7 @@ import type { Context } from './command.ts'
 import { defineCommand } from './command.ts'
 import { machineNames } from './complete.ts'
 import { CommandError, usageError } from './error.ts'
-import { noSuchMachine, recordEvent, untilSettled } from './machine-steps.ts'
+import { noSuchMachine, recordEvent, untilSettled, whilePatient } from './machine-steps.ts'
 import { findTrashed, TRASH_DAYS } from './trash.ts'
 import { sayList, shown } from './values.ts'
 
@@ -14,6 +14,7 @@ export const rm = defineCommand({
   name: 'rm',
   aliases: ['delete'],
   group: 'machines',
+  onMachines: true,
   summary: `put machines into the trash, for ${TRASH_DAYS} days`,
   description:
     'The name is free at once, and untrash brings the machine back. With --now machine and disk are gone for good; that also works on what is in the trash. On a terminal --now asks for the name.',
@@ -29,25 +30,23 @@ export const rm = defineCommand({
     const outcomes: Outcome[] = await Promise.all(names.map((name) => remove(context, name, flags.now === true)))
     const deleted = outcomes.filter((outcome) => !outcome.error).map((outcome) => outcome.name)
     const failures = outcomes.flatMap((outcome) => (outcome.error ? [outcome.error] : []))
+    const [first] = failures
     return {
       json: {
         deleted,
         failed: outcomes.filter((outcome) => outcome.error).map((outcome) => outcome.name),
         not_found: outcomes.filter((outcome) => outcome.error?.exit === 3).map((outcome) => outcome.name),
         errors: Object.fromEntries(outcomes.flatMap(({ name, error }) => (error ? [[name, error.message]] : []))),
+        // Where nothing was done it is an error document as well.
+        ...(first && deleted.length === 0 ? { error: first.message, code: first.code } : {}),
       },
       text: deleted.length ? told(deleted, flags.now === true) : '',
-      failures: names.length === 1 && failures[0] ? throwing(failures[0]) : failures,
+      failures,
     }
   },
 })
 
 type Outcome = { name: string; error?: CommandError }
-
-/** One name that failed is the failure of the whole, with an error document under `--json`. */
-function throwing(error: CommandError): never {
-  throw error
-}
 
 function told(names: string[], now: boolean): string {
   const list = sayList(names)
@@ -99,7 +98,7 @@ async function put(context: Context, machine: Machine, now: boolean): Promise<vo
   if (!now) return
   progress.show(`${machine.name}: deleting`)
   try {
-    await untilSettled(context, machine, (seen) => !seen, GONE_TIMEOUT_MS)
+    await whilePatient(context, (waiting) => untilSettled(waiting, machine, (seen) => !seen, GONE_TIMEOUT_MS))
   } catch (error) {
     if (!(error instanceof CommandError && error.code === 'machine.timeout')) throw error
     await context.remark(`${shown(machine.name)} is being deleted; its server is slow to answer\n`)

@@ -10,6 +10,7 @@ import { CommandError, usageError } from './error.ts'
 import { commandDescription, commandHelp, familyHelp } from './help-text.ts'
 import { asksForFamily, findCommand } from './lookup.ts'
 import { parseCommand } from './parse.ts'
+import { refuseBeyondScope } from './permission.ts'
 import { createProgress } from './progress.ts'
 import { TABLE } from './table.ts'
 import { harmless, type View, viewOf, wrap } from './text.ts'
@@ -51,19 +52,20 @@ export async function runInSeat(
     if (words.length === 0) return 0
     const family = asksForFamily(TABLE, words)
     if (family) {
-      context.json = asksForJson(words)
+      context.json ||= asksForJson(words)
       return await show(context, familyHelp(TABLE, family))
     }
     const found = findCommand(TABLE, words)
     if (found.command.operator && !caller.isOwner) throw operatorOnly(found.command.name)
+    refuseBeyondScope(caller.scope, found.command)
     const parsed = parseCommand(found.command, found.words)
-    context.json = parsed.json
+    context.json ||= parsed.json
     if (parsed.help) {
       const json = commandDescription(found.command)
       return await show(context, { json, text: (view) => commandHelp(found.command, view) })
     }
     // No terminal line is rewritten above a document for a program.
-    if (parsed.json)
+    if (context.json)
       context.progress = createProgress(
         { ...context.view, rewrites: false },
         () => 80,
@@ -86,7 +88,7 @@ function contextOf(app: App, caller: Caller, io: CommandIo, signal: AbortSignal,
     app,
     caller,
     io,
-    json: false,
+    json: io.json === true,
     view,
     signal,
     progress: createProgress(
@@ -134,6 +136,12 @@ async function show(context: Context, result: Result): Promise<number> {
 async function fail(context: Context, error: unknown): Promise<number> {
   const { io, signal } = context
   const onTerminal = io.terminal !== undefined
+  if (io.onFailure) {
+    const failure =
+      signal.aborted && signal.reason instanceof CommandError ? signal.reason : asCommandError(error, context)
+    io.onFailure(failure)
+    return failure.exit
+  }
   if (signal.aborted && !(error instanceof CommandError)) {
     if (context.json) await send(io.stdout, INTERRUPTED_DOCUMENT, onTerminal, io.signal)
     return INTERRUPTED

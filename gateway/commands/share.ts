@@ -27,6 +27,7 @@ export const shareShow = defineCommand({
   name: 'share show',
   aliases: ['share ls', 'share list'],
   group: 'web',
+  onMachines: true,
   summary: 'who may see what a machine shows',
   arguments: { name },
   async run(context, { args }) {
@@ -82,6 +83,7 @@ export const shareShow = defineCommand({
 export const shareAdd = defineCommand({
   name: 'share add',
   group: 'web',
+  onMachines: true,
   summary: 'let the reader of an address see what a machine shows',
   description: 'They get a mail with a link, and sign in with it or with a code; no account is needed.',
   flags: { message: { type: 'string', value: 'TEXT', summary: 'a few words for the mail' } },
@@ -126,6 +128,7 @@ export const shareRemove = defineCommand({
   name: 'share remove',
   aliases: ['share rm'],
   group: 'web',
+  onMachines: true,
   summary: 'take that back; whoever is connected is cut off',
   arguments: {
     name,
@@ -147,6 +150,7 @@ export const shareRemove = defineCommand({
 export const shareAddLink = defineCommand({
   name: 'share add-link',
   group: 'web',
+  onMachines: true,
   summary: 'a link that lets whoever opens it see what a machine shows',
   description: 'It is shown once; here only its hash is kept.',
   flags: {
@@ -179,6 +183,7 @@ export const shareRemoveLink = defineCommand({
   name: 'share remove-link',
   aliases: ['share rm-link'],
   group: 'web',
+  onMachines: true,
   summary: 'take a link back; whoever came by it is cut off',
   arguments: { name, id: { label: 'ID' } },
   async run(context, { args }) {
@@ -197,6 +202,7 @@ export const shareRemoveLink = defineCommand({
 export const shareSetPublic = defineCommand({
   name: 'share set-public',
   group: 'web',
+  onMachines: true,
   summary: 'open what https://NAME shows to everybody',
   description: 'Its primary port alone; the others stay private.',
   arguments: { name },
@@ -206,6 +212,7 @@ export const shareSetPublic = defineCommand({
 export const shareSetPrivate = defineCommand({
   name: 'share set-private',
   group: 'web',
+  onMachines: true,
   summary: 'close it again; whoever is connected is cut off',
   arguments: { name },
   run: (context, { args }) => setPublic(context, args.name, false),

@@ -2,6 +2,7 @@ import { type AccountKey, addKey, KeyError, listKeys, removeKey, renameKey } fro
 import { type KeyLine, PublicKeyError, parseKeyFile, parseKeyLine } from '../accounts/public-key.ts'
 import type { Completer } from './command.ts'
 import { defineCommand } from './command.ts'
+import { machineNames } from './complete.ts'
 import { CommandError, usageError } from './error.ts'
 import { recordEvent } from './machine-steps.ts'
 import { harmless, table } from './text.ts'
@@ -98,6 +99,14 @@ export const sshKeyGenerateApiKey = defineCommand({
   summary: 'the same as token new, under the name that exe.dev has for it',
   flags: {
     label: { type: 'string', summary: 'how lists call it' },
+    cmds: { type: 'string', value: 'A,B', summary: 'the commands it may run' },
+    machine: {
+      type: 'string',
+      value: 'NAME',
+      aliases: ['vm'],
+      summary: 'for that machine alone',
+      complete: machineNames,
+    },
     tag: { type: 'string', summary: 'for your machines with that tag' },
     expires: { type: 'duration', aliases: ['exp'], summary: 'how long it is good; 30d unless given', value: '30d' },
   },

@@ -1,7 +1,9 @@
 import { constants } from 'node:os'
 import type { Readable, Writable } from 'node:stream'
 import { finished, pipeline } from 'node:stream/promises'
-import { type MachineProcess, openOnMachine } from '../ssh/pool/open-on-machine.ts'
+import type { Machine } from '../machines.ts'
+import type { MachineExit, MachineProcess } from '../ssh/pool/open-on-machine.ts'
+import { type RunningCommand, runOnMachine } from '../ssh/pool/run-on-machine.ts'
 import type { Context, Result } from './command.ts'
 import { defineCommand } from './command.ts'
 import { machineNames } from './complete.ts'
@@ -13,6 +15,7 @@ const JSON_OUTPUT_LIMIT_BYTES = 1024 * 1024
 export const ssh = defineCommand({
   name: 'ssh',
   group: 'machines',
+  onMachines: true,
   summary: 'a shell on a machine, or a command; its exit status is passed on',
   description:
     'From your own shell ssh NAME@.. does the same and more (files, forwards). Words after NAME are joined and run by the login shell there; quote what is for that shell.',
@@ -39,19 +42,43 @@ export const ssh = defineCommand({
     const user = flags.login ?? (plus > 0 ? args.name.slice(0, plus) : undefined)
     if (user !== undefined && !/^[a-zA-Z_][a-zA-Z0-9_.-]{0,31}$/.test(user)) throw usageError('that is no user name')
     const machine = await reachable(app, caller, args.name.slice(plus + 1))
-    const ready = await untilSshWorks(context, machine.id)
-    context.progress.clear()
     const command = args.command.length ? args.command.join(' ') : undefined
-    const terminal = flags['no-tty'] || context.json ? undefined : io.terminal
-    if (command === undefined && context.json) throw usageError('ssh --json wants a command to run')
-    const remote = await openOnMachine(app.pool, app.machines.target(ready, caller, user), {
+    if (command === undefined && context.json)
+      throw usageError('ssh wants a command to run', `ssh ${machine.name} uptime`)
+    const remote = await open(context, machine, command, { user, terminal: !flags['no-tty'] })
+    if (io.attach) return { json: null, text: '', exit: await io.attach(remote) }
+    return context.json ? await collect(context, remote) : await connect(context, remote)
+  },
+})
+
+/** @throws CommandError that names the machine */
+async function open(
+  context: Context,
+  { id, name }: Machine,
+  command: string | undefined,
+  wish: { user: string | undefined; terminal: boolean },
+): Promise<RunningCommand> {
+  const { app, caller, io } = context
+  const terminal = wish.terminal && !context.json ? io.terminal : undefined
+  try {
+    const ready = await untilSshWorks(context, id)
+    context.progress.clear()
+    return await runOnMachine(app.pool, app.machines.target(ready, caller, wish.user), {
       ...(command === undefined ? {} : { command }),
       ...(terminal ? { pty: { term: terminal.term, columns: terminal.columns, rows: terminal.rows } } : {}),
       env: localeOf(io.env),
     })
-    return context.json ? await collect(context, remote) : await connect(context, remote)
-  },
-})
+  } catch (error) {
+    if (context.signal.aborted) throw error
+    const { code, exit, message, wayOn, detail } = context.asCommandError(error)
+    throw new CommandError(code, exit, message, {
+      ...(wayOn === undefined ? {} : { wayOn }),
+      detail,
+      machineName: name,
+      cause: error,
+    })
+  }
+}
 
 /** Joins this session's streams with the machine's until the process there ends. */
 async function connect(context: Context, remote: MachineProcess): Promise<Result> {
@@ -127,7 +154,7 @@ async function bounded(stream: Readable): Promise<string> {
 }
 
 /** As a shell counts: 128 and the signal's number when one ended it. */
-function exitOf({ status, signal }: { status: number | null; signal: string | null }): number {
+export function exitOf({ status, signal }: MachineExit): number {
   if (status !== null) return status
   const numbers: Record<string, number | undefined> = constants.signals
   return 128 + (numbers[`SIG${signal ?? 'HUP'}`] ?? 1)

@@ -6,8 +6,9 @@ import { reachable, recordEvent } from './machine-steps.ts'
 export const tag = defineCommand({
   name: 'tag',
   group: 'machines',
+  onMachines: true,
   summary: 'add tags to a machine, or take them away',
-  flags: { delete: { type: 'boolean', short: 'd', summary: 'take them away' } },
+  flags: { delete: { type: 'boolean', short: 'd', aliases: ['d'], summary: 'take them away' } },
   arguments: { name: { label: 'NAME', complete: machineNames }, tags: { label: 'TAG', repeated: true } },
   examples: ['tag demo web staging', 'tag -d demo staging'],
   async run({ app, caller }, { flags, args }) {

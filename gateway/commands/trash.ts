@@ -5,7 +5,7 @@ import type { Completer } from './command.ts'
 import { defineCommand } from './command.ts'
 import { CommandError } from './error.ts'
 import { hostNames, machineDocument, sshLine } from './machine-document.ts'
-import { recordEvent, untilSshWorks } from './machine-steps.ts'
+import { recordEvent, untilSshWorks, whilePatient } from './machine-steps.ts'
 import { validName } from './names/valid.ts'
 import { table } from './text.ts'
 import { sayBytes, sayDuration, sayList, sayWhen, shown } from './values.ts'
@@ -110,7 +110,9 @@ export const untrash = defineCommand({
       )
       return state
     })
-    if (desired === 'running' && !flags['no-wait']) await untilSshWorks(context, machine.id)
+    if (desired === 'running' && !flags['no-wait']) {
+      await whilePatient(context, (waiting) => untilSshWorks(waiting, machine.id))
+    }
     const back = await app.machines.find(name, caller)
     const line = sshLine(app.settings, name)
     return {

@@ -3,7 +3,7 @@ import type { AddressInfo, Server } from 'node:net'
 import { dirname, join } from 'node:path'
 import type { Dispatcher } from 'undici'
 import { sweepSiteSessions } from '../accounts/site-sessions.ts'
-import type { App } from '../app.ts'
+import type { App, RunLine } from '../app.ts'
 import { httpsUrl, lobbyLine } from '../commands/machine-document.ts'
 import { DomainTable } from '../domains/table.ts'
 import { authorizer } from './access/authorize.ts'
@@ -13,6 +13,7 @@ import type { AccessLog } from './access-log.ts'
 import type { Challenges } from './acme/challenges.ts'
 import { startAcme } from './acme/service.ts'
 import { controlApp } from './control/app.ts'
+import { ExecEndpoint } from './exec/exec.ts'
 import { answerHealth, type Readiness, serveMetrics } from './health.ts'
 import { hostsOf } from './hosts.ts'
 import { listeningPorts } from './machines/ports.ts'
@@ -29,6 +30,8 @@ import { StoredCertificates } from './tls/certificates.ts'
 
 export type ServeHttpsOptions = {
   app: App
+  /** runs what is asked of `POST /exec` */
+  runLine: RunLine
   secretKey: Buffer
   challenges: Challenges
   /** BERTH_DNS is served */
@@ -119,14 +122,7 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     settings.acme === undefined
       ? undefined
       : await startAcme({
-          ...{
-            app: { ...app, settings },
-            secretKey,
-            directoryUrl: settings.acme,
-            challenges,
-            domains,
-            servesDns,
-          },
+          ...{ app: { ...app, settings }, secretKey, directoryUrl: settings.acme, challenges, domains, servesDns },
           servesHttp: (options.httpListeners ?? []).length > 0,
           ...(dispatcher ? { dispatcher } : {}),
         })
@@ -150,6 +146,11 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
       mails: settings.smtp !== undefined,
     },
   })
+  const exec = new ExecEndpoint({
+    app,
+    runLine: options.runLine,
+    finished: (exchange) => options.access?.write(exchange),
+  })
   const server = await startHttps({
     settings,
     log,
@@ -158,11 +159,13 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
       // What the directory has not issued yet, Berth's own authority does: a warning is better than no page.
       contextFor: async (name) =>
         (await acme?.contextFor(name)) ?? (await certificates.contextFor(await hosts.certificateFor(name))),
-      challengeFor: (name) => acme?.challengeFor(name),
+      challengeFor: async (name) => await acme?.challengeFor(name),
+      preparedFor: (name) => acme?.preparedFor(name),
       expiryAt: () => new Map([...certificates.expiryAt(), ...(acme?.expiryAt() ?? [])]),
     },
     controlHost(request, response) {
-      if (!answerHealth(request, response, readiness)) void control(request, response)
+      if (answerHealth(request, response, readiness) || exec.answer(request, response)) return
+      void control(request, response)
     },
     controlUpgrade: (request, socket, head) => terminals.upgrade(request, socket, head),
     resolve: (site) => hosts.route(site),
@@ -173,10 +176,7 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     }),
     wake: wakeOf(app.machines, routes),
     listeningPorts: (route: Route) => listeningPorts(sql, route.machineId),
-    page: (problem) => ({
-      text: problemPage(problem, settings.domain),
-      fields: pageFields(),
-    }),
+    page: (problem) => ({ text: problemPage(problem, settings.domain), fields: pageFields() }),
     ...(options.access ? { access: options.access } : {}),
     ...(options.limits ? { limits: options.limits } : {}),
   })
@@ -206,6 +206,7 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
       await Promise.all([server.close(drainMs), redirects.close(), acme?.close()])
       clearInterval(sweep)
       for (const end of stop) end()
+      exec.close()
       grants.close()
       routes.close()
       domains.close()

@@ -24,11 +24,10 @@ export type Certificates = {
    * @returns undefined when the name is not one of ours
    */
   contextFor(serverName: string): Promise<SecureContext | undefined>
-  /**
-   * For a client that offers nothing but `acme-tls/1`: the certificate that proves the name to it (RFC 8737). Asked
-   * right after `contextFor` for the same name.
-   */
-  challengeFor?(serverName: string): SecureContext | undefined
+  /** For a client that offers nothing but `acme-tls/1`: the certificate that proves the name to it (RFC 8737). */
+  challengeFor?(serverName: string): Promise<SecureContext | undefined>
+  /** the same at once, as far as `contextFor` has prepared it just before */
+  preparedFor?(serverName: string): SecureContext | undefined
   /** the certificates that contexts are held of, for the metrics */
   expiryAt(): ReadonlyMap<string, Date>
 }
@@ -124,8 +123,9 @@ export async function startHttps(options: HttpsOptions): Promise<HttpsServer> {
   const onSecure = (socket: TLSSocket): void => {
     metrics.handshakes.inc({ result: 'done' })
     if (socket.alpnProtocol === CHALLENGE_PROTOCOL) {
-      // It has seen what it came for (RFC 8737, 3).
-      socket.destroy()
+      // It has seen what it came for (RFC 8737, 3); what is left of the handshake still goes out.
+      socket.on('error', () => {})
+      socket.end()
       return
     }
     const remoteAddress = plainAddress(socket.remoteAddress)
@@ -207,6 +207,14 @@ function tlsServer(
   onSecure: (socket: TLSSocket) => void,
   metrics: HttpsMetrics,
 ): TlsServer {
+  // OpenSSL chooses the protocol before the certificate with TLS 1.3 and after it with TLS 1.2.
+  const named = new WeakSet<object>()
+  const validating = new WeakSet<object>()
+  const contextFor = async (socket: object, name: string): Promise<SecureContext | undefined> => {
+    named.add(socket)
+    if (validating.has(socket)) return await certificates.challengeFor?.(name)
+    return await certificates.contextFor(name)
+  }
   const server = createTlsServer({
     minVersion: 'TLSv1.2',
     // Node would let a TLS 1.2 client renegotiate: a cheap way to burn our CPU, with nothing in it for anybody.
@@ -214,19 +222,21 @@ function tlsServer(
     ALPNCallback(this: unknown, { servername, protocols }) {
       const ours = PROTOCOLS.find((protocol) => protocols.includes(protocol))
       if (ours !== undefined || !protocols.includes(CHALLENGE_PROTOCOL)) return ours
+      if (!(this instanceof TLSSocket)) return undefined
+      validating.add(this)
+      if (!named.has(this)) return CHALLENGE_PROTOCOL
       const name = parseAuthority(servername)?.host
-      const context = name === undefined ? undefined : certificates.challengeFor?.(name)
-      if (!context || !(this instanceof TLSSocket)) return undefined
-      this.setKeyCert(context)
-      return CHALLENGE_PROTOCOL
+      const context = name === undefined ? undefined : certificates.preparedFor?.(name)
+      if (context) this.setKeyCert(context)
+      return context && CHALLENGE_PROTOCOL
     },
     handshakeTimeout: limits.handshakeMs,
     noDelay: true,
     allowHalfOpen: true,
-    SNICallback: (serverName, callback) => {
+    SNICallback(this: unknown, serverName, callback) {
       const name = parseAuthority(serverName || settings.domain)?.host
       if (name === undefined) return callback(new Error('malformed server name'))
-      certificates.contextFor(name).then(
+      contextFor(this as TLSSocket, name).then(
         (secureContext) => {
           if (secureContext) callback(null, secureContext)
           else callback(new Error(`no certificate for ${name}`))

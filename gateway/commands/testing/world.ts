@@ -38,6 +38,8 @@ export type WorldOptions = {
   /** put before every command the sshd runs, to stand in for what only a machine has */
   forceCommand?: string
   runLobby?: RunLobby
+  /** serves HTTPS too, with these commands behind `POST /exec` */
+  https?: boolean
 }
 
 /** `await using world = await startWorld()` */
@@ -46,6 +48,7 @@ export async function startWorld(options: WorldOptions = {}): Promise<World> {
   const gateway = await startTestGateway({
     lobby: { runLine, runLobby: options.runLobby ?? runLobby },
     machineSshPort,
+    https: options.https ?? false,
     env: { BERTH_NETWORK: '127.64.0.0/16', ...options.env },
   })
   const key = gateway.makeKey('owner')

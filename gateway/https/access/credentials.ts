@@ -12,7 +12,7 @@ export type Credential = {
  * A token of ours among the fields: `X-Berth-Authorization: Bearer`, `Authorization: Bearer`, or the password of
  * `Authorization: Basic`, which is what git sends. Any other Authorization is the machine's own business.
  */
-export function credentialOf(fields: readonly Field[]): Credential | undefined {
+export function credentialOf(fields: readonly Pick<Field, 'name' | 'value'>[]): Credential | undefined {
   let found: Credential | undefined
   for (const { name, value } of fields) {
     if (name === 'x-berth-authorization') {

@@ -13,16 +13,25 @@ export class Rate {
     this.#most = most
   }
 
+  /** Whether the next attempt is one too many. */
+  isOver(address: string): boolean {
+    this.#forgetOld()
+    return (this.#counts.get(addressGroup(address)) ?? 0) >= this.#most
+  }
+
   /** Counts an attempt. @returns whether it is one too many */
   exceeded(address: string): boolean {
-    const nowMs = performance.now()
-    if (nowMs - this.#sinceMs > MINUTE_MS || this.#counts.size > ADDRESSES_MOST) {
-      this.#counts.clear()
-      this.#sinceMs = nowMs
-    }
+    this.#forgetOld()
     const key = addressGroup(address)
     const count = (this.#counts.get(key) ?? 0) + 1
     this.#counts.set(key, count)
     return count > this.#most
+  }
+
+  #forgetOld(): void {
+    const nowMs = performance.now()
+    if (nowMs - this.#sinceMs <= MINUTE_MS && this.#counts.size <= ADDRESSES_MOST) return
+    this.#counts.clear()
+    this.#sinceMs = nowMs
   }
 }

@@ -1,0 +1,227 @@
+/**
+ * `POST /exec` on the control host: the body is one line of the lobby, the answer its JSON document. `ssh NAME CMD`
+ * streams what the command prints (output.ts). A line goes this way:
+ *
+ *   refused   by method, by a page of another site, without a good token, over the account's quota, by its body
+ *   running   in the lobby, for at most 30 s unless it is `ssh`; the client's leaving, or its token's end, interrupts it
+ *   attached  `ssh` has started something: the head is sent, then what it prints
+ *   answered  with the document, or the stream's last line
+ */
+import type { IncomingMessage, ServerResponse } from 'node:http'
+import { Readable, Writable } from 'node:stream'
+import type { App, RunLine } from '../../app.ts'
+import { CommandError } from '../../commands/error.ts'
+import { findCommand } from '../../commands/lookup.ts'
+import { ssh } from '../../commands/ssh.ts'
+import { TABLE } from '../../commands/table.ts'
+import { splitWords } from '../../commands/words.ts'
+import { answerWithin, faultOf } from '../../fault.ts'
+import { credentialOf } from '../access/credentials.ts'
+import { Rate } from '../control/rate.ts'
+import type { Finished } from '../proxy/context.ts'
+import { BODY_LIMIT_BYTES, readBody } from './body.ts'
+import { BUSY_RETRY_S, Exchange, PATH } from './exchange.ts'
+import { findHolder, type Holder } from './holder.ts'
+import { LiveRuns } from './live.ts'
+import { ProcessOutput } from './output.ts'
+import { type Place, Quota, type QuotaLimits } from './quota.ts'
+
+const LINE_MS = 30_000
+/** So long a command waits for a machine before it answers that it is still starting. */
+const PATIENCE_MS = 20_000
+/** A client waits for the head no longer than for a sign of life. */
+const HEAD_MS = 25_000
+const LOOK_UP_MS = 10_000
+const BAD_TOKENS_A_MINUTE = 300
+const MINUTE_S = 60
+
+const REVOKED = new CommandError('auth.invalid', 4, 'the token was taken back')
+
+export type ExecOptions = {
+  app: App
+  runLine: RunLine
+  limits?: Partial<ExecLimits>
+  /** hears of each request that is over */
+  finished?: (exchange: Finished) => void
+}
+
+export type ExecLimits = QuotaLimits & { lineMs: number; patienceMs: number; headMs: number }
+
+export class ExecEndpoint {
+  readonly #options: ExecOptions
+  readonly #limits: Pick<ExecLimits, 'lineMs' | 'patienceMs' | 'headMs'>
+  readonly #quota: Quota
+  readonly #live: LiveRuns
+  readonly #badTokens = new Rate(BAD_TOKENS_A_MINUTE)
+
+  constructor(options: ExecOptions) {
+    this.#options = options
+    this.#limits = { lineMs: LINE_MS, patienceMs: PATIENCE_MS, headMs: HEAD_MS, ...options.limits }
+    this.#quota = new Quota(options.limits)
+    this.#live = new LiveRuns(options.app)
+  }
+
+  /** @returns false when the request is for something else */
+  answer(request: IncomingMessage, response: ServerResponse): boolean {
+    if (request.url?.split('?')[0] !== PATH) return false
+    const exchange = new Exchange(request, response)
+    response.once('close', () => this.#options.finished?.(exchange.finished()))
+    this.#serve(exchange).catch((error: unknown) => {
+      const { isAway, message, wayOn } = faultOf(error, this.#options.app.log, 'a line of /exec failed')
+      if (isAway) exchange.refuse(503, 'busy', message, { 'Retry-After': String(BUSY_RETRY_S) })
+      else exchange.refuse(500, 'internal', `${message}; ${wayOn}`)
+    })
+    return true
+  }
+
+  close(): void {
+    this.#live.close()
+  }
+
+  async #serve(exchange: Exchange): Promise<void> {
+    const { request } = exchange
+    if (request.method !== 'POST') {
+      exchange.refuse(405, 'request.method', 'POST a command line', { Allow: 'POST' })
+      return
+    }
+    if (exchange.isForeign()) {
+      exchange.refuse(403, 'request.foreign_page', 'another site’s page asked for this')
+      return
+    }
+    const holder = await this.#holder(exchange)
+    if (!holder) return
+    exchange.user = String(holder.caller.accountId)
+    const place = this.#quota.admit(holder.caller.accountId)
+    if ('status' in place) {
+      const { status, code, error, retryAfterS } = place
+      exchange.refuse(status, code, error, { 'Retry-After': String(retryAfterS) })
+      return
+    }
+    const forget = this.#live.add({ grant: holder.grant, revoke: () => exchange.interrupt(REVOKED) })
+    try {
+      await this.#run(exchange, holder, place)
+    } catch (error) {
+      place.end()
+      throw error
+    } finally {
+      forget()
+    }
+  }
+
+  /** Who sent the token; undefined when the request was refused. */
+  async #holder(exchange: Exchange): Promise<Holder | undefined> {
+    const { app } = this.#options
+    const { request, address } = exchange
+    if (this.#badTokens.isOver(address)) {
+      exchange.refuse(429, 'request.too_many', 'too many bad tokens', { 'Retry-After': String(MINUTE_S) })
+      return undefined
+    }
+    const fields = Object.entries(request.headers).flatMap(([name, value]) =>
+      [value ?? []].flat().map((one) => ({ name, value: one })),
+    )
+    const token = credentialOf(fields)?.token
+    if (token === undefined) {
+      exchange.challenge('auth.required', 'send a token, which token new makes')
+      return undefined
+    }
+    const host = app.settings.domain.toLowerCase()
+    const found = this.#live.stable(() => findHolder(app.sql, { token, host, address }))
+    const holder = await answerWithin(LOOK_UP_MS, found)
+    if (!holder) {
+      this.#badTokens.exceeded(address)
+      exchange.challenge('auth.invalid', 'this token is not good here')
+      return undefined
+    }
+    if (holder.isSuspended) {
+      exchange.refuse(403, 'account.suspended', 'this account is suspended')
+      return undefined
+    }
+    return holder
+  }
+
+  async #run(exchange: Exchange, holder: Holder, place: Place): Promise<void> {
+    const { signal } = exchange
+    const line = await lineOf(exchange)
+    if (line === undefined || signal.aborted) {
+      place.end()
+      if (signal.reason === REVOKED) exchange.challenge(REVOKED.code, REVOKED.message)
+      return
+    }
+    const { app, runLine } = this.#options
+    const output = new ProcessOutput(exchange.response, { isNdjson: exchange.takesNdjson })
+    exchange.output = output
+    const isLong = startsProcess(line)
+    const late = Promise.withResolvers<undefined>()
+    const timer = setTimeout(
+      isLong ? () => output.begin() : () => late.resolve(undefined),
+      isLong ? this.#limits.headMs : this.#limits.lineMs,
+    )
+    const stdout = new Collector()
+    let processStatus: number | undefined
+    let failure: CommandError | undefined
+    const running = runLine(app, holder.caller, line, {
+      stdin: Readable.from([]),
+      stdout,
+      stderr: new Collector(),
+      signal,
+      env: {},
+      json: true,
+      patienceMs: this.#limits.patienceMs,
+      onFailure: (error) => {
+        failure = error
+      },
+      async attach(remote) {
+        processStatus = await output.carry(remote, signal)
+        return processStatus
+      },
+    }).finally(place.end)
+    const exit = await Promise.race([running, late.promise])
+    clearTimeout(timer)
+    if (exit === undefined) {
+      const limit = `${this.#limits.lineMs / 1000} s`
+      const overdue = new CommandError('timeout', 1, `the command did not end within ${limit} and was interrupted`)
+      exchange.interrupt(overdue)
+      exchange.refuse(504, overdue.code, overdue.message)
+    } else if (processStatus !== undefined) output.end(processStatus)
+    else if (failure !== undefined) exchange.fail(failure)
+    else exchange.answer(stdout.text)
+  }
+}
+
+/** The line in the body; undefined when the request was refused for it. */
+async function lineOf(exchange: Exchange): Promise<string | undefined> {
+  const body = await readBody(exchange.request)
+  if ('line' in body) return body.line
+  switch (body.problem) {
+    case 'too_long':
+      exchange.refuse(413, 'request.too_long', `a command line has at most ${BODY_LIMIT_BYTES / 1024} KiB`)
+      break
+    case 'too_slow':
+      exchange.refuse(408, 'request.too_slow', 'the command line took too long to come')
+      break
+    case 'not_text':
+      exchange.refuse(400, 'usage', 'the body is not text in UTF-8')
+      break
+    case 'cut':
+  }
+  return undefined
+}
+
+/** Whether a line is `ssh`, which may take as long as it likes. One that cannot be read is not. */
+function startsProcess(line: string): boolean {
+  try {
+    return findCommand(TABLE, splitWords(line)).command === ssh
+  } catch {
+    return false
+  }
+}
+
+/** Keeps what is written. A document is whole in memory before it gets here. */
+class Collector extends Writable {
+  text = ''
+
+  override _write(chunk: Buffer, _encoding: BufferEncoding, done: () => void): void {
+    this.text += chunk.toString('utf8')
+    done()
+  }
+}

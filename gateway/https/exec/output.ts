@@ -1,0 +1,142 @@
+/**
+ * What a command on a machine prints, as the body of one response. In the form of NDJSON, one object with one key a
+ * line, an empty line as a sign of life:
+ *
+ *     {"stdout":"<base64>"}  {"stderr":"<base64>"}  …  then {"exit_code":n} or {"error":text}, and nothing behind
+ *
+ * As text, both outputs as they come, and the exit status in the trailer X-Exe-Exit. A client that does not read stops
+ * the command on the machine: at most a window of SSH (open-on-machine.ts) is held for it.
+ */
+import type { ServerResponse } from 'node:http'
+import type { Readable } from 'node:stream'
+import { exitOf } from '../../commands/ssh.ts'
+import type { RunningCommand } from '../../ssh/pool/run-on-machine.ts'
+
+const HEARTBEAT_MS = 30_000
+/** Of output in one line: in base64 well below the 1 MiB that clients read of one. */
+const PIECE_BYTES = 262_144
+/** As ssh reports what is no exit status of the command's own. */
+const LOST_STATUS = 255
+
+export class ProcessOutput {
+  readonly #response: ServerResponse
+  readonly #isNdjson: boolean
+  #heartbeat: NodeJS.Timeout | undefined
+  #blocked = false
+  #over = false
+  sentBytes = 0
+
+  constructor(response: ServerResponse, { isNdjson }: { isNdjson: boolean }) {
+    this.#response = response
+    this.#isNdjson = isNdjson
+    response.once('close', () => this.#finish())
+  }
+
+  get begun(): boolean {
+    return this.#response.headersSent
+  }
+
+  /** Sends the head; from here on an error is part of the body. */
+  begin(): void {
+    if (this.begun || this.#over) return
+    this.#response.writeHead(200, {
+      'Content-Type': this.#isNdjson ? 'application/x-ndjson' : 'text/plain; charset=utf-8',
+      'Cache-Control': 'no-store',
+      'X-Content-Type-Options': 'nosniff',
+      ...(this.#isNdjson ? {} : { Trailer: 'X-Exe-Exit' }),
+    })
+    this.#response.flushHeaders()
+    if (!this.#isNdjson) return
+    this.#heartbeat = setInterval(() => {
+      if (!this.#blocked) this.#write('\n')
+    }, HEARTBEAT_MS)
+  }
+
+  /**
+   * Passes on what a process prints until it ends. When the signal is aborted first, the process is ended.
+   * @returns its exit status as a shell counts
+   * @throws MachineUnreachableError when the machine is lost; the signal's reason
+   */
+  async carry(remote: RunningCommand, signal: AbortSignal): Promise<number> {
+    remote.stdin.on('error', () => {})
+    remote.stdin.end()
+    const { promise: aborted, reject } = Promise.withResolvers<never>()
+    aborted.catch(() => {})
+    const onAbort = () => reject(signal.reason)
+    signal.addEventListener('abort', onAbort, { once: true })
+    if (signal.aborted) onAbort()
+    try {
+      this.begin()
+      const printed = [this.#pour(remote.stdout, 'stdout'), this.#pour(remote.stderr, 'stderr')]
+      const joined = Promise.all([remote.exit, ...printed])
+      const [end] = await Promise.race([joined, aborted])
+      remote.close()
+      return exitOf(end)
+    } catch (error) {
+      void remote.end()
+      throw error
+    } finally {
+      signal.removeEventListener('abort', onAbort)
+    }
+  }
+
+  /** The last line. */
+  end(status: number): void {
+    if (this.#over) return
+    if (this.#isNdjson) this.#write(`${JSON.stringify({ exit_code: status })}\n`)
+    else this.#response.addTrailers({ 'X-Exe-Exit': String(status) })
+    this.#finish()
+    this.#response.end()
+  }
+
+  /** The last line, when there is no exit status. */
+  fail(error: string): void {
+    if (this.#over) return
+    if (!this.#isNdjson) {
+      this.#write(`${error}\n`)
+      this.end(LOST_STATUS)
+      return
+    }
+    this.#write(`${JSON.stringify({ error })}\n`)
+    this.#finish()
+    this.#response.end()
+  }
+
+  async #pour(from: Readable, name: 'stdout' | 'stderr'): Promise<void> {
+    // The channel is this loop's to read and not to close: a process may have to be told to end over it.
+    for await (const chunk of from.iterator({ destroyOnReturn: false })) {
+      const bytes = chunk as Buffer
+      for (let start = 0; start < bytes.length; start += PIECE_BYTES) {
+        const piece = bytes.subarray(start, start + PIECE_BYTES)
+        const isTaken = this.#write(this.#isNdjson ? `{"${name}":"${piece.toString('base64')}"}\n` : piece)
+        if (!isTaken) await this.#room()
+        if (this.#over) return
+      }
+    }
+  }
+
+  #write(bytes: string | Buffer): boolean {
+    if (this.#over) return true
+    this.sentBytes += bytes.length
+    this.#blocked = !this.#response.write(bytes)
+    return !this.#blocked
+  }
+
+  /** Until the client has read, or is gone. */
+  #room(): Promise<void> {
+    return new Promise((resolve) => {
+      const done = () => {
+        this.#blocked = false
+        this.#response.off('drain', done).off('close', done)
+        resolve()
+      }
+      this.#response.on('drain', done).on('close', done)
+      if (this.#over) done()
+    })
+  }
+
+  #finish(): void {
+    this.#over = true
+    clearInterval(this.#heartbeat)
+  }
+}
