@@ -92,7 +92,7 @@ function decide(
   }
   seams.used?.(visit.route)
   if (visit.route.awake || !seams.wake) return { route: visit.route, port: visit.port, access }
-  return seams.wake(visit.route, signal()).then(
+  return seams.wake(visit, signal()).then(
     // Waking takes its time, and the grant may have been taken back meanwhile.
     (route): MaybePromise<Outcome> =>
       chain(

@@ -448,7 +448,7 @@ describe('who decides', () => {
         return { allow: true, by: 'public' }
       },
       seams: {
-        wake: async (route) => {
+        wake: async ({ route }) => {
           order.push('wake')
           return { ...route, address: '127.0.0.1', awake: true }
         },

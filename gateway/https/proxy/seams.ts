@@ -79,11 +79,11 @@ export type Seams = {
   resolve(site: Exclude<Site, { kind: 'control' }>): MaybePromise<Route | undefined>
   authorize(visit: Visit): MaybePromise<Access>
   /**
-   * Wakes the machine, or waits for its start.
+   * Wakes the visit's machine, or waits for its start: a person for moments, then told to come again, a program longer.
    * @returns where it is now
    * @throws WakeError
    */
-  wake?(route: Route, signal: AbortSignal): Promise<Route>
+  wake?(visit: Visit, signal: AbortSignal): Promise<Route>
   /** which ports the machine listens on, for the page that says so */
   listeningPorts?(route: Route): MaybePromise<readonly number[]>
   /** called for each exchange, and again when a tunnel carries bytes (at most every 30 s): keeps the machine awake */

@@ -1,0 +1,115 @@
+/** The pages as a person's browser shows them. `UPDATE_README=1` keeps the pictures that the README shows. */
+import { readFileSync } from 'node:fs'
+import { stripTypeScriptTypes } from 'node:module'
+import { join } from 'node:path'
+import type { Page } from 'playwright-core'
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { screenshot, startBrowser, type TestBrowser } from '../../../test/browser.ts'
+import { createSignInLink } from '../../accounts/web-sessions.ts'
+import { type Site, startSite } from '../testing/site.ts'
+
+const WEB = join(import.meta.dirname, '../../../web')
+const PICTURES = process.env.UPDATE_README ? join(WEB, 'pictures') : process.env.BERTH_TEST_PICTURES
+const FAULTS = `${stripTypeScriptTypes(readFileSync(join(WEB, 'pages/faults.ts'), 'utf8')).replace('export ', '')}\nfaults()`
+const SCREENS = { desktop: { width: 1280, height: 640 }, phone: { width: 390, height: 844 } }
+
+let site: Site
+let browser: TestBrowser
+beforeAll(async () => {
+  site = await startSite()
+  browser = await startBrowser()
+  const owner = site.ownerId
+  await site.sql`update accounts set email = 'ada@example.com', email_proved_at = now() where id = ${owner}`
+  await site.addMachine('quiet-heron', owner, { state: 'stopped' })
+  await site.addMachine('new-here', owner, { state: 'creating' })
+  await site.addMachine('broken', owner, { state: 'failed' })
+})
+afterAll(async () => {
+  await browser?.[Symbol.asyncDispose]()
+  await site?.[Symbol.asyncDispose]()
+})
+
+/** Signs the page's browser in by a link, as `ssh HOST browser` prints one. */
+async function signIn(page: Page, accountId = site.ownerId): Promise<void> {
+  await page.goto(`${site.control}/login/${await createSignInLink(site.sql, accountId)}`)
+  await page.getByRole('button', { name: 'Sign in' }).click()
+  await page.getByRole('heading', { name: 'Machines' }).waitFor()
+}
+
+const kept = new Map<string, Page>()
+
+/** A page of somebody who is signed in, the same each time, or of a stranger. */
+async function pageOf(who: 'owner' | 'other' | undefined): Promise<Page> {
+  const there = who && kept.get(who)
+  if (there) return there
+  const page = await browser.open()
+  if (who) {
+    await signIn(page, who === 'owner' ? site.ownerId : await site.account('grace@example.com'))
+    kept.set(who, page)
+  }
+  return page
+}
+
+describe('in a browser', () => {
+  it('a stranger at a private machine signs in by mail and is back at the machine', async () => {
+    const page = await browser.open()
+    await page.goto(`${site.machine()}/some/page?a=1`)
+    expect(new URL(page.url()).hostname).toBe('localhost')
+    await page.getByLabel('E-mail address').fill('ada@example.com')
+    await page.getByRole('button', { name: 'Send me a code' }).click()
+    await page.getByRole('heading', { name: 'Enter the code' }).waitFor()
+    const [mail] = await site.sql<{ body: string }[]>`select body from mails order by id desc limit 1`
+    await page.getByLabel('Code').fill(/\d{6}/.exec(mail?.body ?? '')?.[0] ?? '')
+    await page.getByRole('button', { name: 'Sign in' }).click()
+    await page.waitForURL(`${site.machine()}/some/page?a=1`)
+    expect(await page.textContent('body')).toContain('machine says GET /some/page?a=1')
+  })
+
+  it('a link signs in, the list leads to the machine, and signing out everywhere ends both', async () => {
+    const page = await browser.open()
+    await signIn(page)
+    await page.getByRole('link', { name: 'demo', exact: true }).click()
+    expect(await page.textContent('body')).toContain('machine says GET /')
+    await page.goto(site.control)
+    await page.getByRole('button', { name: 'Sign out everywhere' }).click()
+    await page.goto(site.machine())
+    await page.getByRole('heading', { name: 'Sign in' }).waitFor()
+  })
+
+  const pages: { name: string; as?: 'owner' | 'other'; open(page: Page): Promise<unknown>; heading: RegExp }[] = [
+    { name: 'sign-in', open: (page) => page.goto(site.control), heading: /Sign in/ },
+    {
+      name: 'link',
+      open: async (page) => page.goto(`${site.control}/login/${await createSignInLink(site.sql, site.ownerId)}`),
+      heading: /Sign this browser in\?/,
+    },
+    { name: 'machines', as: 'owner', open: (page) => page.goto(site.control), heading: /Machines/ },
+    { name: 'no-machine-yet', as: 'other', open: (page) => page.goto(site.control), heading: /Machines/ },
+    { name: 'stopped', as: 'owner', open: (page) => page.goto(site.machine('quiet-heron')), heading: /stopped/ },
+    { name: 'starting', as: 'owner', open: (page) => page.goto(site.machine('new-here')), heading: /starting/ },
+    { name: 'failed', as: 'owner', open: (page) => page.goto(site.machine('broken')), heading: /broken has failed/ },
+    {
+      name: 'nothing-listens',
+      as: 'owner',
+      open: (page) => page.goto(site.machine('demo--3999')),
+      heading: /Nothing listens on port 3999/,
+    },
+    { name: 'not-allowed', as: 'other', open: (page) => page.goto(site.machine()), heading: /./ },
+  ]
+
+  it.each(pages)('$name fits every screen, can be read by everybody and needs no script', async (shown) => {
+    const page = await pageOf(shown.as)
+    await shown.open(page)
+    expect((await page.textContent('h1')) ?? '').toMatch(shown.heading)
+    expect(Buffer.byteLength(await page.content())).toBeLessThan(10 * 1024)
+    for (const colorScheme of ['light', 'dark'] as const) {
+      for (const [screen, viewport] of Object.entries(SCREENS)) {
+        await page.emulateMedia({ colorScheme })
+        await page.setViewportSize(viewport)
+        const picture = `${shown.name}-${screen}-${colorScheme}.png`
+        if (PICTURES) await screenshot(page, join(PICTURES, picture))
+        expect(await page.evaluate(FAULTS), picture).toEqual([])
+      }
+    }
+  })
+})
