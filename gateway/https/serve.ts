@@ -187,6 +187,9 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
   })
   const metrics = await serveMetrics(options.metricsListeners ?? [], server.metrics.registry, readiness)
   const stop = [
+    news.on('domains', (domain) => {
+      for (const name of [domain, `*.${domain}`]) certificates.forget(name)
+    }),
     news.on('grants', () => grants.changed()),
     news.on('keys', () => grants.changed()),
     news.onRescan(() => grants.changed()),

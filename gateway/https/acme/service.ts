@@ -30,8 +30,10 @@ export type AcmeOptions = {
 export type AcmeService = {
   /** @returns undefined when the directory issued nothing for the host yet */
   contextFor(host: string): Promise<SecureContext | undefined>
-  /** for a client that comes to validate (RFC 8737): what `contextFor` has prepared for the same connection */
-  challengeFor(host: string): SecureContext | undefined
+  /** for a client that comes to validate (RFC 8737) */
+  challengeFor(host: string): Promise<SecureContext | undefined>
+  /** the same at once, as far as `contextFor` has prepared it just before */
+  preparedFor(host: string): SecureContext | undefined
   expiryAt(): ReadonlyMap<string, Date>
   close(): Promise<void>
 }
@@ -55,13 +57,14 @@ export async function startAcme(options: AcmeOptions): Promise<AcmeService> {
   worker.look()
 
   const prepared = new Map<string, { authorization: string; context: SecureContext }>()
-  const prepare = async (host: string, isHeld: boolean): Promise<void> => {
-    // Without a certificate a stranger's handshake may well be the validation; with one, news will have told.
-    const authorization = challenges.last.alpn(host) ?? (isHeld ? undefined : (await challenges.read()).alpn(host))
-    if (authorization === undefined || prepared.get(host)?.authorization === authorization) return
+  const prepare = async (host: string, authorization: string): Promise<SecureContext> => {
+    const ready = prepared.get(host)
+    if (ready?.authorization === authorization) return ready.context
     const { chain, key } = await challengeCertificate(host, authorization)
+    const context = createSecureContext({ cert: chain, key })
     for (const other of prepared.keys()) if (challenges.last.alpn(other) === undefined) prepared.delete(other)
-    prepared.set(host, { authorization, context: createSecureContext({ cert: chain, key }) })
+    prepared.set(host, { authorization, context })
+    return context
   }
 
   return {
@@ -70,10 +73,19 @@ export async function startAcme(options: AcmeOptions): Promise<AcmeService> {
       const row = ours?.[0] ?? (await domains.find(host))?.domain
       if (row === undefined) return undefined
       const context = await held.contextFor(row, host)
-      if (!ours || !servesDns) await prepare(host, context !== undefined)
+      if (!ours || !servesDns) {
+        // Without a certificate a stranger's handshake may well be the validation; with one, news will have told.
+        const open = context ? challenges.last : await challenges.read()
+        const authorization = open.alpn(host)
+        if (authorization !== undefined) await prepare(host, authorization)
+      }
       return context
     },
-    challengeFor: (host) => (challenges.last.alpn(host) === undefined ? undefined : prepared.get(host)?.context),
+    async challengeFor(host) {
+      const authorization = (await challenges.read()).alpn(host)
+      return authorization === undefined ? undefined : await prepare(host, authorization)
+    },
+    preparedFor: (host) => (challenges.last.alpn(host) === undefined ? undefined : prepared.get(host)?.context),
     expiryAt: () => held.expiryAt(),
     async close() {
       ending.abort()

@@ -151,6 +151,7 @@ export class CertificateWorker {
 
   async #obtain(job: Job): Promise<Obtained> {
     const { client, key, challenges } = this.#options
+    const method = this.#method(job)
     const recordNames = new Map<string, readonly string[]>()
     if (job.domain !== null) {
       const { challengeTarget } = await this.#claimed(job.domain, job.names.length > 1)
@@ -162,7 +163,7 @@ export class CertificateWorker {
       key,
       challenges,
       names: job.names,
-      method: this.#method(job),
+      method,
       recordNames: (name) => recordNames.get(name) ?? [`_acme-challenge.${name}`],
     })
   }
@@ -178,7 +179,7 @@ export class CertificateWorker {
     const names = proofNames(holder.proof, settings)
     const claim = { domain, wildcard }
     if (!(await isProved(claim, names, lookup))) {
-      throw new NotReadyError('DNS does not show that it is yours any more')
+      throw new NotReadyError('DNS does not show that it is yours')
     }
     if (wildcard && !(await isDelegated(claim, names, lookup))) {
       throw new NotReadyError(`_acme-challenge.${domain} is no CNAME to ${names.challengeTarget}`)
