@@ -628,6 +628,8 @@ async function test(parameters) {
   await prepareModules()
   const environment = { ...process.env, BERTH_TEST_CACHE: TEST_CACHE }
   await install(['--test', '--artifacts', TEST_ARTIFACTS], environment)
+  if ((await inherit(PINNED, ['test/clients/python.ts'], environment)) !== 0)
+    throw new Stop('the clients that the tests drive are not there: see above')
   const checks = await check()
   const results = join(ensureFolder(CACHE), `test-${process.pid}.json`)
   fs.rmSync(results, { force: true })

@@ -4,7 +4,15 @@ import { addressedTo, provedEmail } from './web-access.ts'
 import { hashToken, makeToken } from './web-sessions.ts'
 
 export type Share = { id: number; email: string; createdAt: Date; acceptedAt: Date | null }
-export type ShareLink = { id: number; usesLeft: number | null; used: number; createdAt: Date; expiresAt: Date | null }
+export type ShareLink = {
+  id: number
+  usesLeft: number | null
+  used: number
+  createdAt: Date
+  expiresAt: Date | null
+  /** when it last let a browser in that is still let in */
+  lastUsedAt: Date | null
+}
 
 /** `message` is a sentence for the person. */
 export class ShareError extends Error {
@@ -27,8 +35,9 @@ export async function listShares(sql: Sql, machineId: number): Promise<{ shares:
     select id, email, created_at as "createdAt", accepted_at as "acceptedAt" from shares
     where machine_id = ${machineId} order by email`
   const links = await sql<ShareLink[]>`
-    select id, uses_left as "usesLeft", used, created_at as "createdAt", expires_at as "expiresAt" from share_links
-    where machine_id = ${machineId} and (expires_at is null or expires_at > now()) order by id`
+    select id, uses_left as "usesLeft", used, created_at as "createdAt", expires_at as "expiresAt",
+      (select max(i.created_at) from site_sessions i where i.link_id = share_links.id) as "lastUsedAt"
+    from share_links where machine_id = ${machineId} and (expires_at is null or expires_at > now()) order by id`
   return { shares, links }
 }
 
@@ -133,7 +142,8 @@ export async function addLink(
   const [link] = await sql<ShareLink[]>`
     insert into share_links (machine_id, token_hash, uses_left, expires_at)
     values (${machineId}, ${hashToken(token)}, ${uses ?? null}, now() + ${expiresInMs ?? null} * interval '1 ms')
-    returning id, uses_left as "usesLeft", used, created_at as "createdAt", expires_at as "expiresAt"`
+    returning id, uses_left as "usesLeft", used, created_at as "createdAt", expires_at as "expiresAt",
+      null as "lastUsedAt"`
   if (!link) throw new ShareError('share.too_many', 'the link was not made')
   return { token, link }
 }

@@ -4,6 +4,7 @@ import { machineNames } from './complete.ts'
 import { usageError } from './error.ts'
 import { httpsUrl } from './machine-document.ts'
 import { reachable, recordEvent } from './machine-steps.ts'
+import { visibility } from './share.ts'
 import { shown } from './values.ts'
 import { controlUrl } from './web-links.ts'
 
@@ -35,7 +36,13 @@ export const port = defineCommand({
     }
     const url = httpsUrl(app.settings, machine.name)
     return {
-      json: { vm_name: machine.name, port: chosen, https_url: url },
+      json: {
+        ...(args.port === undefined ? {} : { status: 'updated' }),
+        vm_name: machine.name,
+        port: chosen,
+        share: visibility(machine.webPublic),
+        https_url: url,
+      },
       text: `${url} shows port ${chosen} of ${machine.name}\n`,
     }
   },

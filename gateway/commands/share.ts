@@ -16,12 +16,14 @@ import { machineNames } from './complete.ts'
 import { CommandError, usageError } from './error.ts'
 import { httpsUrl } from './machine-document.ts'
 import { reachable, recordEvent } from './machine-steps.ts'
-import { harmless, table } from './text.ts'
+import { qrText } from './qr.ts'
+import { harmless, table, type View } from './text.ts'
 import { sayWhen, shown } from './values.ts'
 import { controlUrl } from './web-links.ts'
 
 const MESSAGE_MOST = 1000
 const name = { label: 'NAME', complete: machineNames } as const
+const QR = { qr: { type: 'boolean', summary: 'as a picture too, for a phone' } } as const
 
 export const shareShow = defineCommand({
   name: 'share show',
@@ -29,8 +31,9 @@ export const shareShow = defineCommand({
   group: 'web',
   onMachines: true,
   summary: 'who may see what a machine shows',
+  flags: QR,
   arguments: { name },
-  async run(context, { args }) {
+  async run(context, { flags, args }) {
     const machine = await own(context, args.name)
     const { app } = context
     const { shares, links } = await listShares(app.sql, machine.id)
@@ -38,15 +41,17 @@ export const shareShow = defineCommand({
     return {
       json: {
         vm_name: machine.name,
-        https_url: url,
+        status: visibility(machine.webPublic),
         port: machine.webPort ?? DEFAULT_PORT,
-        public: machine.webPublic,
-        shares: shares.map(({ email, createdAt, acceptedAt }) => ({
+        url,
+        users: shares.map(({ email, createdAt, acceptedAt }) => ({
           email,
-          pending: acceptedAt === null,
-          created_at: createdAt.toISOString(),
+          status: acceptedAt === null ? 'pending' : 'active',
+          invited_at: createdAt.toISOString(),
+          share_level: 'web',
         })),
         links: links.map(linkDocument),
+        teams: [],
       },
       text: (view) => {
         const open = machine.webPublic ? 'open to everybody' : 'private: you, and whom you let in'
@@ -74,7 +79,7 @@ export const shareShow = defineCommand({
               view,
             )}`
           : ''
-        return head + people + doors
+        return head + people + doors + picture(url, flags.qr, view)
       },
     }
   },
@@ -86,7 +91,7 @@ export const shareAdd = defineCommand({
   onMachines: true,
   summary: 'let the reader of an address see what a machine shows',
   description: 'They get a mail with a link, and sign in with it or with a code; no account is needed.',
-  flags: { message: { type: 'string', value: 'TEXT', summary: 'a few words for the mail' } },
+  flags: { message: { type: 'string', value: 'TEXT', summary: 'a few words for the mail' }, ...QR },
   arguments: { name, email: { label: 'EMAIL' } },
   examples: ['share add demo ada@example.com', "share add demo ada@example.com --message 'the new page'"],
   async run(context, { flags, args }) {
@@ -120,7 +125,18 @@ export const shareAdd = defineCommand({
       : app.settings.smtp === undefined
         ? `${email} may see ${machine.name}; no mail leaves this server: the invitation is in mail, for the operator to pass on\n`
         : `${email} may see ${machine.name}; an invitation is on its way\n`
-    return { json: { vm_name: machine.name, email, added, pending: !accepted }, text: state }
+    const url = httpsUrl(app.settings, machine.name)
+    const isMailed = !accepted && app.settings.smtp !== undefined
+    return {
+      json: {
+        status: 'success',
+        vm_name: machine.name,
+        shared_with: email,
+        url,
+        message: isMailed ? 'Invitation sent' : 'Share created',
+      },
+      text: (view) => state + picture(url, flags.qr, view),
+    }
   },
 })
 
@@ -143,7 +159,8 @@ export const shareRemove = defineCommand({
       })
     }
     await recordEvent(context.app.sql, context.caller, 'share.removed', machine, { email })
-    return { json: { vm_name: machine.name, email, removed: true }, text: `${email} sees ${machine.name} no more\n` }
+    const message = `${email} sees ${machine.name} no more`
+    return { json: { status: 'success', vm_name: machine.name, message }, text: `${message}\n` }
   },
 })
 
@@ -161,6 +178,7 @@ export const shareAddLink = defineCommand({
       summary: 'ends the link and all access by it; never unless given',
     },
     uses: { type: 'integer', min: 1, max: 10_000, summary: 'how many browsers it lets in; any number unless given' },
+    ...QR,
   },
   arguments: { name },
   examples: ['share add-link demo', 'share add-link demo --expires 7d --uses 1'],
@@ -173,8 +191,9 @@ export const shareAddLink = defineCommand({
     await recordEvent(app.sql, caller, 'share.link_added', machine, { id: link.id, uses: link.usesLeft })
     const url = `${httpsUrl(app.settings, machine.name)}/__berth/link/${token}`
     return {
-      json: { vm_name: machine.name, url, ...linkDocument(link) },
-      text: (view) => `${url}\n${view.style.dim(`to take it back: share remove-link ${machine.name} ${link.id}`)}\n`,
+      json: { status: 'success', vm_name: machine.name, url, ...linkDocument(link) },
+      text: (view) =>
+        `${url}\n${view.style.dim(`to take it back: share remove-link ${machine.name} ${link.id}`)}\n${picture(url, flags.qr, view)}`,
     }
   },
 })
@@ -195,7 +214,8 @@ export const shareRemoveLink = defineCommand({
       })
     }
     await recordEvent(context.app.sql, context.caller, 'share.link_removed', machine, { id })
-    return { json: { vm_name: machine.name, id, removed: true }, text: `link ${id} opens nothing any more\n` }
+    const message = `link ${id} opens nothing any more`
+    return { json: { status: 'success', vm_name: machine.name, message }, text: `${message}\n` }
   },
 })
 
@@ -227,7 +247,13 @@ async function setPublic(context: Context, typed: string, isPublic: boolean) {
   })
   const url = httpsUrl(app.settings, machine.name)
   return {
-    json: { vm_name: machine.name, public: isPublic, https_url: url },
+    json: {
+      status: 'updated',
+      vm_name: machine.name,
+      port: machine.webPort ?? DEFAULT_PORT,
+      share: visibility(isPublic),
+      https_url: url,
+    },
     text: isPublic ? `everybody may see ${url}\n` : `${url} is private\n`,
   }
 }
@@ -244,14 +270,25 @@ function emailOf(typed: string): string {
   throw usageError(`${shown(typed)} is no e-mail address`, 'share add demo ada@example.com')
 }
 
-function linkDocument({ id, used, usesLeft, createdAt, expiresAt }: ShareLink) {
+/** `token` is what `share remove-link` takes, and no secret: of that only a hash is kept. */
+function linkDocument({ id, used, usesLeft, createdAt, expiresAt, lastUsedAt }: ShareLink) {
   return {
-    id,
-    used,
+    token: String(id),
+    use_count: used,
     uses_left: usesLeft,
     created_at: createdAt.toISOString(),
+    last_used_at: lastUsedAt?.toISOString() ?? null,
     expires_at: expiresAt?.toISOString() ?? null,
   }
+}
+
+/** As documents say who sees the primary port. */
+export function visibility(isPublic: boolean): 'public' | 'private' {
+  return isPublic ? 'public' : 'private'
+}
+
+function picture(url: string, isWanted: boolean | undefined, view: View): string {
+  return isWanted ? `\n${qrText(url, view.style.accent('x') !== 'x')}` : ''
 }
 
 async function told<T>(step: () => Promise<T>): Promise<T> {

@@ -70,7 +70,13 @@ describe('browser', () => {
 describe('port', () => {
   it('says and sets what the address shows, also as share port', async () => {
     const { port } = await json('port demo')
-    expect(await json('port demo 1')).toEqual({ vm_name: 'demo', port: 1, https_url: site.machine() })
+    expect(await json('port demo 1')).toEqual({
+      status: 'updated',
+      vm_name: 'demo',
+      port: 1,
+      share: 'private',
+      https_url: site.machine(),
+    })
     const browser = await site.signedIn()
     await expect.poll(async () => (await browser.get(site.machine())).status, PATIENT).toBe(502)
     expect((await run(`share port demo ${port}`)).stdout).toBe(`${site.machine()} shows port ${port} of demo\n`)
@@ -102,7 +108,7 @@ describe('share', () => {
       select subject, body from mails where recipient = 'ada@example.com' order by id desc limit 1`
     expect(mail?.subject).toBe('demo is shared with you')
     expect(mail?.body).toContain('have a look')
-    expect(await json('share show demo')).toMatchObject({ shares: [{ email: 'ada@example.com', pending: true }] })
+    expect(await json('share show demo')).toMatchObject({ users: [{ email: 'ada@example.com', status: 'pending' }] })
     const url = /https:\/\/localhost:\d+\/invitation\/[\w-]{43}/.exec(mail?.body ?? '')?.[0] ?? ''
     const ada = site.browser()
     const page = await ada.get(url)
@@ -113,7 +119,7 @@ describe('share', () => {
       'x-berth-email': 'ada@example.com',
       'x-berth-user': 'mail:ada@example.com',
     })
-    expect(await json('share show demo')).toMatchObject({ shares: [{ email: 'ada@example.com', pending: false }] })
+    expect(await json('share show demo')).toMatchObject({ users: [{ email: 'ada@example.com', status: 'active' }] })
     expect((await site.browser().get(url)).status).toBe(404)
     expect((await ada.get(`${site.control}/`)).text).toContain('Shared with you')
     await run('share remove demo ada@example.com')
@@ -122,12 +128,14 @@ describe('share', () => {
   })
 
   it('add-link prints a link that remove-link ends', async () => {
-    const { url, id } = await json('share add-link demo --uses 2 --expires 1h')
+    const { url, token } = await json('share add-link demo --uses 2 --expires 1h')
     const browser = site.browser()
     await browser.submit(await browser.get(String(url)))
     expect(await statusFor(browser)).toBe(200)
-    expect(await json('share show demo')).toMatchObject({ links: [{ id, used: 1, uses_left: 1 }] })
-    expect((await run(`share remove-link demo ${id}`)).status).toBe(0)
+    expect(await json('share show demo')).toMatchObject({
+      links: [{ token, use_count: 1, uses_left: 1, last_used_at: expect.any(String) }],
+    })
+    expect((await run(`share remove-link demo ${token}`)).status).toBe(0)
     await expect.poll(() => statusFor(browser), PATIENT).toBe(401)
   })
 

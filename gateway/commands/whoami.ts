@@ -6,6 +6,7 @@ import type { Context } from './command.ts'
 import { defineCommand } from './command.ts'
 import { CommandError, usageError } from './error.ts'
 import { recordEvent } from './machine-steps.ts'
+import { keyDocument } from './ssh-key.ts'
 import { definitions, harmless } from './text.ts'
 import { sayList, shown } from './values.ts'
 
@@ -36,6 +37,7 @@ export const whoami = defineCommand({
         fingerprint: caller.fingerprint,
         key: current?.name ?? null,
         keys: keys.length,
+        ssh_keys: keys.map((key) => ({ ...keyDocument(key), current: key.id === caller.keyId })),
         names,
         address: caller.address,
         created_at: account?.created_at.toISOString() ?? null,

@@ -51,6 +51,7 @@ export const TEST_PACKAGES = [
   'putty-tools',
   'python3-asyncssh',
   'python3-paramiko',
+  'python3-venv',
   'rclone',
   'rsync',
   'tmux',
