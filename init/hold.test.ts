@@ -132,7 +132,7 @@ test('a terminal outlives its client and shows its screen to the next one', asyn
   expect(await second.exit).toBe(9)
 })
 
-test('two people see and type in one terminal, and a window change reaches the program', async () => {
+test('two people see and type in one terminal, which has the size of whoever typed or changed it last', async () => {
   const one = attach('pair')
   await one.shows(/[$#] $/)
   const two = attach('pair', [], { cols: 100, rows: 30 })
@@ -146,7 +146,17 @@ test('two people see and type in one terminal, and a window change reaches the p
       return two.output()
     })
     .toMatch(/19 71/)
-  one.terminal.write('exit\r')
+  two.terminal.write('echo typed; stty size\r')
+  await one.shows(/typed\r\n30 100/)
+  // An answer that every terminal gives by itself is not somebody who types.
+  execFileSync('mkfifo', [join(directory, 'go')])
+  two.terminal.write(`read -r x < ${directory}/go; echo answered; stty size\r`)
+  await one.shows(/\/go; /)
+  one.terminal.write('\x1b[0n')
+  await one.shows(/\^\[\[0n/)
+  writeFileSync(join(directory, 'go'), 'x\n')
+  await one.shows(/answered\r\n30 100/)
+  one.terminal.write('\x15exit\r')
   expect(await Promise.all([one.exit, two.exit])).toEqual([0, 0])
 })
 

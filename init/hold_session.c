@@ -44,6 +44,7 @@ struct client {
   int fd; /* -1: free */
   enum wants wants;
   bool attached;
+  struct hold_size size; /* of its screen; 0 by 0 when it has none */
   bool done; /* told everything; closed when sent */
   uint64_t at;
   uint64_t replay_until;
@@ -62,6 +63,7 @@ static int listener = -1;
 static int program = -1; /* the terminal's master, or the pipe's reading end */
 static bool releasing;
 static bool ever_attached;
+static struct hold_size shown; /* the terminal's size, once somebody gave it one */
 static uint64_t ended_at;
 static struct client clients[HOLD_CLIENTS_MOST];
 static uint8_t pending[HOLD_PAYLOAD_MOST]; /* typed, not taken by the program yet */
@@ -122,7 +124,18 @@ static void drop(struct client *client) {
 
 static void set_size(const struct hold_size *size) {
   struct winsize window = {.ws_col = size->columns, .ws_row = size->rows};
-  if (session.terminal && program >= 0 && size->columns > 0 && size->rows > 0) ioctl(program, TIOCSWINSZ, &window);
+  if (!session.terminal || program < 0 || size->columns == 0 || size->rows == 0) return;
+  ioctl(program, TIOCSWINSZ, &window);
+  shown = *size;
+}
+
+/*
+ * Of several screens the one that somebody types at is looked at. What begins with ESC may be a terminal's own answer
+ * to a question of the program, which all of them give.
+ */
+static void claim_size(const struct client *client, const uint8_t *typed, size_t length) {
+  bool same = client->size.columns == shown.columns && client->size.rows == shown.rows;
+  if (length > 0 && typed[0] != 0x1b && !same) set_size(&client->size);
 }
 
 /* The kernel says nothing when the size stays; a program that fills the screen should draw it again all the same. */
@@ -165,6 +178,7 @@ static bool handle(struct client *client, uint32_t type, const uint8_t *payload,
       /* Whoever started the session has seen nothing yet: what its program asks, this terminal shall answer. */
       begin_reading(client, WANTS_OUTPUT, ever_attached);
       ever_attached = true;
+      client->size = size;
       set_size(&size);
       redraw();
       return true;
@@ -179,6 +193,7 @@ static bool handle(struct client *client, uint32_t type, const uint8_t *payload,
       client->wants = WANTS_END;
       return true;
     case HOLD_RESIZE:
+      client->size = size;
       set_size(&size);
       return true;
     case HOLD_KILL:
@@ -189,6 +204,7 @@ static bool handle(struct client *client, uint32_t type, const uint8_t *payload,
       break;
     case HOLD_INPUT:
       if (!client->attached || length > sizeof pending - pending_length) return client->attached;
+      claim_size(client, payload, length);
       memcpy(pending + pending_length, payload, length);
       pending_length += length;
       return true;
@@ -288,6 +304,7 @@ static void add_client(int fd) {
     struct client *client = &clients[i];
     client->wants = WANTS_NOTHING;
     client->attached = client->done = false;
+    client->size = (struct hold_size){0};
     client->input_length = client->output_length = client->output_sent = 0;
     memset(&client->replay, 0, sizeof client->replay);
     client->fd = fd;
