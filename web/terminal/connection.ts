@@ -95,7 +95,8 @@ export class Connection {
 
   /** Sends what was typed, as far as there is room; the rest follows. */
   type(bytes: Uint8Array): void {
-    if (this.#state.is !== 'attached') return
+    // Whoever types while the page opens means this terminal; later it may be anything.
+    if (this.#state.is !== 'attached' && this.#state.is !== 'connecting') return
     for (let at = 0; at < bytes.length; at += MESSAGE_MOST_BYTES) {
       this.#waiting.push(bytes.subarray(at, at + MESSAGE_MOST_BYTES))
     }
@@ -130,11 +131,11 @@ export class Connection {
       case 'attached':
         this.#failures = 0
         this.#roomBytes = INPUT_WINDOW_BYTES
-        this.#waiting = []
         this.#seenBytes = 0
         // A change that came before anybody listened for it was lost.
         this.#sentSize = ''
         this.resized()
+        this.#flush()
         this.#enter({ is: 'attached' })
         return
       case 'waiting':
@@ -213,6 +214,10 @@ export class Connection {
   }
 
   #enter(state: State): void {
+    if (state.is !== 'attached') {
+      this.#waiting = []
+      this.#roomBytes = 0
+    }
     this.#state = state
     this.#options.onState(state)
   }

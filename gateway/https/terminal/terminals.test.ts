@@ -34,7 +34,7 @@ describe('a held session', () => {
     expect(second.told.at(-1)).toEqual({ state: 'ended', text: 'The program in session work ended with status 3.' })
   })
 
-  it('is seen and typed in by two at once, and has the size of who changed it last', async () => {
+  it('is seen and typed in by two at once, and has the size of whoever typed or changed it last', async () => {
     const one = await world.open({ session: 'pair', columns: 90, rows: 30 })
     await one.shows(PROMPT)
     await one.type('stty size\r')
@@ -47,10 +47,12 @@ describe('a held session', () => {
     one.say({ resize: [71, 19] })
     await expect
       .poll(async () => {
-        await two.type('stty size\r')
-        return one.text
+        await one.type('stty size\r')
+        return two.text
       }, PATIENT)
       .toMatch(/19 71/)
+    await two.type('stty size\r')
+    await one.shows(/24 80/)
     await Promise.all([one.leave(), two.leave()])
   })
 
