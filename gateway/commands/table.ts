@@ -6,6 +6,7 @@ import { comment } from './comment.ts'
 import { defaultsDelete, defaultsRead, defaultsWrite } from './defaults.ts'
 import { doc } from './doc.ts'
 import { doctor } from './doctor.ts'
+import { domainAdd, domainLs, domainRm } from './domain.ts'
 import { exit } from './exit.ts'
 import { help } from './help.ts'
 import { hostDrain, hostLs, hostOvercommit, hostUndrain } from './host.ts'
@@ -61,6 +62,9 @@ export const TABLE: readonly Command[] = [
   shareRemoveLink,
   shareSetPublic,
   shareSetPrivate,
+  domainAdd,
+  domainLs,
+  domainRm,
   tokenNew,
   tokenLs,
   tokenRm,

@@ -40,14 +40,12 @@ export async function accountProof(sql: Sql, accountId: number): Promise<string>
   return row.proof
 }
 
-/** @param machineId one machine's alone */
-export async function listDomains(sql: Sql, accountId: number, machineId?: number): Promise<CustomDomain[]> {
+export async function listDomains(sql: Sql, machineIds: readonly number[]): Promise<CustomDomain[]> {
   return await sql<CustomDomain[]>`
     select d.domain, d.wildcard, m.id as "machineId", m.name as "machineName", d.added_at as "addedAt",
       c.not_after as "notAfter", coalesce(c.failures, 0) as failures, c.problem, c.try_at as "tryAt"
     from custom_domains d join machines m on m.id = d.machine_id left join acme_certificates c on c.domain = d.domain
-    where m.account_id = ${accountId} and m.observed_state <> 'gone'
-      ${machineId === undefined ? sql`` : sql`and m.id = ${machineId}`}
+    where d.machine_id = any(${machineIds as number[]})
     order by m.name, d.domain`
 }
 

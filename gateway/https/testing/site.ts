@@ -41,6 +41,8 @@ export type Asked = { host: string; method: string; url: string; headers: Incomi
 
 export type SiteOptions = {
   env?: Record<string, string>
+  /** name servers that are asked about people's domains */
+  resolvers?: readonly string[]
   origin?: RequestListener
   upgrade?: (request: IncomingMessage, socket: Duplex) => void
 }
@@ -62,7 +64,11 @@ export async function startSite(options: SiteOptions = {}): Promise<Site> {
   origin.listen(0, '0.0.0.0')
   await once(origin, 'listening')
   const originPort = (origin.address() as AddressInfo).port
-  const gateway = await startTestGateway({ https: true, ...(options.env ? { env: options.env } : {}) })
+  const gateway = await startTestGateway({
+    https: true,
+    ...(options.env ? { env: options.env } : {}),
+    ...(options.resolvers ? { resolvers: options.resolvers } : {}),
+  })
   const { sql } = gateway
   const port = gateway.https?.server.addresses[0]?.port ?? 0
   const [setting] = await sql<{ value: string }[]>`select value from settings where key = 'ca_certificate'`
@@ -172,9 +178,10 @@ export class Browser {
     for (let hop = 0; hop < HOPS_MOST; hop++) {
       this.trail.push(at.href)
       const answer = await this.#once(at, { ...sending, method, ...(body === undefined ? {} : { body }) })
-      const location = answer.headers.location
-      if (sending.follow === false || location === undefined || answer.status < 300 || answer.status > 399)
-        return answer
+      const refresh = /^0; url=(.*)$/.exec(String(answer.headers.refresh ?? ''))?.[1]
+      const isRedirect = answer.status >= 300 && answer.status <= 399
+      const location = isRedirect ? answer.headers.location : refresh
+      if (sending.follow === false || location === undefined) return answer
       at = new URL(location, at)
       method = 'GET'
       body = undefined
