@@ -58,14 +58,44 @@ describe('admission', () => {
   it('keeps to the limit of an account', async () => {
     await using world = await startWorld()
     const caller = await world.account()
-    await world.gateway.sql`update accounts set max_machines = 1 where id = ${caller.accountId}`
+    expect((await world.run(`account limit ${caller.accountId} 1`)).stdout).toBe(
+      `account ${caller.accountId} may have one machine, and has 0\n`,
+    )
     expect((await world.run('new a --memory 512M --no-wait', { caller })).status).toBe(0)
     expect(await world.run('new b --memory 512M --no-wait', { caller })).toMatchObject({
       status: 4,
       stderr: expect.stringMatching(/1 of the 1/),
     })
-    await world.gateway.sql`update accounts set suspended_at = now() where id = ${caller.accountId}`
-    expect(await world.run('restart a', { caller })).toMatchObject({ status: 4 })
+    await world.run(`account suspend ${caller.accountId}`)
+    expect(await world.run('restart a', { caller })).toMatchObject({
+      status: 4,
+      stderr: expect.stringMatching(/account unsuspend/),
+    })
+    expect((await world.run('account ls')).stdout).toMatch(/1 of 1 +suspended/)
+    await world.run(`account unsuspend ${caller.accountId}`)
+    // The trash holds disks and addresses too, so it has a limit of its own.
+    await world.run('rm a', { caller })
+    expect((await world.run('new b --memory 512M --no-wait', { caller })).status).toBe(0)
+    await world.run('rm b', { caller })
+    expect(await world.run('new c --memory 512M --no-wait', { caller })).toMatchObject({
+      status: 4,
+      stderr: expect.stringMatching(/2 machines in the trash/),
+    })
+  })
+
+  it('gives an account ten machines when the operator has said nothing, and operators no limit', async () => {
+    await using world = await startWorld()
+    const caller = await world.account()
+    const { document } = await world.json('account ls')
+    expect(document.accounts).toEqual([
+      expect.objectContaining({ id: world.owner.accountId, owner: true, machines_most: null }),
+      expect.objectContaining({ id: caller.accountId, owner: false, machines_most: 10 }),
+    ])
+    for (const line of [`account limit ${world.owner.accountId} 1`, `account suspend ${world.owner.accountId}`])
+      expect(await world.run(line), line).toMatchObject({ status: 4 })
+    for (const line of ['account suspend nobody@example.com', 'account limit 77 1'])
+      expect(await world.run(line), line).toMatchObject({ status: 3 })
+    expect(await world.run(`account limit ${caller.accountId} many`)).toMatchObject({ status: 2 })
   })
 
   it('refuses a name that somebody types as their own, but gives up one that was a slip', async () => {

@@ -16,6 +16,8 @@ const DISK_RESERVE_BYTES = 2 * 2 ** 30
 /** What a machine that is still being made is about to write. */
 const DISK_PER_NEW_MACHINE_BYTES = 256 * 2 ** 20
 const MEBIBYTE = 2 ** 20
+/** Of an account that the operator has not said anything about: one guest cannot take all memory and addresses. */
+export const DEFAULT_MACHINES_MOST = 10
 
 export type MachineWish = {
   /** undefined: a free two-word name */
@@ -149,21 +151,33 @@ export function nameTaken(error: unknown, name: string): unknown {
 }
 
 async function assertAccount(tx: Tx, caller: Caller): Promise<void> {
-  const [account] = await tx<{ suspended: boolean; max_machines: number | null; machines: number }[]>`
-    select suspended_at is not null as suspended, max_machines,
+  type Counts = { suspended: boolean; most: number | null; machines: number; trashed: number }
+  const [account] = await tx<Counts[]>`
+    select suspended_at is not null as suspended,
+      case when is_owner then null else coalesce(max_machines, ${DEFAULT_MACHINES_MOST}) end as most,
       (select count(*)::int from machines where account_id = accounts.id and desired_state not in ('trashed', 'gone')
-        and observed_state <> 'gone') as machines
+        and observed_state <> 'gone') as machines,
+      (select count(*)::int from machines where account_id = accounts.id and desired_state = 'trashed'
+        and observed_state <> 'gone') as trashed
     from accounts where id = ${caller.accountId}`
   if (!account || account.suspended) {
-    throw new CommandError('account.suspended', 4, 'this account is suspended', { wayOn: 'the operator can lift that' })
+    throw new CommandError('account.suspended', 4, 'this account is suspended', {
+      wayOn: 'the operator can lift that, with: account unsuspend',
+    })
   }
-  if (account.max_machines !== null && account.machines >= account.max_machines) {
+  if (account.most !== null && account.machines >= account.most) {
     throw new CommandError(
       'account.limit',
       4,
-      `this account has ${account.machines} of the ${account.max_machines} machines it may have`,
-      { wayOn: 'rm one, or ask the operator for more' },
+      `this account has ${account.machines} of the ${account.most} machines it may have`,
+      { wayOn: 'rm one, or ask the operator for more (account limit)' },
     )
+  }
+  // What lies in the trash keeps its disk and its address.
+  if (account.most !== null && account.trashed > account.most) {
+    throw new CommandError('account.limit', 4, `this account has ${account.trashed} machines in the trash`, {
+      wayOn: 'trash lists them; rm --now NAME removes one for good',
+    })
   }
 }
 

@@ -110,7 +110,16 @@ describe('bad input', () => {
 
   it("the operator's commands are the operator's", async () => {
     const caller = await world.account()
-    for (const line of ['doctor', 'mail', 'host ls', 'host drain server1', 'host overcommit 2']) {
+    for (const line of [
+      'doctor',
+      'mail',
+      'host ls',
+      'host drain server1',
+      'host overcommit 2',
+      'account ls',
+      'account limit 1 5',
+      'account suspend 1',
+    ]) {
       expect(await world.run(line, { caller }), line).toMatchObject({ status: 4, stdout: '' })
     }
     expect((await world.run('help', { caller })).stdout).not.toMatch(/doctor/)

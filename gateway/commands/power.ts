@@ -84,7 +84,7 @@ async function boot({ app, caller }: Context, machine: Machine, kind: string): P
     const [account] = await tx`select from accounts where id = ${caller.accountId} and suspended_at is null`
     if (!account) {
       throw new CommandError('account.suspended', 4, 'this account is suspended', {
-        wayOn: 'the operator can lift that',
+        wayOn: 'the operator can lift that, with: account unsuspend',
       })
     }
     await admitStart(tx, machine)

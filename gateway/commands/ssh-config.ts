@@ -29,11 +29,11 @@ export const sshConfig = defineCommand({
       `  HostName ${domain}`,
       `  Port ${port}`,
       '  User lobby',
+      // Before the pattern, which it may match: ssh takes the first value it finds. The control host is no machine.
+      ...(domain.endsWith(`.${machineDomain}`) ? [`Host ${domain}`, '  ProxyJump none', `  Port ${port}`] : []),
       `Host *.${machineDomain}`,
       `  User ${loginUser}`,
       `  ProxyJump lobby@${domain}${port === 22 ? '' : `:${port}`}`,
-      // Where the two domains are one, the control host itself is not a machine.
-      ...(domain.endsWith(`.${machineDomain}`) ? [`Host ${domain}`, '  ProxyJump none', `  Port ${port}`] : []),
     ]
     const comments = ['# for ~/.ssh/known_hosts:', ...knownHosts.map((line) => `# ${line}`)]
     const lines = flags['known-hosts'] ? knownHosts : [...config, ...comments]

@@ -1,4 +1,5 @@
 import type { Caller } from '../app.ts'
+import { accountLimit, accountLs, accountSuspend, accountUnsuspend } from './account.ts'
 import { audit } from './audit.ts'
 import { browser } from './browser.ts'
 import type { Command } from './command.ts'
@@ -89,6 +90,10 @@ export const TABLE: readonly Command[] = [
   hostDrain,
   hostUndrain,
   hostOvercommit,
+  accountLs,
+  accountLimit,
+  accountSuspend,
+  accountUnsuspend,
   help,
   doc,
   exit,
