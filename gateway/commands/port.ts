@@ -4,9 +4,8 @@ import { machineNames } from './complete.ts'
 import { usageError } from './error.ts'
 import { httpsUrl } from './machine-document.ts'
 import { reachable, recordEvent } from './machine-steps.ts'
-import { visibility } from './share.ts'
 import { shown } from './values.ts'
-import { controlUrl } from './web-links.ts'
+import { controlUrl, visibility } from './web-links.ts'
 
 export const port = defineCommand({
   name: 'port',

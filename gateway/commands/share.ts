@@ -19,7 +19,7 @@ import { reachable, recordEvent } from './machine-steps.ts'
 import { qrText } from './qr.ts'
 import { harmless, table, type View } from './text.ts'
 import { sayWhen, shown } from './values.ts'
-import { controlUrl } from './web-links.ts'
+import { controlUrl, visibility } from './web-links.ts'
 
 const MESSAGE_MOST = 1000
 const name = { label: 'NAME', complete: machineNames } as const
@@ -280,11 +280,6 @@ function linkDocument({ id, used, usesLeft, createdAt, expiresAt, lastUsedAt }: 
     last_used_at: lastUsedAt?.toISOString() ?? null,
     expires_at: expiresAt?.toISOString() ?? null,
   }
-}
-
-/** As documents say who sees the primary port. */
-export function visibility(isPublic: boolean): 'public' | 'private' {
-  return isPublic ? 'public' : 'private'
 }
 
 function picture(url: string, isWanted: boolean | undefined, view: View): string {

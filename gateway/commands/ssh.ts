@@ -2,8 +2,14 @@ import { constants } from 'node:os'
 import type { Readable, Writable } from 'node:stream'
 import { finished, pipeline } from 'node:stream/promises'
 import type { Machine } from '../machines.ts'
-import type { MachineExit, MachineProcess } from '../ssh/pool/open-on-machine.ts'
-import { type RunningCommand, runOnMachine } from '../ssh/pool/run-on-machine.ts'
+import {
+  type MachineCommand,
+  type MachineExit,
+  type MachineProcess,
+  openOnMachine,
+} from '../ssh/pool/open-on-machine.ts'
+import { runOnMachine } from '../ssh/pool/run-on-machine.ts'
+import type { MachineTarget } from '../ssh/pool/target.ts'
 import type { Context, Result } from './command.ts'
 import { defineCommand } from './command.ts'
 import { machineNames } from './complete.ts'
@@ -45,29 +51,33 @@ export const ssh = defineCommand({
     const command = args.command.length ? args.command.join(' ') : undefined
     if (command === undefined && context.json)
       throw usageError('ssh wants a command to run', `ssh ${machine.name} uptime`)
-    const remote = await open(context, machine, command, { user, terminal: !flags['no-tty'] })
-    if (io.attach) return { json: null, text: '', exit: await io.attach(remote) }
+    const terminal = flags['no-tty'] || context.json ? undefined : io.terminal
+    const what: MachineCommand = {
+      ...(command === undefined ? {} : { command }),
+      ...(terminal ? { pty: { term: terminal.term, columns: terminal.columns, rows: terminal.rows } } : {}),
+      env: localeOf(io.env),
+    }
+    if (io.attach) {
+      const running = await start(context, machine, user, (target) => runOnMachine(app.pool, target, what))
+      return { json: null, text: '', exit: await io.attach(running) }
+    }
+    const remote = await start(context, machine, user, (target) => openOnMachine(app.pool, target, what))
     return context.json ? await collect(context, remote) : await connect(context, remote)
   },
 })
 
 /** @throws CommandError that names the machine */
-async function open(
+async function start<T>(
   context: Context,
   { id, name }: Machine,
-  command: string | undefined,
-  wish: { user: string | undefined; terminal: boolean },
-): Promise<RunningCommand> {
-  const { app, caller, io } = context
-  const terminal = wish.terminal && !context.json ? io.terminal : undefined
+  user: string | undefined,
+  open: (target: MachineTarget) => Promise<T>,
+): Promise<T> {
+  const { app, caller } = context
   try {
     const ready = await untilSshWorks(context, id)
     context.progress.clear()
-    return await runOnMachine(app.pool, app.machines.target(ready, caller, wish.user), {
-      ...(command === undefined ? {} : { command }),
-      ...(terminal ? { pty: { term: terminal.term, columns: terminal.columns, rows: terminal.rows } } : {}),
-      env: localeOf(io.env),
-    })
+    return await open(app.machines.target(ready, caller, user))
   } catch (error) {
     if (context.signal.aborted) throw error
     const { code, exit, message, wayOn, detail } = context.asCommandError(error)

@@ -11,3 +11,8 @@ export function controlUrl({ domain, https }: Settings): string {
   }
   return `https://${domain}${listen.port === 443 ? '' : `:${listen.port}`}`
 }
+
+/** Who sees the primary port, as documents say it. */
+export function visibility(isPublic: boolean): 'public' | 'private' {
+  return isPublic ? 'public' : 'private'
+}

@@ -6,6 +6,7 @@ import { createToken } from '../../accounts/tokens.ts'
 import type { RunLine } from '../../app.ts'
 import { runLine } from '../../commands/run.ts'
 import { startWorld, type World } from '../../commands/testing/world.ts'
+import type { Finished } from '../proxy/context.ts'
 import { ExecEndpoint, type ExecLimits } from './exec.ts'
 import { Quota } from './quota.ts'
 
@@ -47,12 +48,19 @@ describe('a line', () => {
 
   /** The endpoint alone, over plain HTTP. */
   async function serve(options: { runLine?: RunLine; limits?: Partial<ExecLimits> }) {
-    const exec = new ExecEndpoint({ app: world.app, runLine, ...options })
+    const finished: Finished[] = []
+    const exec = new ExecEndpoint({
+      app: world.app,
+      runLine,
+      finished: (exchange) => finished.push(exchange),
+      ...options,
+    })
     const server = createServer((request, response) => exec.answer(request, response))
     server.listen(0, '127.0.0.1')
     await once(server, 'listening')
     const { port } = server.address() as AddressInfo
     return {
+      finished,
       post: (line: string, bearer = token) =>
         fetch(`http://127.0.0.1:${port}/exec`, {
           method: 'POST',
@@ -92,6 +100,15 @@ describe('a line', () => {
     expect((await site.post('ls')).status).toBe(200)
     const refused = await site.post('ls')
     expect([refused.status, refused.headers.get('retry-after')]).toEqual([429, '2'])
+  })
+
+  it('is in the access log, without what is secret in it', async () => {
+    await using site = await serve({})
+    const text = await (await site.post('ls')).text()
+    await expect
+      .poll(() => site.finished)
+      .toMatchObject([{ path: '/exec', status: 200, user: String(world.owner.accountId), sentBytes: text.length }])
+    expect(JSON.stringify(site.finished)).not.toContain(token)
   })
 
   it('of many bad tokens is not looked at any more', async () => {

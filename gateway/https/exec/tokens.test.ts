@@ -141,16 +141,18 @@ describe('a token that was minted offline', () => {
   })
 })
 
-describe('what is taken away ends what runs', () => {
-  it('when a token is removed, within a second', async () => {
-    const token = await made('--label doomed')
-    const stream = client.start("ssh demo 'echo up; sleep 1000'", { token, accept: NDJSON })
+describe('what is taken away ends what runs, within a second', () => {
+  it.each([
+    ['a token is removed', (id: number) => world.run(`token rm ${id}`)],
+    ['its account is suspended', () => world.gateway.sql`update accounts set suspended_at = now()`],
+  ])('when %s', async (_what, takeAway) => {
+    const { document } = await world.json('token new')
+    const stream = client.start("ssh demo 'echo up; sleep 1000'", { token: String(document.token), accept: NDJSON })
     await stream.until('stdout')
-    const { document } = await world.json('token ls')
-    const [doomed] = (document.tokens as { id: number; label: string }[]).filter(({ label }) => label === 'doomed')
     const beganAt = performance.now()
-    await world.run(`token rm ${doomed?.id}`)
+    await takeAway(Number(document.id))
     expect(decoded((await stream.ended).text).error).toBe('the token was taken back')
     expect(performance.now() - beganAt).toBeLessThan(1_000)
+    await world.gateway.sql`update accounts set suspended_at = null`
   })
 })
