@@ -1,5 +1,5 @@
 /**
- * Rounds of kill -9: of gateway, vmhost, Postgres and hypervisors at random moments of new, rm and restart.
+ * Rounds of kill -9: of gateway, vmhost, Postgres, hypervisors and the launcher at random moments of new, rm and restart.
  * After each round, once things have settled: what is wanted is what is, nothing is left over, and no byte that a
  * guest had synced is lost.
  */
@@ -23,7 +23,7 @@ export function random(seed: number) {
   }
 }
 
-const VICTIMS = ['gateway', 'vmhost', 'postgres', 'hypervisor'] as const
+const VICTIMS = ['gateway', 'vmhost', 'postgres', 'hypervisor', 'launcher'] as const
 export type Victim = (typeof VICTIMS)[number]
 
 /** Kills one process by its role, if it is there now. */
@@ -57,6 +57,8 @@ export async function crashRound(product: Product, seed: number): Promise<string
     if (killOne(product, victim, pick)) story.push(victim)
   }
   await Promise.all(running)
+  // Nobody starts the launcher anew but its operator.
+  if (story.includes('launcher')) await product.start()
   return story
 }
 
