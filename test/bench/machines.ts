@@ -50,6 +50,12 @@ for (let round = 0; round < rounds; round++) {
 }
 ratio('ssh true, first to direct', 'ssh true, first, ms', 'ssh true, directly again, ms')
 await restartGateway()
+for (let round = 0; round < rounds; round++) {
+  await product.stop()
+  const startedAt = performance.now()
+  await product.start()
+  add('start to ready, s', (performance.now() - startedAt) / 1000)
+}
 figures['gateway, idle, MiB'] = spread([rssBytes(product.processes().gateway ?? 0) / MIB])
 
 const burst = performance.now()

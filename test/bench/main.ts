@@ -41,6 +41,7 @@ const BENCHES: Bench[] = [
       atMost('ssh true, pooled to direct', 0.4),
       atMost('ssh true, first to direct', 1.0),
       atMost('gateway, idle, MiB', 150),
+      atMost('start to ready, s', 5),
       atMost('20 new at once, failed', 0),
       atMost('20 new at once, s', 300),
       atMost('20 ssh at once, failed', 0),

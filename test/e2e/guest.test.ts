@@ -101,12 +101,30 @@ describe('the machine', () => {
       { timeoutMs: 280_000 },
     )
     expect(stdout).toBe('running\nrunning\nroot\nLANG=C.UTF-8\nsystemd\n')
+    // Long before that, SSH was ready.
+    const finished = Number((await inside('date +%s -d "$(systemctl show -P FinishTimestamp)"')).stdout)
+    const [row] = await product.sql()<{ ready: number }[]>`
+      select extract(epoch from observed_ready_at)::float8 as ready from machines where name = 'demo'`
+    expect(row?.ready).toBeLessThan(finished)
   })
 
-  it('shows the environment to commands, login shells and services', async () => {
+  it('can run machines of its own, where the processor lets it', async () => {
+    const { stdout } = await inside("grep -owEm1 'svm|vmx' /proc/cpuinfo || echo none")
+    const [host] = await product.sql()<{ accelerator: string }[]>`select accelerator from hosts`
+    // An emulated processor has AMD's extensions.
+    if (host?.accelerator === 'tcg') expect(stdout).toBe('svm\n')
+    if (stdout !== 'none\n')
+      expect(
+        (await inside('sudo modprobe -a kvm_amd kvm_intel 2>/dev/null; test -c /dev/kvm && echo kvm')).stdout,
+      ).toBe('kvm\n')
+  })
+
+  it('shows the environment to commands, login shells, services and the setup script, whose end is told', async () => {
     const tricky = `--env PLAIN=1 --env 'QUOTED=a "b" c=d $HOME' --env UNICODE=é`
-    const made = await product.lobby(`new other --image minimal --memory 512M --cpu 1 --disk 2G ${tricky}`)
-    expect(made, made.stderr).toMatchObject({ status: 0 })
+    const script = `--setup-script 'printenv QUOTED > made; id -un >> made; exit 3'`
+    const made = await product.lobby(`new other --image minimal --memory 512M --cpu 1 --disk 2G ${tricky} ${script}`)
+    expect(made, made.stderr).toMatchObject({ status: 1, stderr: expect.stringMatching(/ended with status 3/) })
+    expect((await inside('cat made', 'other')).stdout).toBe('a "b" c=d $HOME\ndev\n')
     const service = `until systemctl is-system-running 2>/dev/null | grep -q .; do sleep 0.2; done
       sudo systemd-run -q --wait --pipe sh -c 'printenv PLAIN QUOTED UNICODE'`
     const { stdout } = await inside(`printenv PLAIN QUOTED UNICODE; bash -lc 'printenv QUOTED'; ${service}`, 'other')
@@ -139,6 +157,17 @@ describe('the machine', () => {
     expect((await product.lobby('rename demo moved')).status).toBe(0)
     expect(JSON.parse((await inside(ask, 'moved')).stdout)).toMatchObject({ name: 'moved' })
     expect((await product.lobby('rename moved demo')).status).toBe(0)
+  })
+
+  it('holds terminals and processes that outlive whoever started them', async () => {
+    expect(
+      await inside('/exe/bin/exe-hold run work -- sh -c "echo begun; sleep 2; echo ended; exit 7" | head -1'),
+    ).toMatchObject({
+      stdout: 'begun\n',
+    })
+    expect(await inside('/exe/bin/exe-hold wait work; echo $?; /exe/bin/exe-hold logs work')).toMatchObject({
+      stdout: '7\nbegun\nended\n',
+    })
   })
 
   it('works with git and rsync from outside', async () => {
