@@ -18,7 +18,7 @@ export type CustomDomain = {
 /** `message` is a sentence for the person. */
 export class DomainError extends Error {
   override readonly name = 'DomainError'
-  readonly code: 'domain.taken' | 'domain.too_many'
+  readonly code: 'domain.taken' | 'domain.too_many' | 'domain.busy'
   /** the machine of the same account that has the domain */
   readonly machineName: string | undefined
 
@@ -30,6 +30,8 @@ export class DomainError extends Error {
 }
 
 const DOMAINS_MOST = 100
+/** Each asks the directory for a certificate, also one that is added again and again. */
+const ADDED_A_DAY = 50
 /** How soon after a failure somebody who says that it is mended is believed. */
 const AGAIN_MINUTES = 5
 
@@ -99,9 +101,14 @@ export async function giveDomain(
         isOwn ? holder.machineName : undefined,
       )
     }
-    const [count] = await tx<{ all: number }[]>`
-      select count(*)::int as all from custom_domains d join machines m on m.id = d.machine_id
-      where m.account_id = ${accountId} and m.observed_state <> 'gone'`
+    const [count] = await tx<{ all: number; today: number }[]>`
+      select (select count(*) from custom_domains d join machines m on m.id = d.machine_id
+          where m.account_id = ${accountId} and m.observed_state <> 'gone')::int as all,
+        (select count(*) from events where account_id = ${accountId} and kind = 'domain.added'
+          and at > now() - interval '1 day')::int as today`
+    if ((count?.today ?? 0) >= ADDED_A_DAY) {
+      throw new DomainError('domain.busy', `an account adds at most ${ADDED_A_DAY} domains a day`)
+    }
     if ((count?.all ?? 0) >= DOMAINS_MOST) {
       throw new DomainError('domain.too_many', `an account has at most ${DOMAINS_MOST} domains`)
     }

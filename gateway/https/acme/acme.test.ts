@@ -67,7 +67,6 @@ describe('with Berth’s own name server', () => {
     expect(orders()).toBe(before)
     expect(Number((await world.row('late.example'))?.try_at)).toBeGreaterThan(Date.now() + 30_000)
     resolver.set('late.example', { a: ['127.0.0.1'] })
-    await gateway.sql`update acme_certificates set tried_at = now() - interval '1 hour' where name = 'late.example'`
     await world.bring('late.example', { pointing: false, machineId })
     expect((await world.issued('late.example')).names).toBe('DNS:late.example')
   })
@@ -120,6 +119,7 @@ describe('with Berth’s own name server', () => {
     await expect.poll(() => world.row('killed.example'), PATIENT).toBeDefined()
     await expect.poll(async () => (await world.row('killed.example'))?.failures, PATIENT).toBe(1)
     await sql`update acme_certificates set try_at = now() + interval '1 hour' where name <> 'killed.example'`
+    await sql`update acme_certificates set tried_at = null`
     const hold = await sql.begin(async (tx) => {
       await tx`update acme_certificates set try_at = now(), leased_until = now() where name = 'killed.example'`
       const job = await takeJob(tx as unknown as typeof sql)
@@ -129,7 +129,7 @@ describe('with Berth’s own name server', () => {
     expect(hold?.name).toBe('killed.example')
     await world.bring('killed.example')
     await world.issued('killed.example')
-    if (hold) await noteFailure(sql, hold, 'too late')
+    if (hold) await noteFailure(sql, hold, { problem: 'too late', wasOrdered: true })
     expect(await world.row('killed.example')).toMatchObject({ failures: 0, problem: null })
   })
 })

@@ -35,8 +35,10 @@ const LEASE_MINUTES = 15
 const RETRY_MINUTES = [1, 5, 15, 60, 180, 360, 720, 1440]
 /** Half as much again at random, or all that failed together would come again together. */
 const JITTER = 0.5
-/** Orders of the whole installation; Let's Encrypt takes 100 an hour (300 in three). */
-const TRIES_AN_HOUR = 60
+/** Certificates asked for by the whole installation; Let's Encrypt takes 100 orders an hour (300 in three). */
+const ORDERS_AN_HOUR = 60
+/** Those of one account's domains: nobody uses up what is there for all. */
+const ORDERS_OF_ACCOUNT_AN_HOUR = 15
 
 /**
  * Makes the rows what is wanted now: the installation's own names, and every domain that somebody has. A row whose
@@ -64,7 +66,7 @@ export async function wantCertificates(sql: Sql, own: readonly OwnNames[], direc
     where directory <> ${directory} and try_at > now() and failures = 0`
 }
 
-/** Takes the row that has been due longest, for machines that are there. @returns undefined when nothing is due */
+/** Takes the row that has been due longest, the installation's own first. @returns undefined when nothing may be asked for */
 export async function takeJob(sql: Sql): Promise<Job | undefined> {
   const rows = await sql<Job[]>`
     update acme_certificates
@@ -72,7 +74,13 @@ export async function takeJob(sql: Sql): Promise<Job | undefined> {
     where name = (
       select c.name from acme_certificates c
       where c.try_at <= now() and c.leased_until <= now()
-        and (select count(*) from acme_certificates where tried_at > now() - interval '1 hour') < ${TRIES_AN_HOUR}
+        and (select count(*) from acme_certificates where tried_at > now() - interval '1 hour') < ${ORDERS_AN_HOUR}
+        and (c.domain is null or (
+          select count(*) from acme_certificates same join custom_domains d on d.domain = same.domain
+            join machines m on m.id = d.machine_id
+          where same.tried_at > now() - interval '1 hour' and m.account_id = (
+            select m.account_id from custom_domains d join machines m on m.id = d.machine_id where d.domain = c.domain)
+        ) < ${ORDERS_OF_ACCOUNT_AN_HOUR})
       order by c.domain is not null, c.try_at limit 1 for update skip locked)
     returning name, names, domain, failures, lease`
   return rows[0]
@@ -99,12 +107,20 @@ export async function keepObtained(sql: Sql, job: Job, held: Held): Promise<bool
   return false
 }
 
-/** @param retryAt not before then, whatever the number of failures says */
-export async function noteFailure(sql: Sql, job: Job, problem: string, retryAt?: Date): Promise<void> {
+/**
+ * @param wasOrdered the directory was asked; otherwise the try counts against no limit
+ * @param retryAt not before then, whatever the number of failures says
+ */
+export async function noteFailure(
+  sql: Sql,
+  job: Job,
+  { problem, wasOrdered, retryAt }: { problem: string; wasOrdered: boolean; retryAt?: Date | undefined },
+): Promise<void> {
   const minutes = RETRY_MINUTES[Math.min(job.failures, RETRY_MINUTES.length - 1)] ?? 0
   const waitS = minutes * 60 * (1 + Math.random() * JITTER)
   await sql`
     update acme_certificates set failures = failures + 1, problem = ${problem.slice(0, 1000)}, leased_until = now(),
+      tried_at = case when ${wasOrdered} then tried_at end,
       try_at = greatest(now() + ${waitS} * interval '1 s', ${retryAt ?? null}::timestamptz)
     where name = ${job.name} and lease = ${job.lease}`
 }

@@ -141,9 +141,13 @@ export class CertificateWorker {
         await releaseJob(sql, job).catch(() => {})
         return
       }
-      const retryAt = error instanceof AcmeError ? error.retryAt : undefined
+      const failure = {
+        problem: sentence(error),
+        wasOrdered: !(error instanceof NotReadyError || error instanceof LookupError),
+        retryAt: error instanceof AcmeError ? error.retryAt : undefined,
+      }
       log.warn({ err: error, names: job.names, failures: job.failures + 1 }, 'a certificate could not be had')
-      await noteFailure(sql, job, sentence(error), retryAt).catch((cause) => {
+      await noteFailure(sql, job, failure).catch((cause) => {
         log.error({ err: cause, names: job.names }, 'a failure could not be noted')
       })
     }
