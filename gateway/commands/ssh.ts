@@ -17,6 +17,8 @@ import { CommandError, usageError } from './error.ts'
 import { reachable, untilSshWorks } from './machine-steps.ts'
 
 const JSON_OUTPUT_LIMIT_BYTES = 1024 * 1024
+/** Hundreds run at once for programs, and any of them may have a reader that is behind. */
+const ATTACHED_WINDOW_BYTES = 256 * 1024
 
 export const ssh = defineCommand({
   name: 'ssh',
@@ -58,7 +60,9 @@ export const ssh = defineCommand({
       env: localeOf(io.env),
     }
     if (io.attach) {
-      const running = await start(context, machine, user, (target) => runOnMachine(app.pool, target, what))
+      const running = await start(context, machine, user, (target) =>
+        runOnMachine(app.pool, target, { ...what, windowBytes: ATTACHED_WINDOW_BYTES }),
+      )
       return { json: null, text: '', exit: await io.attach(running) }
     }
     const remote = await start(context, machine, user, (target) => openOnMachine(app.pool, target, what))

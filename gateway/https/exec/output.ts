@@ -5,7 +5,7 @@
  *     {"stdout":"<base64>"}  {"stderr":"<base64>"}  …  then {"exit_code":n} or {"error":text}, and nothing behind
  *
  * As text, both outputs as they come, and the exit status in the trailer X-Exe-Exit. A client that does not read stops
- * the command on the machine: at most a window of SSH (open-on-machine.ts) is held for it.
+ * the command on the machine: at most a window of SSH (256 KiB) and a piece of it in base64 are held for it.
  */
 import type { ServerResponse } from 'node:http'
 import type { Readable } from 'node:stream'
@@ -14,7 +14,7 @@ import type { RunningCommand } from '../../ssh/pool/run-on-machine.ts'
 
 const HEARTBEAT_MS = 30_000
 /** Of output in one line: in base64 well below the 1 MiB that clients read of one. */
-const PIECE_BYTES = 262_144
+const PIECE_BYTES = 65_536
 /** As ssh reports what is no exit status of the command's own. */
 const LOST_STATUS = 255
 

@@ -9,7 +9,7 @@ export type QuotaLimits = {
   running: number
 }
 
-export const QUOTA_LIMITS: QuotaLimits = { burst: 500, perSecond: 100, runningPerAccount: 200, running: 4_000 }
+export const QUOTA_LIMITS: QuotaLimits = { burst: 500, perSecond: 100, runningPerAccount: 128, running: 1_000 }
 
 /** A line that was let in. */
 export type Place = { end(): void }

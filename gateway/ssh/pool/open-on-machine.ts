@@ -15,6 +15,8 @@ export type MachineCommand = {
   /** Asks for a terminal. `modes` are encoded as in RFC 4254, 8; default none. */
   pty?: { term: string; columns: number; rows: number; modes?: Buffer }
   env?: Record<string, string>
+  /** What is held of its output for a reader that is behind; default 1 MiB. */
+  windowBytes?: number
 }
 
 /** How a process on a machine ended. */
@@ -42,7 +44,8 @@ export type MachineProcess = {
 }
 
 // Both outputs share it, as the protocol has one window for a channel
-const windowBytes = 1024 * 1024
+const defaultWindowBytes = 1024 * 1024
+const enoughBacklogBytes = 1024 * 1024
 const packetBytes = 32 * 1024
 const openTimeoutMs = 5000
 
@@ -56,7 +59,7 @@ export async function openOnMachine(
   target: MachineTarget,
   what: MachineCommand,
 ): Promise<MachineProcess> {
-  const remote = await openSession(pool, target)
+  const remote = await openSession(pool, target, what.windowBytes ?? defaultWindowBytes)
   for (const [name, value] of Object.entries(what.env ?? {})) remote.end?.sendRequest('env', false, name, value)
   if (what.pty !== undefined) {
     const { term, columns, rows, modes = Buffer.of(0) } = what.pty
@@ -76,9 +79,14 @@ export async function openOnMachine(
 }
 
 /** Tried twice: the shared connection may be dead without anybody having noticed, or full by the machine's own count. */
-async function openSession(pool: MachinePool, target: MachineTarget, fresh = false): Promise<RemoteProcess> {
+async function openSession(
+  pool: MachinePool,
+  target: MachineTarget,
+  windowBytes: number,
+  fresh = false,
+): Promise<RemoteProcess> {
   const upstream = await pool.reserve(target, fresh)
-  const remote = new RemoteProcess(target)
+  const remote = new RemoteProcess(target, windowBytes)
   try {
     remote.end = upstream.open('session', windowBytes, packetBytes, Buffer.alloc(0), remote)
   } finally {
@@ -90,7 +98,7 @@ async function openSession(pool: MachinePool, target: MachineTarget, fresh = fal
     return remote
   } catch (error) {
     if (fresh) throw error
-    return openSession(pool, target, true)
+    return openSession(pool, target, windowBytes, true)
   } finally {
     clearTimeout(timer)
   }
@@ -104,6 +112,7 @@ class RemoteProcess implements ChannelSink {
   readonly channel: Duplex
   readonly stderr: Readable
   readonly #target: MachineTarget
+  readonly #windowBytes: number
   readonly #replies: ((success: boolean) => void)[] = []
   #status: MachineExit | undefined
   #unwritten: { bytes: Buffer; done: () => void } | undefined
@@ -111,8 +120,9 @@ class RemoteProcess implements ChannelSink {
   /** Outputs whose reader is behind: they said so at the last push and have not asked for more since. */
   readonly #full = new Set<Readable>()
 
-  constructor(target: MachineTarget) {
+  constructor(target: MachineTarget, windowBytes: number) {
     this.#target = target
+    this.#windowBytes = windowBytes
     this.exit.promise.catch(() => {})
     this.channel = new Duplex({
       highWaterMark: packetBytes,
@@ -170,7 +180,7 @@ class RemoteProcess implements ChannelSink {
     const { end } = this
     const waiting = this.#unwritten
     if (end === undefined || waiting === undefined) return
-    if (end.link.backlogBytes > windowBytes) {
+    if (end.link.backlogBytes > enoughBacklogBytes) {
       end.link.callWhenDrained(end)
       return
     }
@@ -228,7 +238,7 @@ class RemoteProcess implements ChannelSink {
 
   /** Grants what was taken, when no reader is behind. */
   #grant(): void {
-    if (this.#full.size > 0 || this.#readBytes < windowBytes / 4) return
+    if (this.#full.size > 0 || this.#readBytes < this.#windowBytes / 4) return
     this.end?.grant(this.#readBytes)
     this.#readBytes = 0
   }
