@@ -235,6 +235,15 @@ describe('a vmhost', () => {
     rmSync(join(server.dataDirectory, 'store/machines/999'), { recursive: true })
   })
 
+  test('a machine whose row is missing is ended and disconnected, and its disk stays', async () => {
+    const id = await bootingMachine()
+    await server.sql`delete from machines where id = ${id}`
+    await expect.poll(() => server.hypervisors(id), { timeout: 20_000 }).toEqual([])
+    await expect.poll(() => server.taps(), { timeout: 20_000 }).not.toContain(`vm${id}`)
+    expect(server.disks()).toContain(String(id))
+    rmSync(join(server.dataDirectory, 'store/machines', String(id)), { recursive: true })
+  })
+
   test('a lost disk is never replaced by a fresh one', async () => {
     const id = await bootingMachine()
     await server.update(id, { desired_state: 'stopped' })

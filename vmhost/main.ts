@@ -107,11 +107,12 @@ async function main(): Promise<void> {
     },
     log,
     onLeaseLost: () => stop.abort('lease lost'),
+    onUnknownDisk: () => writeFactsLater(),
   })
   const facts = new FactsWriter(rows)
   const productVersion = await readVersion()
   const writeFacts = async () => {
-    const [images, space] = await Promise.all([store.images(), store.space()])
+    const [images, space, unknownDisks] = await Promise.all([store.images(), store.space(), reconciler.unknownDisks()])
     await facts.write({
       boot_id: bootId(),
       cpus,
@@ -123,17 +124,18 @@ async function main(): Promise<void> {
       accelerator_reason: accelerator.reason,
       nested: accelerated && nestedAvailable(),
       images: images.map(({ init: _, ...image }) => image),
-      doctor: await examine({ store, accelerator, unknownDisks: reconciler.unknownDisks, cgroupProblem, settings }),
+      doctor: await examine({ store, accelerator, unknownDisks, cgroupProblem, settings }),
       version: productVersion,
     })
   }
+  const writeFactsLater = () => void writeFacts().catch((error) => log.warn({ err: error }, 'facts wait'))
   await writeFacts()
   await reconciler.start()
   // Once more: what lies in the store without an owner is known only now.
   await writeFacts()
   await network.startMetadata(async (address) => reconciler.nameAt(address))
   const timers = [
-    setInterval(() => writeFacts().catch((error) => log.warn({ err: error }, 'facts wait')), factsEveryMs),
+    setInterval(writeFactsLater, factsEveryMs),
     setInterval(() => growVolume(volume, { log }).catch((error) => log.warn({ err: error }, 'volume')), growEveryMs),
   ]
   // The first machine of an image need not wait for its copy.

@@ -1,7 +1,7 @@
 import { execFileSync } from 'node:child_process'
-import { chmodSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { afterAll, afterEach, beforeAll, expect, test, vi } from 'vitest'
 import { connect, type Sql } from '../migrations/connect.ts'
 import { embeddedUrl, startEmbedded, stopEmbedded } from '../migrations/embedded.ts'
@@ -136,6 +136,22 @@ test('what has lain in the trash for seven days is gone at the next start: disk,
     expect(await server.sql`select from machine_names where machine_id = ${id}`).toHaveLength(kept)
   }
   expect(await server.machine(young)).toMatchObject({ desired_state: 'trashed', observed_state: 'trashed' })
+})
+
+test('a machine whose row is missing keeps its disk, which the doctor names: an older database may have come back', async () => {
+  await server.start()
+  const id = await server.insert(off)
+  await server.until(id, (row) => row.observed_state === 'stopped')
+  const disk = join(server.dataDirectory, 'store/machines', String(id), 'root.raw')
+  mkdirSync(dirname(disk))
+  writeFileSync(disk, 'all that was on it')
+  await server.sql`delete from machines where id = ${id}`
+  // The doctor's look every 30 s would be too late for this.
+  await expect
+    .poll(async () => JSON.stringify((await server.sql`select doctor from hosts`)[0]?.doctor), { timeout: 20_000 })
+    .toMatch(`machines of these folders in the store: ${id}"`)
+  expect(readFileSync(disk, 'utf8')).toBe('all that was on it')
+  rmSync(dirname(disk), { recursive: true })
 })
 
 test('name servers that machines cannot reach are told at the start', async () => {

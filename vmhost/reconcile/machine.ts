@@ -26,6 +26,7 @@ import type { World } from './world.ts'
  *         anything else                    -> `failed` with its reason, until another start is asked for
  *     guest --another state or boot wanted--> stopped in order, then whatever is wanted
  *     anything --gone--> nothing left, and only then name and address given back
+ *     anything --no row any more--> stopped in order, its files kept
  */
 export class Machine {
   readonly id: number
@@ -43,7 +44,7 @@ export class Machine {
   #saysTrouble = false
   /** ends a wait for a slot, or for an orderly stop, when the row changed meanwhile */
   #interrupt = new AbortController()
-  #gone = false
+  #over = false
 
   constructor(row: MachineRow, world: World) {
     this.id = row.id
@@ -56,9 +57,9 @@ export class Machine {
     return this.#row
   }
 
-  /** The machine is gone for good and nothing of it is left. */
-  get gone(): boolean {
-    return this.#gone
+  /** Nothing is to be done for it here any more: it is gone for good, or no row of this server is about it. */
+  get over(): boolean {
+    return this.#over
   }
 
   get pid(): number | undefined {
@@ -125,7 +126,7 @@ export class Machine {
   }
 
   async #turns(): Promise<void> {
-    for (let waitMs = retryFirstMs; this.#again && !this.#gone && !this.#world.signal.aborted; ) {
+    for (let waitMs = retryFirstMs; this.#again && !this.#over && !this.#world.signal.aborted; ) {
       this.#again = false
       this.#interrupt = new AbortController()
       let row: MachineRow | undefined
@@ -155,7 +156,11 @@ export class Machine {
   }
 
   async #step(row: MachineRow | undefined): Promise<void> {
-    if (!row || row.observedState === 'gone') {
+    if (!row) {
+      await this.#leave()
+      return
+    }
+    if (row.observedState === 'gone') {
       await this.#vanish()
       return
     }
@@ -410,7 +415,7 @@ export class Machine {
       this.#world.signal.throwIfAborted()
       this.#interrupt = new AbortController()
       const row = await this.#world.rows.one(this.id).catch(() => this.#row)
-      if (!row || row.desiredState === 'gone') return
+      if (row?.desiredState === 'gone') return
     }
   }
 
@@ -437,7 +442,18 @@ export class Machine {
     await store.removeMachine(this.id)
     await rows.finishGone(this.id)
     this.#record('gone')
-    this.#gone = true
+    this.#over = true
+  }
+
+  /**
+   * Ends what runs of a machine without a row, and keeps its files: an older database may have been restored, or
+   * the machine be another server's now. Only a row that says `gone` takes a disk away.
+   */
+  async #leave(): Promise<void> {
+    this.#log.warn('no row is about this machine any more: it is ended, and its files are kept')
+    if (this.#guest) await this.#stop(this.#guest)
+    await this.#disconnect()
+    this.#over = true
   }
 
   #observe(seen: Observation): void {

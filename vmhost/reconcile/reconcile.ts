@@ -25,8 +25,8 @@ export type Reconciler = {
   nameAt(address: string): string | undefined
   /** Machines this vmhost knows of, and how many of them have a hypervisor. */
   counts(): { machines: number; running: number }
-  /** Disks in the store that no row of this server belongs to: kept, and reported by the doctor. */
-  readonly unknownDisks: readonly number[]
+  /** Machines with files in the store and no row of this server: kept, and reported by the doctor. */
+  unknownDisks(): Promise<number[]>
 }
 
 export type ReconcilerOptions = {
@@ -35,6 +35,8 @@ export type ReconcilerOptions = {
   readonly log: Logger
   /** another vmhost has taken over this server */
   readonly onLeaseLost: () => void
+  /** a machine lost its row, and left its files behind */
+  readonly onUnknownDisk: () => void
 }
 
 const rescanEveryMs = 30_000
@@ -52,6 +54,7 @@ class HostReconciler implements Reconciler {
   readonly #world: World
   readonly #log: Logger
   readonly #onLeaseLost: () => void
+  readonly #onUnknownDisk: () => void
   readonly #machines = new Map<number, Machine>()
   readonly #stop = new AbortController()
   readonly #timers: NodeJS.Timeout[] = []
@@ -60,16 +63,19 @@ class HostReconciler implements Reconciler {
   readonly #allKeys = coalesce(() => this.#renewKeys())
   #listening: Listening | undefined
   #gatewayKey: string | undefined
-  #unknownDisks: number[] = []
+  /** before that, nothing is known of whose files are whose */
+  #hasLooked = false
 
-  constructor({ world, log, onLeaseLost }: ReconcilerOptions) {
+  constructor({ world, log, onLeaseLost, onUnknownDisk }: ReconcilerOptions) {
     this.#log = log
     this.#onLeaseLost = onLeaseLost
+    this.#onUnknownDisk = onUnknownDisk
     this.#world = { ...world, gatewayKey: () => this.#gatewayKey, signal: this.#stop.signal }
   }
 
-  get unknownDisks(): readonly number[] {
-    return this.#unknownDisks
+  async unknownDisks(): Promise<number[]> {
+    if (!this.#hasLooked) return []
+    return (await this.#world.store.listMachines()).filter((id) => !this.#machines.has(id))
   }
 
   async start(): Promise<void> {
@@ -78,6 +84,7 @@ class HostReconciler implements Reconciler {
     for (const row of rows) this.#machines.set(row.id, new Machine(row, this.#world))
     await Promise.all([...this.#machines.values()].map((machine) => machine.adopt()))
     await this.#removeStrays(rows)
+    this.#hasLooked = true
     await this.#networkRound()
     const bootSets = [...this.#machines.values()].map((machine) => machine.bootSet)
     await this.#world.store.sweep(new Set(bootSets.filter((hash) => hash !== undefined)))
@@ -148,7 +155,9 @@ class HostReconciler implements Reconciler {
 
   async #turn(machine: Machine): Promise<void> {
     await machine.poke()
-    if (machine.gone) this.#machines.delete(machine.id)
+    // A turn that another call waited for too has removed it already.
+    if (!machine.over || !this.#machines.delete(machine.id)) return
+    if ((await this.unknownDisks()).includes(machine.id)) this.#onUnknownDisk()
   }
 
   async #lookAtAll(): Promise<void> {
@@ -156,7 +165,7 @@ class HostReconciler implements Reconciler {
     const rows = await this.#world.rows.all()
     const seen = new Set(rows.map(({ id }) => id))
     for (const row of rows) this.#run(this.#turn(this.#adopted(row)))
-    // Rows that went away (gone, or given to another server) end their machines here.
+    // Rows that went away (lost with an older database, or given to another server) end their machines here.
     for (const machine of this.#machines.values()) if (!seen.has(machine.id)) this.#run(this.#turn(machine))
   }
 
@@ -190,9 +199,8 @@ class HostReconciler implements Reconciler {
       const ended = await this.#world.driver.destroy(id, this.#world.store.directoryOf(id))
       if (ended > 0) this.#log.warn({ machine: id }, 'ended a hypervisor whose machine is not of this server')
       if (known.get(id) === 'gone') await this.#world.store.removeMachine(id)
-      else this.#unknownDisks.push(id)
+      else this.#log.warn({ machine: id }, 'a disk without a row is kept')
     }
-    if (this.#unknownDisks.length > 0) this.#log.warn({ machines: this.#unknownDisks }, 'disks without a row are kept')
   }
 
   async #networkRound(): Promise<void> {
