@@ -42,8 +42,9 @@ export function hostsOf(
     route,
     custom,
     /**
-     * Its own, but for the 7000 ports of each machine and for names below a wildcard that somebody brought: those share
-     * one. Where the machines' domain is one label, as `localhost` is, no client takes a wildcard.
+     * Machines share one, and so do names below a wildcard that somebody brought: a new machine waits for none, its
+     * 7000 ports need none, and a name that was mistyped gets a page that says so. Where the machines' domain is one
+     * label, as `localhost` is, no client takes a wildcard, and each machine has its own.
      */
     async certificateFor(host) {
       const site = siteOfName(host)
@@ -51,8 +52,7 @@ export function hostsOf(
         const entry = await domains.find(host)
         return entry && entry.domain !== host ? `*.${entry.domain}` : host
       }
-      if (machines === undefined || site?.kind !== 'machine' || site.port === undefined) return host
-      return (await routes.find(site.name)) ? machines : host
+      return site?.kind === 'machine' && machines !== undefined ? machines : host
     },
     async isServed(name) {
       if (name === machines) return true

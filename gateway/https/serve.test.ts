@@ -58,7 +58,7 @@ it('the root certificate lies in the data directory for everybody to read, and e
   await expect(site.browser().get(site.machine('nobody'))).rejects.toThrow()
 })
 
-it('the ports of all machines share one certificate, where clients take a wildcard', async () => {
+it('machines share one certificate where clients take a wildcard, and a mistyped name gets a page', async () => {
   await using site = await startSite({ env: { BERTH_DOMAIN: 'berth.test' } })
   const names = async (servername: string) => {
     const socket = connectTls({ host: '127.0.0.1', port: site.port, servername, ca: site.ca })
@@ -67,11 +67,14 @@ it('the ports of all machines share one certificate, where clients take a wildca
     socket.destroy()
     return subjectaltname
   }
-  expect(await names('demo.berth.test')).toBe('DNS:demo.berth.test')
+  expect(await names('berth.test')).toBe('DNS:berth.test')
+  expect(await names('demo.berth.test')).toBe('DNS:*.berth.test')
   expect(await names('demo--3000.berth.test')).toBe('DNS:*.berth.test')
   expect(await names('demo--4000.berth.test')).toBe('DNS:*.berth.test')
   expect((await site.sql`select from certificates`).length).toBe(2)
-  await expect(names('nobody--3000.berth.test')).rejects.toThrow()
+  await expect(names('a.b.berth.test')).rejects.toThrow()
+  const mistyped = await site.browser().get(`https://tpyo.berth.test:${site.port}/`)
+  expect(mistyped).toMatchObject({ status: 404, text: expect.stringContaining('<h1>') })
 })
 
 it('the control host answers /healthz and /readyz, and 404 in JSON for programs', async () => {
