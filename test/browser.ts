@@ -44,11 +44,12 @@ export type PageOptions = {
  * Starts a browser that takes every certificate: who issued them is another test's business. `localhost` and all names
  * below it lead to the loopback interface, as they do in every browser.
  * @param rules for other names, as `MAP *.example.test 127.0.0.1`
+ * @param program the browser, or a script that runs it somewhere
  */
-export async function startBrowser(rules: readonly string[] = []): Promise<TestBrowser> {
+export async function startBrowser(rules: readonly string[] = [], program = CHROMIUM): Promise<TestBrowser> {
   if (!existsSync(CHROMIUM)) throw new Error('Debian’s chromium is missing: npm test installs it')
   const browser = await chromium.launch({
-    executablePath: CHROMIUM,
+    executablePath: program,
     args: [...FLAGS, ...(rules.length > 0 ? [`--host-resolver-rules=${rules.join(',')}`] : [])],
   })
   return {

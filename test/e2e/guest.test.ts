@@ -1,8 +1,11 @@
-import { readFileSync, writeFileSync } from 'node:fs'
+import { chmodSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { startBrowser, type TestBrowser } from '../browser.ts'
+import { testPython } from '../clients/python.ts'
 import { CHECKOUT, INTERNET_ADDRESS, type Product, SERVER_ADDRESS, startProduct } from './product.ts'
 import { transcriptOf } from './transcript.ts'
+import { startVite } from './vite.ts'
 
 /** What a user finds inside a machine made of the base image, and what they must not find. */
 let product: Product
@@ -185,7 +188,7 @@ describe('the machine', () => {
 describe('what a machine serves', () => {
   it('is at its HTTPS address for whom it should be', async () => {
     await inside(
-      'mkdir site && echo "from demo" > site/index.html; nohup python3 -m http.server -d site 8000 >/dev/null 2>&1 &',
+      'mkdir site && echo "from demo" > site/index.html; nohup python3 -m http.server -d site 8000 >/dev/null 2>&1 & echo $! > pid',
     )
     const url = `https://demo.${HOST}:8443/`
     const curl = (...parameters: string[]) =>
@@ -200,6 +203,44 @@ describe('what a machine serves', () => {
     expect(await product.lobby('share set-public demo')).toMatchObject({ status: 0 })
     await expect.poll(() => curl().then(({ stdout }) => stdout), { timeout: 10_000 }).toBe('from demo\n')
     expect(await product.lobby('share set-private demo')).toMatchObject({ status: 0 })
+    await inside('kill $(cat pid)')
+  })
+})
+
+describe('in a browser', () => {
+  let browser: TestBrowser
+  beforeAll(async () => {
+    await startVite(product, 'demo')
+    // The browser is of the outside world, and what DNS would say stands in its rules.
+    const program = join(product.home, 'chromium')
+    writeFileSync(program, `#!/bin/sh\nexec ip netns exec ${product.outsideNamespace} /usr/bin/chromium "$@"\n`)
+    chmodSync(program, 0o755)
+    browser = await startBrowser([`MAP ${HOST} ${SERVER_ADDRESS}`, `MAP *.${HOST} ${SERVER_ADDRESS}`], program)
+  })
+  afterAll(() => browser?.[Symbol.asyncDispose]())
+
+  it('a link from the lobby opens a dev server in the machine, and what is saved there shows without a reload', async () => {
+    const page = await browser.open()
+    page.setDefaultTimeout(120_000)
+    const { stdout } = await product.lobby('browser --json')
+    await page.goto((JSON.parse(stdout) as { url: string }).url)
+    await page.getByRole('button', { name: 'Sign in' }).click()
+    await page.getByRole('link', { name: 'demo', exact: true }).click()
+    const shows = (text: string) =>
+      expect
+        .poll(
+          async () => {
+            if (await page.getByText('Nothing listens').count()) await page.reload()
+            return await page.locator('h1').textContent()
+          },
+          { timeout: 120_000, interval: 500 },
+        )
+        .toBe(text)
+    await shows('first')
+    await page.evaluate('window.mark = 1')
+    await inside(`sed -i s/first/second/ app/message.js`)
+    await shows('second')
+    expect(await page.evaluate('window.mark'), 'the page was not loaded again').toBe(1)
   })
 })
 
@@ -247,6 +288,27 @@ describe('what a machine reaches', () => {
     expect(await onServer('bash', '-c', itself)).toMatchObject({ status: 0 })
     expect((await service).stdout).toBe('127.0.0.1\n')
   })
+})
+
+describe('programs', () => {
+  it('make a machine with the published SDK, work in it and remove it', async () => {
+    const { token } = JSON.parse((await product.lobby('token new --json')).stdout) as { token: string }
+    const parts = ['new', 'run', 'spawn', 'files', 'manage', 'share', 'account', 'rm']
+    const ran = await product.outside(
+      testPython(),
+      [join(CHECKOUT, 'test/clients/exedev_job.py'), `https://${HOST}:8443`, 'minimal', ...parts],
+      {
+        timeoutMs: 280_000,
+        // No name server here, as above.
+        env: {
+          EXE_TOKEN: token,
+          SSL_CERT_FILE: join(product.dataDirectory, 'ca.pem'),
+          RESOLVE: `${HOST}=${SERVER_ADDRESS}`,
+        },
+      },
+    )
+    expect(ran, ran.stderr).toMatchObject({ status: 0, stdout: parts.map((part) => `${part}\n`).join('') })
+  }, 300_000)
 })
 
 // Last: what comes after a restart of `base` waits for its boot.
