@@ -31,6 +31,7 @@ const LINE_MS = 30_000
 const PATIENCE_MS = 20_000
 /** A client waits for the head no longer than for a sign of life. */
 const HEAD_MS = 25_000
+const HEARTBEAT_MS = 30_000
 const LOOK_UP_MS = 10_000
 const BAD_TOKENS_A_MINUTE = 300
 const MINUTE_S = 60
@@ -45,18 +46,20 @@ export type ExecOptions = {
   finished?: (exchange: Finished) => void
 }
 
-export type ExecLimits = QuotaLimits & { lineMs: number; patienceMs: number; headMs: number }
+export type ExecLimits = QuotaLimits & Times
+type Times = { lineMs: number; patienceMs: number; headMs: number; heartbeatMs: number }
 
 export class ExecEndpoint {
   readonly #options: ExecOptions
-  readonly #limits: Pick<ExecLimits, 'lineMs' | 'patienceMs' | 'headMs'>
+  readonly #limits: Times
   readonly #quota: Quota
   readonly #live: LiveRuns
   readonly #badTokens = new Rate(BAD_TOKENS_A_MINUTE)
 
   constructor(options: ExecOptions) {
     this.#options = options
-    this.#limits = { lineMs: LINE_MS, patienceMs: PATIENCE_MS, headMs: HEAD_MS, ...options.limits }
+    const times = { lineMs: LINE_MS, patienceMs: PATIENCE_MS, headMs: HEAD_MS, heartbeatMs: HEARTBEAT_MS }
+    this.#limits = { ...times, ...options.limits }
     this.#quota = new Quota(options.limits)
     this.#live = new LiveRuns(options.app)
   }
@@ -148,7 +151,8 @@ export class ExecEndpoint {
       return
     }
     const { app, runLine } = this.#options
-    const output = new ProcessOutput(exchange.response, { isNdjson: exchange.takesNdjson })
+    const { heartbeatMs } = this.#limits
+    const output = new ProcessOutput(exchange.response, { isNdjson: exchange.takesNdjson, heartbeatMs })
     exchange.output = output
     const isLong = startsProcess(line)
     const late = Promise.withResolvers<undefined>()

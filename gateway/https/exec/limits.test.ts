@@ -135,15 +135,21 @@ describe('a line', () => {
   })
 
   it('that waits long for its machine shows signs of life, and errors are part of the stream from then on', async () => {
-    await using site = await serve({ limits: { headMs: 50 } })
+    await using site = await serve({ limits: { headMs: 50, heartbeatMs: 20 } })
     world.vmhost.paused = true
     await world.run('new never --no-wait')
     const answer = await site.post('ssh never true')
     expect([answer.status, answer.headers.get('content-type')]).toEqual([200, 'application/x-ndjson'])
-    world.vmhost.failures.set('never', 'the kernel panicked')
-    world.vmhost.paused = false
-    world.vmhost.look()
-    expect(JSON.parse(await answer.text())).toEqual({
+    const text: string[] = []
+    for await (const chunk of answer.body ?? []) {
+      text.push(Buffer.from(chunk).toString())
+      if (text.length > 1) continue
+      expect(text).toEqual(['\n'])
+      world.vmhost.failures.set('never', 'the kernel panicked')
+      world.vmhost.paused = false
+      world.vmhost.look()
+    }
+    expect(JSON.parse(text.join(''))).toEqual({
       error: expect.stringMatching(/^VM "never" is not running.*panicked/),
     })
   })

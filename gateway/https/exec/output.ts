@@ -12,7 +12,6 @@ import type { Readable } from 'node:stream'
 import { exitOf } from '../../commands/ssh.ts'
 import type { RunningCommand } from '../../ssh/pool/run-on-machine.ts'
 
-const HEARTBEAT_MS = 30_000
 /** Of output in one line: in base64 well below the 1 MiB that clients read of one. */
 const PIECE_BYTES = 65_536
 /** As ssh reports what is no exit status of the command's own. */
@@ -21,14 +20,16 @@ const LOST_STATUS = 255
 export class ProcessOutput {
   readonly #response: ServerResponse
   readonly #isNdjson: boolean
+  readonly #heartbeatMs: number
   #heartbeat: NodeJS.Timeout | undefined
   #blocked = false
   #over = false
   sentBytes = 0
 
-  constructor(response: ServerResponse, { isNdjson }: { isNdjson: boolean }) {
+  constructor(response: ServerResponse, options: { isNdjson: boolean; heartbeatMs: number }) {
     this.#response = response
-    this.#isNdjson = isNdjson
+    this.#isNdjson = options.isNdjson
+    this.#heartbeatMs = options.heartbeatMs
     response.once('close', () => this.#finish())
   }
 
@@ -49,7 +50,7 @@ export class ProcessOutput {
     if (!this.#isNdjson) return
     this.#heartbeat = setInterval(() => {
       if (!this.#blocked) this.#write('\n')
-    }, HEARTBEAT_MS)
+    }, this.#heartbeatMs)
   }
 
   /**
