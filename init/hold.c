@@ -22,6 +22,7 @@
 #include "hold_wire.h"
 
 enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_MISSING = 3 };
+enum { ATTACH_TRIES = 3 };
 
 static const char usage[] =
     "exe-hold keeps terminals and processes running when their client goes.\n"
@@ -171,13 +172,21 @@ static int stream(int fd, bool attached, bool quiet) {
   }
 }
 
+/*
+ * A connection to a session that is there, or is made. -1: it cannot be, which was said.
+ * fresh: the one that was found before had ended.
+ */
+static int reach(const struct hold_options *options, bool fresh) {
+  int fd = fresh ? -1 : hold_connect(options->name);
+  if (fd < 0) fd = hold_session_start(options);
+  /* Somebody else was quicker. */
+  return fd == HOLD_TAKEN ? hold_connect(options->name) : fd;
+}
+
 static int attach(const struct hold_options *options) {
   struct hold_options wanted = *options;
   wanted.size = terminal_size(options->size);
-  int fd = hold_connect(options->name);
-  if (fd < 0) fd = hold_session_start(&wanted);
-  /* Somebody else was quicker. */
-  if (fd == HOLD_TAKEN) fd = hold_connect(options->name);
+  int fd = reach(&wanted, false);
   if (fd < 0) return EXIT_FAILED;
   if (isatty(STDIN_FILENO) && pipe2(resized, O_CLOEXEC | O_NONBLOCK) == 0) {
     struct sigaction action = {.sa_handler = on_resize, .sa_flags = SA_RESTART};
@@ -186,9 +195,16 @@ static int attach(const struct hold_options *options) {
     signal(SIGHUP, on_end);
     make_raw();
   }
-  if (hold_send(fd, HOLD_ATTACH, &wanted.size, sizeof wanted.size) != 0) return EXIT_FAILED;
-  int status = stream(fd, true, false);
-  close(fd);
+  int status = HOLDER_GONE;
+  /* The program may have ended just now; then the name is the next session's. */
+  for (int tries = 0; status == HOLDER_GONE && tries < ATTACH_TRIES && fd >= 0; tries++) {
+    if (tries > 0) {
+      fd = reach(&wanted, true);
+      if (resized[0] >= 0) make_raw();
+    }
+    if (fd >= 0 && hold_send(fd, HOLD_ATTACH, &wanted.size, sizeof wanted.size) == 0) status = stream(fd, true, false);
+    if (fd >= 0) close(fd);
+  }
   return status == HOLDER_GONE ? holder_gone() : status;
 }
 

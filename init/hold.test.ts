@@ -146,6 +146,9 @@ test('two people see and type in one terminal, which has the size of whoever typ
       return two.output()
     })
     .toMatch(/19 71/)
+  // What one of them typed last must have arrived before the other types.
+  one.terminal.write('echo "quiet $((1+1))"\r')
+  await two.shows(/quiet 2/)
   two.terminal.write('echo typed; stty size\r')
   await one.shows(/typed\r\n30 100/)
   // An answer that every terminal gives by itself is not somebody who types.
@@ -231,6 +234,17 @@ test('a name is taken while its session runs and free when it ended', async () =
   await first.exit
   expect(run('run', 'one', '--', 'echo', 'again')).toMatchObject({ status: 0, stdout: 'again\n' })
   expect(sessions().map((session) => session.name)).toEqual(['one'])
+})
+
+test('a name is free for the next in the very moment that its program ends', async () => {
+  for (let round = 0; round < 8; round++) {
+    const ending = follow('run', 'again', '--', 'sh', '-c', 'head -c 400000 /dev/zero')
+    await ending.exit
+    expect(run('run', 'again', '--', 'echo', 'next')).toMatchObject({ status: 0, stdout: 'next\n' })
+    const terminal = attach('again', ['sh', '-c', 'head -c 400000 /dev/zero; echo up'])
+    expect(await terminal.exit).toBe(0)
+    expect(terminal.output()).toContain('up')
+  }
 })
 
 test('twenty at once with one name start one session', async () => {

@@ -34,6 +34,7 @@
 enum {
   RING_BYTES = 512 * 1024,
   FLUSH_LIMIT_MS = 5000,
+  RELEASE_TRIES = 10,
   CLIENT_INPUT = sizeof(struct hold_head) + HOLD_PAYLOAD_MOST,
   CLIENT_OUTPUT = sizeof(struct hold_head) + HOLD_PAYLOAD_MOST + 128,
 };
@@ -167,6 +168,8 @@ static bool handle(struct client *client, uint32_t type, const uint8_t *payload,
   switch (type) {
     case HOLD_ATTACH:
       if (client->wants != WANTS_NOTHING) return false;
+      /* Whoever comes now wants the next session of this name; only the one who started this may be late. */
+      if (!session.running && (ever_attached || !session.terminal)) return false;
       if (!session.terminal) {
         static const char text[] = "that session has no terminal; use: exe-hold logs -f";
         put_message(client, HOLD_ERROR, text, sizeof text - 1);
@@ -622,11 +625,13 @@ static int take_name(const char *name) {
   struct hold_head head;
   struct hold_info info;
   char path[PATH_MOST];
-  int fd = hold_connect(name);
-  if (fd >= 0) {
-    int failed = hold_send(fd, HOLD_RELEASE, NULL, 0) != 0 || hold_receive(fd, &head, &info, sizeof info) != 0 || info.running;
+  /* A holder that says nothing was about to go when it was called, or has too many clients. */
+  int tries = 0;
+  for (int fd; (fd = hold_connect(name)) >= 0; tries++) {
+    bool answered = hold_send(fd, HOLD_RELEASE, NULL, 0) == 0 && hold_receive(fd, &head, &info, sizeof info) == 0;
     close(fd);
-    if (failed) return -1;
+    if (answered && !info.running) break;
+    if (answered || tries == RELEASE_TRIES) return -1;
   }
   if (hold_path(path, sizeof path, name, "ended") == 0) unlink(path);
   return 0;
