@@ -51,6 +51,9 @@ describe('a held session', () => {
         return two.text
       }, PATIENT)
       .toMatch(/19 71/)
+    // What one of them typed last must have arrived before the other types.
+    await one.type('echo "quiet $((1+1))"\r')
+    await two.shows(/quiet 2/)
     await two.type('stty size\r')
     await one.shows(/24 80/)
     await Promise.all([one.leave(), two.leave()])
