@@ -2,6 +2,7 @@ import { release } from 'node:os'
 import type { DoctorFinding } from '../../migrations/schema.ts'
 import type { App } from '../app.ts'
 import { defineCommand } from './command.ts'
+import { httpsFindings } from './doctor-https.ts'
 import { harmless, wrap } from './text.ts'
 import { sayDuration, sayWhen } from './values.ts'
 
@@ -102,28 +103,6 @@ async function hostFindings(app: App): Promise<Finding[]> {
 }
 
 type MakeFinding = (check: string, ok: boolean, message: string, remedy?: string) => Finding
-
-async function httpsFindings({ sql, settings }: App, finding: MakeFinding): Promise<Finding[]> {
-  if (settings.https.length === 0) return [finding('https', true, 'BERTH_HTTPS is off: no page is shown to anybody')]
-  // Renewed at two thirds of their life; what is left of one that was not is shorter than a week.
-  const [late] = await sql<{ count: number }[]>`
-    select count(*)::int as count from certificates where not_after < now() + interval '7 days'`
-  const count = late?.count ?? 0
-  const root = `${settings.dataDirectory}/ca.pem`
-  return [
-    finding(
-      'https',
-      true,
-      `pages are at https://NAME.${settings.machineDomain}, with certificates of Berth's own authority; browsers trust them once they have ${root}. On Debian: cp ${root} /usr/local/share/ca-certificates/berth.crt && update-ca-certificates`,
-    ),
-    finding(
-      'certificates',
-      count === 0,
-      count === 0 ? 'no certificate is overdue' : `${count} certificates were not renewed in time`,
-      'the gateway renews them every hour; its log says why it could not',
-    ),
-  ]
-}
 
 async function gatewayFindings(app: App): Promise<Finding[]> {
   const { settings } = app

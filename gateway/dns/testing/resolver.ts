@@ -15,6 +15,8 @@ export type TestResolver = {
   /** sets what a name has, in place of what it had; `*.` stands for names that have nothing of their own */
   set(name: string, records: { cname?: string; txt?: string[]; a?: string[] }): void
   clear(): void
+  /** what Berth's name server is asked for */
+  zones: Set<string>
   /** names that are not answered (SERVFAIL) */
   broken: Set<string>
   /** questions asked, `name type` */
@@ -29,6 +31,7 @@ export async function startResolver(berth: { zones: readonly string[]; port: () 
   const records = new Map<string, { cname?: string; txt?: string[]; a?: string[] }>()
   const asked: string[] = []
   const broken = new Set<string>()
+  const zones = new Set(berth.zones)
 
   const ofBerth = async (name: string, type: number): Promise<DnsRecord[]> => {
     const resolver = new Resolver({ timeout: 1000, tries: 2 })
@@ -46,7 +49,7 @@ export async function startResolver(berth: { zones: readonly string[]; port: () 
     let name = question
     for (let step = 0; step < CNAMES_MOST; step++) {
       const at = (record: DnsRecord): DnsRecord => ({ ...record, name })
-      const isBerths = berth.zones.some((zone) => name === zone || name.endsWith(`.${zone}`))
+      const isBerths = [...zones].some((zone) => name === zone || name.endsWith(`.${zone}`))
       if (isBerths) return [...answers, ...(await ofBerth(name, type)).map(at)]
       const found = records.get(name) ?? records.get(name.replace(/^[^.]+/, '*'))
       if (type === TYPE.TXT) answers.push(...(found?.txt ?? []).map((text) => at(txtRecord(text, 1))))
@@ -73,6 +76,7 @@ export async function startResolver(berth: { zones: readonly string[]; port: () 
     address: `127.0.0.1:${server.udpAddresses[0]?.port}`,
     set: (name, what) => records.set(name, what),
     clear: () => records.clear(),
+    zones,
     broken,
     asked,
     [Symbol.asyncDispose]: () => server.close(),

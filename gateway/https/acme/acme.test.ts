@@ -1,10 +1,17 @@
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import type { App } from '../../app.ts'
+import { httpsFindings } from '../../commands/doctor-https.ts'
 import { proofNames } from '../../domains/records.ts'
 import { accountProof, dropDomain } from '../../domains/rows.ts'
 import { noteFailure, takeJob } from './store.ts'
 import { type AcmeWorld, startAcmeWorld } from './testing/world.ts'
 
 const PATIENT = { timeout: 15_000, interval: 30 }
+
+async function doctor(app: App): Promise<string[]> {
+  const findings = await httpsFindings(app, (check, ok, message) => ({ check, ok, message }))
+  return findings.map(({ ok, message }) => `${ok ? 'ok' : 'fix'} ${message}`)
+}
 
 describe('with Berth’s own name server', () => {
   let world: AcmeWorld
@@ -89,6 +96,33 @@ describe('with Berth’s own name server', () => {
     await expect.poll(() => world.served('blocked.example').catch(() => 'refused'), PATIENT).toBe('refused')
   })
 
+  it('doctor says who certifies what, and that DNS leads here, or does not', async () => {
+    const { app } = world.gateway
+    const { host } = new URL(world.pebble.directoryUrl)
+    expect(await doctor(app)).toEqual([
+      `ok berth.test has a certificate of ${host}`,
+      'ok no certificate is overdue',
+      'ok berth.test is at 127.0.0.1',
+      'ok any.berth.test is at 127.0.0.1',
+      'ok DNS leads _acme-challenge.berth.test to this name server',
+    ])
+    expect(await world.gateway.sql`select from acme_challenges`).toHaveLength(0)
+    const { sql } = world.gateway
+    await sql`update acme_certificates set problem = 'no', renew_at = now() - interval '2 days', not_after = now()
+      where name = 'berth.test'`
+    world.resolver.zones.clear()
+    expect((await doctor(app)).map((line) => line.slice(0, 60))).toEqual([
+      `fix berth.test waits for a certificate of ${host}: no; tried again`.slice(0, 60),
+      'fix 1 certificates were not renewed in time',
+      'fix berth.test is not in DNS',
+      'fix any.berth.test is not in DNS',
+      'fix DNS does not lead _acme-challenge.berth.test to this nam',
+    ])
+    world.resolver.zones.add('berth.test')
+    await sql`update acme_certificates set problem = null, not_after = not_before + interval '3 years',
+      renew_at = not_before + interval '2 years' where name = 'berth.test'`
+  })
+
   it('two gateways share what is had, answer each other’s challenges, and renew once', async () => {
     const second = await world.another()
     try {
@@ -139,6 +173,9 @@ describe('without a name server and without BERTH_HTTP', () => {
     await using world = await startAcmeWorld({ dns: false, http: false })
     expect((await world.issued('berth.test')).names).toBe('DNS:berth.test')
     expect((await world.served('demo.berth.test')).issuer).toBe('Berth berth.test')
+    expect((await doctor(world.gateway.app))[1]).toMatch(
+      /^fix machines' names have certificates of Berth's own authority/,
+    )
     await world.bring('shop.example')
     const first = await world.issued('shop.example')
     expect(first).toMatchObject({ names: 'DNS:shop.example', protocol: 'http/1.1' })

@@ -33,7 +33,7 @@ export class Challenges {
   #reading: Promise<OpenChallenges> | undefined
   #next: Promise<OpenChallenges> | undefined
   /** as they were read last, or heard of: for those who cannot wait */
-  last: OpenChallenges = openChallenges([])
+  last: OpenChallenges = answersOf([])
 
   constructor(options: ChallengesOptions) {
     this.#options = options
@@ -58,19 +58,6 @@ export class Challenges {
     return this.#next
   }
 
-  /** Opens challenges. @returns what closes them again */
-  async open(challenges: readonly Challenge[]): Promise<() => Promise<void>> {
-    const { sql } = this.#options
-    const rows = challenges.map((one) => ({ ...one, token: one.kind === 'dns-01' ? '' : one.token }))
-    await sql`delete from acme_challenges where expires_at < now()`
-    const made = await sql<{ id: number }[]>`
-      insert into acme_challenges ${sql(rows, 'kind', 'name', 'token', 'value')} returning id`
-    const ids = made.map(({ id }) => id)
-    return async () => {
-      await sql`delete from acme_challenges where id in ${sql(ids)}`
-    }
-  }
-
   close(): void {
     this.#stop()
   }
@@ -78,14 +65,26 @@ export class Challenges {
   async #select(): Promise<OpenChallenges> {
     const rows = await this.#options.sql<Row[]>`
       select kind, name, token, value from acme_challenges where expires_at > now() order by id desc limit ${OPEN_MOST}`
-    this.last = openChallenges(rows)
+    this.last = answersOf(rows)
     return this.last
+  }
+}
+
+/** Opens challenges. @returns what closes them again */
+export async function openChallenges(sql: Sql, challenges: readonly Challenge[]): Promise<() => Promise<void>> {
+  const rows = challenges.map((one) => ({ ...one, token: one.kind === 'dns-01' ? '' : one.token }))
+  await sql`delete from acme_challenges where expires_at < now()`
+  const made = await sql<{ id: number }[]>`
+    insert into acme_challenges ${sql(rows, 'kind', 'name', 'token', 'value')} returning id`
+  const ids = made.map(({ id }) => id)
+  return async () => {
+    await sql`delete from acme_challenges where id in ${sql(ids)}`
   }
 }
 
 type Row = { kind: string; name: string; token: string; value: string }
 
-function openChallenges(rows: readonly Row[]): OpenChallenges {
+function answersOf(rows: readonly Row[]): OpenChallenges {
   const of = (kind: string, name: string) => rows.filter((row) => row.kind === kind && row.name === name)
   return {
     txt: (name) => of('dns-01', name).map(({ value }) => value),

@@ -1,5 +1,6 @@
 import { createPublicKey, X509Certificate } from 'node:crypto'
-import type { Challenge, Challenges } from './challenges.ts'
+import type { Sql } from '../../../migrations/connect.ts'
+import { type Challenge, openChallenges } from './challenges.ts'
 import { type AcmeChallenge, type AcmeClient, AcmeError, type Authorization } from './client.ts'
 import { type AccountKey, dnsDigest, keyAuthorization } from './jws.ts'
 import { certificateRequest } from './requests.ts'
@@ -12,7 +13,7 @@ export type Obtained = { chain: string; key: string; notBefore: Date; notAfter: 
 export type OrderOptions = {
   client: AcmeClient
   key: AccountKey
-  challenges: Challenges
+  sql: Sql
   names: readonly string[]
   /** how the names are to be proved; no other way is tried */
   method: Method
@@ -33,7 +34,13 @@ export async function obtain(options: OrderOptions): Promise<Obtained> {
   const open = authorizations.filter(({ status }) => status === 'pending')
   const proofs = open.map((authorization) => proofOf(authorization, options))
   // A wildcard and its apex have two authorizations and one name for the record: both values stand there together.
-  const close = proofs.length === 0 ? undefined : await options.challenges.open(proofs.flatMap(({ shown }) => shown))
+  const close =
+    proofs.length === 0
+      ? undefined
+      : await openChallenges(
+          options.sql,
+          proofs.flatMap(({ shown }) => shown),
+        )
   try {
     await Promise.all(proofs.map(({ challenge }) => client.ready(challenge)))
     await Promise.all(open.map(({ url }) => client.untilValid(url)))

@@ -51,7 +51,7 @@ export async function startAcme(options: AcmeOptions): Promise<AcmeService> {
   const methods = methodsOf(settings, { servesHttp, servesDns })
   const addresses = publicAddresses(settings)
   const worker = new CertificateWorker({
-    ...{ sql, news, log, secretKey, settings, directoryUrl, client, key, challenges, lookup, addresses, own, methods },
+    ...{ sql, news, log, secretKey, settings, directoryUrl, client, key, lookup, addresses, own, methods },
     signal,
   })
   worker.look()

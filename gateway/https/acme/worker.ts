@@ -11,7 +11,6 @@ import type { Log } from '../../log.ts'
 import type { News } from '../../news.ts'
 import { seal } from '../../secrets.ts'
 import type { Settings } from '../../settings.ts'
-import type { Challenges } from './challenges.ts'
 import { type AcmeClient, AcmeError } from './client.ts'
 import type { AccountKey } from './jws.ts'
 import { type Method, type Obtained, obtain } from './order.ts'
@@ -35,7 +34,6 @@ export type WorkerOptions = {
   directoryUrl: string
   client: AcmeClient
   key: AccountKey
-  challenges: Challenges
   lookup: Lookup
   /** where the gateways are reached */
   addresses: readonly string[]
@@ -154,7 +152,7 @@ export class CertificateWorker {
   }
 
   async #obtain(job: Job): Promise<Obtained> {
-    const { client, key, challenges } = this.#options
+    const { client, key, sql } = this.#options
     const method = this.#method(job)
     const recordNames = new Map<string, readonly string[]>()
     if (job.domain !== null) {
@@ -165,7 +163,7 @@ export class CertificateWorker {
     return await obtain({
       client,
       key,
-      challenges,
+      sql,
       names: job.names,
       method,
       recordNames: (name) => recordNames.get(name) ?? [`_acme-challenge.${name}`],
