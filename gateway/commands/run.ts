@@ -8,7 +8,7 @@ import { MachineUnreachableError } from '../ssh/pool/target.ts'
 import type { Context, Result } from './command.ts'
 import { CommandError, usageError } from './error.ts'
 import { commandDescription, commandHelp, familyHelp } from './help-text.ts'
-import { asksForFamily, findCommand } from './lookup.ts'
+import { asksForFamily, type Found, findCommand } from './lookup.ts'
 import { parseCommand } from './parse.ts'
 import { refuseBeyondScope } from './permission.ts'
 import { createProgress } from './progress.ts'
@@ -58,7 +58,8 @@ export async function runInSeat(
     const found = findCommand(TABLE, words)
     if (found.command.operator && !caller.isOwner) throw operatorOnly(found.command.name)
     refuseBeyondScope(caller.scope, found.command)
-    const parsed = parseCommand(found.command, found.words)
+    const given = caller.via === 'exec' ? withUnits(found) : found.words
+    const parsed = parseCommand(found.command, given)
     context.json ||= parsed.json
     if (parsed.help) {
       const json = commandDescription(found.command)
@@ -152,6 +153,14 @@ async function fail(context: Context, error: unknown): Promise<number> {
     await send(io.stdout, `${JSON.stringify(document)}\n`, onTerminal, io.signal)
   } else await send(errorStream(io), sentence(failure, context), onTerminal, io.signal)
   return signal.aborted && failure.code === 'interrupted' ? INTERRUPTED : failure.exit
+}
+
+/** Programs that were written for exe.dev give a size as a bare number, and mean GiB. */
+function withUnits({ command, words }: Found): readonly string[] {
+  return words.map((word) => {
+    const name = /^--([a-z-]+)=\d+$/.exec(word)?.[1] ?? ''
+    return command.flags[name]?.type === 'size' ? `${word}G` : word
+  })
 }
 
 function operatorOnly(name: string) {

@@ -34,7 +34,7 @@ def raises(kind, call):
 
 def new():
     vm = exe.new(
-        name="sdk", image=IMAGE, cpu=1, memory="512M", disk="2G",
+        name="sdk", image=IMAGE, cpu=1, memory="512M", disk=2,
         env={"MODE": "c i"}, tags=["ci"], comment="made by the SDK", timeout=300,
     )
     assert (vm.name, vm.status, vm.tags, vm.comment) == ("sdk", "running", ("ci",), "made by the SDK"), vm

@@ -7,7 +7,7 @@ import type { ProcessOutput } from './output.ts'
 
 export const PATH = '/exec'
 /** What clients are told to wait when the fault is not theirs. */
-export const BUSY_RETRY_S = 5
+const BUSY_RETRY_S = 5
 
 const GONE = new CommandError('interrupted', 1, 'the client is gone')
 
@@ -73,7 +73,7 @@ export class Exchange {
     else if (status === 401) this.challenge(failure.code, error)
     else {
       const retry = status === 503 ? { 'Retry-After': String(BUSY_RETRY_S) } : {}
-      this.#send(status, { ...failure.detail, error, code: failure.code }, retry)
+      void this.#refuse(status, { ...failure.detail, error, code: failure.code }, retry)
     }
   }
 

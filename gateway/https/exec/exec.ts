@@ -9,7 +9,7 @@
  */
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import { Readable, Writable } from 'node:stream'
-import type { App, RunLine } from '../../app.ts'
+import { type App, EXIT, type RunLine } from '../../app.ts'
 import { CommandError } from '../../commands/error.ts'
 import { findCommand } from '../../commands/lookup.ts'
 import { ssh } from '../../commands/ssh.ts'
@@ -20,7 +20,7 @@ import { credentialOf } from '../access/credentials.ts'
 import { Rate } from '../control/rate.ts'
 import type { Finished } from '../proxy/context.ts'
 import { BODY_LIMIT_BYTES, readBody } from './body.ts'
-import { BUSY_RETRY_S, Exchange, PATH } from './exchange.ts'
+import { Exchange, PATH } from './exchange.ts'
 import { findHolder, type Holder } from './holder.ts'
 import { LiveRuns } from './live.ts'
 import { ProcessOutput } from './output.ts'
@@ -71,8 +71,9 @@ export class ExecEndpoint {
     response.once('close', () => this.#options.finished?.(exchange.finished()))
     this.#serve(exchange).catch((error: unknown) => {
       const { isAway, message, wayOn } = faultOf(error, this.#options.app.log, 'a line of /exec failed')
-      if (isAway) exchange.refuse(503, 'busy', message, { 'Retry-After': String(BUSY_RETRY_S) })
-      else exchange.refuse(500, 'internal', `${message}; ${wayOn}`)
+      exchange.fail(
+        new CommandError(isAway ? 'busy' : 'internal', isAway ? EXIT.busy : EXIT.failed, `${message}; ${wayOn}`),
+      )
     })
     return true
   }

@@ -95,6 +95,17 @@ describe('a line', () => {
     await interrupted.promise
   })
 
+  it('that fails in a way nobody foresaw is answered all the same, also when its stream has begun', async () => {
+    const broken: RunLine = (_app, _caller, _line, { stdout }) =>
+      new Promise((resolve) => {
+        setTimeout(() => stdout.write('{', () => resolve(0)), 100)
+      })
+    await using site = await serve({ runLine: broken, limits: { headMs: 10 } })
+    const answer = await site.post('ls')
+    expect([answer.status, await answer.json()]).toMatchObject([500, { code: 'internal' }])
+    expect(JSON.parse(await (await site.post('ssh demo true')).text())).toEqual({ error: expect.any(String) })
+  })
+
   it('over the quota is told when to try again', async () => {
     await using site = await serve({ limits: { burst: 1, perSecond: 0.5 } })
     expect((await site.post('ls')).status).toBe(200)
