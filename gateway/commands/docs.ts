@@ -58,7 +58,14 @@ export const DOCS: Record<string, Page> = {
         '',
         'Programs send a token, see token new, or one made with your SSH key alone. The machine is told who visits: X-Berth-User, X-Berth-Email.',
         '',
-        `Certificates are of Berth's own authority until a browser trusts it: its root is at ${settings.dataDirectory}/ca.pem on the server.`,
+        'Under a domain of your own; it says which record to set:',
+        `  ${lobbyLine(settings, 'domain add demo www.example.com')}`,
+        ...(settings.acme === undefined
+          ? [
+              '',
+              `Certificates are of Berth's own authority until a browser trusts it: its root is at ${settings.dataDirectory}/ca.pem on the server.`,
+            ]
+          : []),
       ].join('\n'),
   },
   api: {
