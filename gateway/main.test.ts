@@ -1,5 +1,6 @@
 import { type ChildProcess, execFileSync, spawn, spawnSync } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
+import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import { chmodSync, chownSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
@@ -130,6 +131,25 @@ describe('the gateway’s process', { timeout: 120_000 }, () => {
     expect(answer).toMatchObject({ status: 0, stdout: 'ready\n' })
     gateway.child.kill('SIGTERM')
     expect(await gateway.ended).toBe(0)
+  })
+
+  it('answers DNS at port 53, by UDP and TCP, as the user without privileges', async () => {
+    starterKey('owner')
+    const gateway = start({ BERTH_DNS: `${ADDRESS}:53`, BERTH_DOMAIN: 'berth.test', BERTH_ADDRESSES: '192.0.2.1' })
+    await gateway.ready
+    for (const transport of ['+notcp', '+tcp']) {
+      const answer = await run('dig', [`@${ADDRESS}`, transport, '+short', 'demo.berth.test', 'A'])
+      expect(answer).toMatchObject({ status: 0, stdout: '192.0.2.1\n' })
+    }
+    gateway.child.kill('SIGTERM')
+    expect(await gateway.ended).toBe(0)
+    const other = createSocket('udp4')
+    const taken = await freePort()
+    await new Promise<void>((resolve) => other.bind(taken, ADDRESS, resolve))
+    const second = start({ BERTH_DNS: `${ADDRESS}:${taken}` })
+    expect(await second.ended).toBe(2)
+    expect(second.stderr()).toBe(`BERTH_DNS is "${ADDRESS}:${taken}": another program listens there\n`)
+    other.close()
   })
 
   it('stops for a port that was asked for and that another program has, of its lesser listeners too', async () => {
