@@ -8,7 +8,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 import { type Keys, makeKeys, type Outcome, run, sshArguments } from '../relay/fixtures.ts'
 import { serverAlgorithms } from './algorithms.ts'
 import { type ChannelEnd, deafSink } from './channel-end.ts'
-import { Link } from './link.ts'
+import { type IncomingOpen, Link, type LinkOwner } from './link.ts'
 import { checkSsh2 } from './native.ts'
 import { disconnectWithMessage, transportOf } from './protocol.ts'
 import { disconnectReason, encode } from './wire.ts'
@@ -294,6 +294,35 @@ describe('channels', () => {
     const opened = await Promise.allSettled(Array.from({ length: 5 }, () => client.open()))
     expect(opened.map(({ status }) => status)).toEqual(['fulfilled', 'fulfilled', 'fulfilled', 'rejected', 'rejected'])
   })
+
+  test('of packets too small for any data are refused, and others still sign in', async () => {
+    await using server = await serve({ onSession: answerExec })
+    const client = await server.raw()
+    for (const size of [0, 1, 511]) {
+      await expect(client.open(size)).rejects.toThrow(`Packets of ${size} bytes are too small.`)
+    }
+    expect((await server.ssh([], 'cat', Buffer.from('hello'))).stdout.toString()).toBe('hello')
+    await client.open(512)
+  })
+
+  test.each([0, 511])('that a peer confirms with packets of %i bytes end its connection', async (size) => {
+    const confirm = (link: () => Link) => (open: IncomingOpen) =>
+      link()
+        .accept(open, deafSink)
+        .confirm(2 ** 20, size)
+    await using server = await serve()
+    const near = await server.raw({ onChannelOpen: confirm(() => near.link) })
+    const [connection] = server.clients as [Connection]
+    const refused = once(connection, 'error')
+    connection.forwardOut('127.0.0.1', 1, '127.0.0.1', 2, () => {})
+    expect(String(await refused)).toContain(`Packets of ${size} bytes are too small.`)
+
+    const far = await server.client({})
+    const link: Link = new Link(server.clients[1] as Connection, { ...nothing, onChannelOpen: confirm(() => link) })
+    const failed = once(far.ssh, 'error')
+    far.ssh.exec('anything', () => {})
+    expect(String(await failed)).toContain(`Packets of ${size} bytes are too small.`)
+  })
 })
 
 describe('messages', () => {
@@ -327,6 +356,7 @@ describe('messages', () => {
   })
 })
 
+const nothing: LinkOwner = { onChannelOpen() {}, onGlobalRequest() {}, onGlobalReply() {}, onLost() {} }
 const keepalive = Buffer.concat([Buffer.of(80, 0, 0, 0, 4), Buffer.from('none'), Buffer.of(0)])
 
 function finish(channel: ServerChannel, status = 0): void {
@@ -352,7 +382,7 @@ type TestServer = {
   onClient: (client: Connection) => void
   ssh(options: readonly string[], command: string, input?: Buffer): Promise<Outcome>
   client(options: { algorithms?: Algorithms }): Promise<{ ssh: ssh2.Client; negotiated: { kex: string } }>
-  raw(): Promise<RawClient>
+  raw(owner?: Partial<LinkOwner>): Promise<RawClient>
 } & AsyncDisposable
 
 /** A server of ssh2 as the lobby is one: with its channels, not relayed. */
@@ -409,11 +439,10 @@ async function serve(
       await once(client, 'ready')
       return { ssh: client, negotiated }
     },
-    raw: async () => {
+    raw: async (owner = {}) => {
       const { client, sock } = start(serverAlgorithms)
       const link = Promise.withResolvers<Link>()
-      const nothing = { onChannelOpen() {}, onGlobalRequest() {}, onGlobalReply() {}, onLost() {} }
-      client.once('ready', () => link.resolve(new Link(client, nothing)))
+      client.once('ready', () => link.resolve(new Link(client, { ...nothing, ...owner })))
       return new RawClient(client, await link.promise, sock)
     },
     [Symbol.asyncDispose]: async () => {
@@ -437,9 +466,9 @@ class RawClient {
     this.socket = socket
   }
 
-  open(): Promise<ChannelEnd> {
+  open(packetBytes = 32 * 1024): Promise<ChannelEnd> {
     const { promise, resolve, reject } = Promise.withResolvers<ChannelEnd>()
-    const end = this.link.open('session', 2 ** 31, 32 * 1024, Buffer.alloc(0), {
+    const end = this.link.open('session', 2 ** 31, packetBytes, Buffer.alloc(0), {
       ...deafSink,
       onOpen: () => resolve(end),
       onRefused: (_reason, description) => reject(new Error(description)),
