@@ -403,6 +403,8 @@ export class Link {
     } else {
       this.#socket.write(bytes, () => this.#protocol.releasePacket(bytes))
     }
+    // The transport's own answers, to pings and unknown messages, are sent while no message of ours is handled
+    if (receiving === undefined) this.#checkBacklog()
   }
 
   readonly #smallPacketWritten = (): void => {
@@ -412,8 +414,10 @@ export class Link {
 
   /** Pauses whoever sent the message that made the backlog grow too far; that may be the same link, when answers are not read. */
   #checkBacklog(): void {
-    const source = receiving
-    if (source === undefined || source.#paused || this.backlogBytes <= maxBacklogBytes) return
+    const source = receiving ?? this
+    if (source.#paused || this.backlogBytes <= maxBacklogBytes) return
+    // What waits for new keys waits for the peer's next messages (its bound is in ssh2's patch)
+    if (source === this && this.backlogBytes - this.#protocol.queuedBytes <= maxBacklogBytes) return
     source.#paused = true
     source.#socket.pause()
     this.#pausedSources.add(source)
