@@ -2,11 +2,12 @@
  * For tests: a gateway with HTTPS, and a machine made of the host's sshd and the real exe-hold, whose place alone is
  * another one than in a machine.
  */
-import { execFileSync } from 'node:child_process'
+import { execFile } from 'node:child_process'
 import { once } from 'node:events'
 import { chmodSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { promisify } from 'node:util'
 import { WebSocket } from 'ws'
 import { buildInit } from '../../../../init/build.ts'
 import { standInLobby, startTestGateway, type TestGateway } from '../../../../test/gateway.ts'
@@ -32,7 +33,7 @@ export type TerminalWorld = {
   /** another gateway of the same installation; @returns its control host */
   another(options?: { port?: number }): Promise<{ gateway: TestGateway; control: string }>
   open(options?: OpenOptions): Promise<Visitor>
-  held(): HeldStatus[]
+  held(): Promise<HeldStatus[]>
 } & AsyncDisposable
 
 export type OpenOptions = {
@@ -61,13 +62,13 @@ export async function startTerminalWorld(): Promise<TerminalWorld> {
     `#!/bin/sh\n${exports.join('')}exec /bin/sh -c "$(printf %s "$SSH_ORIGINAL_COMMAND" | sed 's,/exe/bin/exe-hold,${hold},g')"\n`,
   )
   chmodSync(shell, 0o755)
-  const run = (...words: string[]) =>
-    execFileSync(hold, words, { env: { ...process.env, ...environment }, encoding: 'utf8' })
-  const held = (): HeldStatus[] => JSON.parse(run('ls', '--json')).sessions
+  const run = async (...words: string[]) =>
+    (await promisify(execFile)(hold, words, { env: { ...process.env, ...environment } })).stdout
+  const held = async (): Promise<HeldStatus[]> => JSON.parse(await run('ls', '--json')).sessions
   const keys = stack.use(makeKeys())
   const sshd = stack.use(await startMachine(keys, [`ForceCommand ${shell}`]))
-  stack.defer(() => {
-    for (const { name, state } of held()) if (state === 'running') run('kill', name, 'KILL')
+  stack.defer(async () => {
+    for (const { name, state } of await held()) if (state === 'running') await run('kill', name, 'KILL')
   })
   const lobby = { ...standInLobby, runLine }
   const options = { https: true, machineSshPort: sshd.target.port, lobby }
