@@ -1,4 +1,4 @@
-/** The pages as a person's browser shows them. `UPDATE_README=1` keeps the pictures that the README shows. */
+/** The pages as a person's browser shows them. `BERTH_TEST_PICTURES` names a folder for pictures of all of them. */
 import { readFileSync } from 'node:fs'
 import { stripTypeScriptTypes } from 'node:module'
 import { join } from 'node:path'
@@ -9,9 +9,13 @@ import { createSignInLink } from '../../accounts/web-sessions.ts'
 import { type Site, startSite } from '../testing/site.ts'
 
 const WEB = join(import.meta.dirname, '../../../web')
-const PICTURES = process.env.UPDATE_README ? join(WEB, 'pictures') : process.env.BERTH_TEST_PICTURES
+const PICTURES = process.env.BERTH_TEST_PICTURES
+/** Those that the README shows; `UPDATE_README=1` takes them anew. */
+const README_PICTURES = process.env.UPDATE_README
+  ? ['machines-desktop', 'sign-in-desktop', 'nothing-listens-desktop']
+  : []
 const FAULTS = `${stripTypeScriptTypes(readFileSync(join(WEB, 'pages/faults.ts'), 'utf8')).replace('export ', '')}\nfaults()`
-const SCREENS = { desktop: { width: 1280, height: 640 }, phone: { width: 390, height: 844 } }
+const SCREENS = { desktop: { width: 800, height: 480 }, phone: { width: 390, height: 844 } }
 
 let site: Site
 let browser: TestBrowser
@@ -108,6 +112,7 @@ describe('in a browser', () => {
         await page.setViewportSize(viewport)
         const picture = `${shown.name}-${screen}-${colorScheme}.png`
         if (PICTURES) await screenshot(page, join(PICTURES, picture))
+        if (README_PICTURES.includes(`${shown.name}-${screen}`)) await screenshot(page, join(WEB, 'pictures', picture))
         expect(await page.evaluate(FAULTS), picture).toEqual([])
       }
     }

@@ -6,8 +6,11 @@ import { page } from './page.ts'
 const PLATFORM_SSH_PORT = 22
 const PORTS_SHOWN = 20
 
-/** A page for what went wrong at a machine's host, as its visitor, who may be a stranger, should see it. */
-export function problemPage(problem: Problem, domain: string): string {
+/**
+ * A page for what went wrong at a machine's host, as its visitor, who may be a stranger, should see it.
+ * @param control where the control host is, `https://host:port`
+ */
+export function problemPage(problem: Problem, { domain, control }: { domain: string; control: string }): string {
   const { title, detail, listeningPorts, route, retryAfterS, code } = problem
   const ports = listeningPorts?.filter((port) => port !== PLATFORM_SSH_PORT).slice(0, PORTS_SHOWN) ?? []
   const name = route?.name
@@ -24,6 +27,7 @@ ${
 <p class="dim">To show one of them here, its owner types <code>port ${name} ${ports[0]}</code></p>`
     : html`<p class="dim">No program in it can be reached. A server must listen on all addresses (0.0.0.0), not on 127.0.0.1 alone.</p>`)
 }
+${listeningPorts && name !== undefined && html`<p class="dim">Its owner can look inside: <a href="${control}/terminal/${name}">a terminal on ${name}</a></p>`}
 ${code === 'machine.not_found' && html`<p class="dim">Names are spelled as <code>ls</code> shows them.</p>`}`,
   })
 }
