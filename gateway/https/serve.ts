@@ -30,7 +30,7 @@ import { StoredCertificates } from './tls/certificates.ts'
 
 export type ServeHttpsOptions = {
   app: App
-  /** runs what is asked of `POST /exec` */
+  /** runs what is asked of `POST /exec`, and what a page's button does */
   runLine: RunLine
   secretKey: Buffer
   challenges: Challenges
@@ -131,6 +131,7 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
   const readiness = readinessOf(app, () => isStopping)
   const control = controlApp({
     gateway: app,
+    runLine: options.runLine,
     sql,
     log,
     settings,
@@ -176,7 +177,10 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     }),
     wake: wakeOf(app.machines, routes),
     listeningPorts: (route: Route) => listeningPorts(sql, route.machineId),
-    page: (problem) => ({ text: problemPage(problem, settings.domain), fields: pageFields() }),
+    page: (problem) => ({
+      text: problemPage(problem, { domain: settings.domain, control: controlOrigin }),
+      fields: pageFields(),
+    }),
     ...(options.access ? { access: options.access } : {}),
     ...(options.limits ? { limits: options.limits } : {}),
   })

@@ -8,7 +8,7 @@ import { getRequestListener, type Http2Bindings, type HttpBindings } from '@hono
 import { type Context, Hono } from 'hono'
 import type { Sql } from '../../../migrations/connect.ts'
 import { findSession, type WebSession } from '../../accounts/web-sessions.ts'
-import type { App } from '../../app.ts'
+import type { App, RunLine } from '../../app.ts'
 import type { Log } from '../../log.ts'
 import { COOKIE, setCookie } from '../access/fields.ts'
 import { pageFields } from '../pages/page.ts'
@@ -22,6 +22,7 @@ import { addSignIn } from './sign-in.ts'
 
 export type ControlOptions = OpenOptions & {
   gateway: App
+  runLine: RunLine
   sql: Sql
   log: Log
   installation: Installation

@@ -1,7 +1,6 @@
 import { PassThrough } from 'node:stream'
 import { FIRST_SESSION, SESSION_NAME } from '../../../web/terminal/protocol.ts'
 import { lobbyLine } from '../../commands/machine-document.ts'
-import { runLine } from '../../commands/run.ts'
 import { isReady, type Machine } from '../../machines.ts'
 import { MachineUnreachableError } from '../../ssh/pool/target.ts'
 import { type Control, type ControlContext, wantsHtml } from '../control/app.ts'
@@ -36,7 +35,7 @@ export function addAssets({ app }: Pick<Control, 'app'>): void {
  *     POST /terminal/NAME/start       starts a machine that is off, or one that failed anew
  */
 export function addTerminal(control: Control): void {
-  const { gateway: app, installation, refuse } = control
+  const { gateway: app, runLine, installation, refuse } = control
   const gone = (context: ControlContext) =>
     refuse(context, {
       status: 404,
