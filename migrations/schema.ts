@@ -171,6 +171,7 @@ export const machines = pgTable('machines', {
   observedAt: time('observed_at').notNull().defaultNow(),
   webPort: integer('web_port'),
   webPublic: boolean('web_public').notNull().default(false),
+  token: uuid('token').notNull().default(sql`gen_random_uuid()`),
 })
 
 export const machineNames = pgTable('machine_names', {

@@ -35,7 +35,7 @@ export async function examine(context: DoctorContext): Promise<DoctorFinding[]> 
     resolvers(context.settings, kernel),
     await artifacts(context.store),
     await tun(),
-    disks(context.unknownDisks),
+    disks(context.unknownDisks, context.store),
   ]
 }
 
@@ -119,11 +119,16 @@ async function tun(): Promise<DoctorFinding> {
     : bad('tun', '/dev/net/tun is missing: machines cannot have network cards', 'modprobe tun')
 }
 
-function disks(unknown: readonly number[]): DoctorFinding {
+function disks(unknown: readonly number[], { volume }: Store): DoctorFinding {
   if (unknown.length === 0) return good('disks', 'Every disk in the store belongs to a machine')
   const list = unknown.slice(0, 10).join(', ')
-  const remedy = 'Restore the newer database, or remove the folders by hand when nothing in them is wanted'
-  return bad('disks', `The database does not know the machines of these folders in the store: ${list}`, remedy)
+  const remedy =
+    'Restore the newer database; or move the folders elsewhere, or remove them when nothing in them is wanted, and start again what failed because of them'
+  return bad(
+    'disks',
+    `The database does not know the machines of these folders in ${volume.path}/machines: ${list}`,
+    remedy,
+  )
 }
 
 function good(check: string, message: string): DoctorFinding {

@@ -1,3 +1,4 @@
+import { randomUUID } from 'node:crypto'
 import { mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
@@ -240,6 +241,31 @@ describe('a vmhost', () => {
     await server.sql`delete from machines where id = ${id}`
     await expect.poll(() => server.hypervisors(id), { timeout: 20_000 }).toEqual([])
     await expect.poll(() => server.taps(), { timeout: 20_000 }).not.toContain(`vm${id}`)
+    expect(server.disks()).toContain(String(id))
+    rmSync(join(server.dataDirectory, 'store/machines', String(id)), { recursive: true })
+  })
+
+  test('a machine that runs is ended, and its disk stays, when its number comes to be another machine', async () => {
+    const id = await bootingMachine()
+    await server.update(id, { token: randomUUID(), observed_host_key: null, desired_state: 'stopped' })
+    await server.until(id, (row) => row.observed_state === 'stopped')
+    expect(await server.hypervisors(id)).toEqual([])
+    await server.update(id, { desired_state: 'gone' })
+    await server.until(id, (row) => row.observed_state === 'gone')
+    expect(server.disks()).toContain(String(id))
+    rmSync(join(server.dataDirectory, 'store/machines', String(id)), { recursive: true })
+  })
+
+  test('a running machine whose number is another machine when a vmhost starts is not adopted', async () => {
+    const id = await bootingMachine()
+    await server.end()
+    await server.update(id, { token: randomUUID(), observed_host_key: null })
+    expect(await server.start()).toMatchObject({ running: 0 })
+    const failed = await server.until(id, (row) => row.observed_state === 'failed')
+    expect(failed.observed_reason).toMatch(/^Another machine's disk lies in its place/)
+    expect(await server.hypervisors(id)).toEqual([])
+    await server.update(id, { desired_state: 'gone' })
+    await server.until(id, (row) => row.observed_state === 'gone')
     expect(server.disks()).toContain(String(id))
     rmSync(join(server.dataDirectory, 'store/machines', String(id)), { recursive: true })
   })

@@ -1,11 +1,14 @@
 import { execFileSync } from 'node:child_process'
+import { randomUUID } from 'node:crypto'
 import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { readFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { afterAll, afterEach, beforeAll, expect, test, vi } from 'vitest'
 import { connect, type Sql } from '../migrations/connect.ts'
 import { embeddedUrl, startEmbedded, stopEmbedded } from '../migrations/embedded.ts'
 import { migrate } from '../migrations/migrate.ts'
+import { makeHostKey } from './reconcile/identity.ts'
 import { artifactsFolder, TestServer } from './testing/server.ts'
 
 vi.setConfig({ testTimeout: 90_000, hookTimeout: 90_000 })
@@ -127,16 +130,23 @@ test('what has lain in the trash for seven days is gone at the next start: disk,
     return id
   }
   const [old, young] = [await trashed(7 * 24 + 1), await trashed(7 * 24 - 1)]
+  // Of a database that is no more: only the number is that of a machine which is gone.
+  const number = await server.insert({ desired_state: 'gone' })
+  await server.update(number, { observed_state: 'gone' })
+  leaveFiles(number, randomUUID())
   await server.start()
   await server.until(old, (row) => row.observed_state === 'gone')
-  expect(server.disks()).toEqual([String(young)])
+  expect(server.disks()).toEqual([String(young), String(number)])
   for (const id of [old, young]) {
     const kept = id === young ? 1 : 0
     expect(await server.sql`select from addresses where machine_id = ${id}`).toHaveLength(kept)
     expect(await server.sql`select from machine_names where machine_id = ${id}`).toHaveLength(kept)
   }
   expect(await server.machine(young)).toMatchObject({ desired_state: 'trashed', observed_state: 'trashed' })
+  rmSync(join(server.dataDirectory, 'store/machines', String(number)), { recursive: true })
 })
+
+const doctor = async () => JSON.stringify((await server.sql`select doctor from hosts`)[0]?.doctor)
 
 test('a machine whose row is missing keeps its disk, which the doctor names: an older database may have come back', async () => {
   await server.start()
@@ -147,11 +157,62 @@ test('a machine whose row is missing keeps its disk, which the doctor names: an 
   writeFileSync(disk, 'all that was on it')
   await server.sql`delete from machines where id = ${id}`
   // The doctor's look every 30 s would be too late for this.
-  await expect
-    .poll(async () => JSON.stringify((await server.sql`select doctor from hosts`)[0]?.doctor), { timeout: 20_000 })
-    .toMatch(`machines of these folders in the store: ${id}"`)
+  await expect.poll(doctor, { timeout: 20_000 }).toContain(`${server.dataDirectory}/store/machines: ${id}"`)
   expect(readFileSync(disk, 'utf8')).toBe('all that was on it')
   rmSync(dirname(disk), { recursive: true })
+})
+
+/** Files of a machine, as a vmhost leaves them. */
+function leaveFiles(id: number, token: string | undefined): { hostKey: Buffer; note(): Promise<string | undefined> } {
+  const folder = join(server.dataDirectory, 'store/machines', String(id))
+  mkdirSync(folder)
+  const { privateKey, publicKey } = makeHostKey('demo')
+  const record = { image: 'minimal', imageHash: '0', loginUser: 'dev', init: true, systemId: 'f'.repeat(32), token }
+  for (const [name, content] of Object.entries({
+    'root.raw': Buffer.alloc(4096, 7),
+    host_key: privateKey,
+    'machine.json': JSON.stringify(record),
+  }))
+    writeFileSync(join(folder, name), content)
+  const note = () => readFile(join(folder, 'machine.json'), 'utf8').then((text) => JSON.parse(text).token)
+  return { hostKey: publicKey, note }
+}
+
+test.each([
+  ['of another token', randomUUID()],
+  ['from before there were tokens', undefined],
+])(
+  "files %s are another machine's: its disk is neither given away nor removed, and the doctor names it",
+  async (_, token) => {
+    await server.start()
+    const id = await server.insert(off)
+    await server.until(id, (row) => row.observed_state === 'stopped')
+    const { note } = leaveFiles(id, token)
+    const disk = join(server.dataDirectory, 'store/machines', String(id), 'root.raw')
+    await server.update(id, { desired_state: 'running' })
+    const failed = await server.until(id, (row) => row.observed_state === 'failed')
+    expect(failed.observed_reason).toMatch(/^Another machine's disk lies in its place.* Remove this machine/)
+    expect(failed.observed_host_key).toBeNull()
+    await server.update(id, { desired_state: 'gone' })
+    await server.until(id, (row) => row.observed_state === 'gone')
+    await expect.poll(doctor, { timeout: 20_000 }).toContain(`${server.dataDirectory}/store/machines: ${id}"`)
+    expect(readFileSync(disk)).toEqual(Buffer.alloc(4096, 7))
+    expect(await note()).toBe(token)
+    rmSync(dirname(disk), { recursive: true })
+  },
+)
+
+test('files from before there were tokens stay with their machine, which its host key tells', async () => {
+  await server.start()
+  const id = await server.insert(off)
+  await server.until(id, (row) => row.observed_state === 'stopped')
+  const { hostKey, note } = leaveFiles(id, undefined)
+  const [{ token } = { token: '' }] = await server.sql<{ token: string }[]>`
+    update machines set observed_host_key = ${hostKey}, desired_state = 'running' where id = ${id} returning token`
+  await expect.poll(note).toBe(token)
+  await server.update(id, { desired_state: 'gone' })
+  await server.until(id, (row) => row.observed_state === 'gone')
+  expect(server.disks()).not.toContain(String(id))
 })
 
 test('name servers that machines cannot reach are told at the start', async () => {

@@ -22,7 +22,8 @@ const first: MachineRow = {
   observedBoot: 1,
   observedReason: null,
   isReady: false,
-  hadDisk: true,
+  token: '00000000-0000-4000-8000-000000000000',
+  hostKey: null,
   address: '10.42.0.2',
 }
 

@@ -8,6 +8,7 @@ import { StorageError } from '../storage/errors.ts'
 import type { MachineFiles } from '../storage/store.ts'
 import { type Ending, Guest, type GuestOwner, saidLast } from './guest.ts'
 import { makeHostKey, publicPart } from './identity.ts'
+import { isOwn, isTaken, ownFiles } from './ownership.ts'
 import type { MachineRow, Observation } from './rows.ts'
 import { checkMachine, commandLine, MachineError } from './specification.ts'
 import type { World } from './world.ts'
@@ -106,8 +107,8 @@ export class Machine {
     if (!hypervisor) return
     const files = await store.findMachine(this.id).catch(() => undefined)
     const { address, observedBoot, observedState, isReady } = this.#row
-    if (!files || address === null) {
-      await hypervisor.kill()
+    if (!files || address === null || !isOwn(files, this.#row)) {
+      await hypervisor.quit()
       return
     }
     this.#network = { machineId: this.id, address, uid: hypervisorUid(this.id) }
@@ -160,11 +161,17 @@ export class Machine {
       await this.#leave()
       return
     }
-    if (row.observedState === 'gone') {
-      await this.#vanish()
-      return
+    if (this.#guest && !isOwn(this.#guest.files, row)) {
+      // An older database came back, and another machine has its number: nothing of this one may be told under it.
+      this.#log.warn('its row is another machine by now: it is ended, and its files are kept')
+      await this.#endGuest(this.#guest, 'quit')
+      await this.#disconnect()
     }
     this.#row = row
+    if (row.observedState === 'gone') {
+      await this.#vanish(row)
+      return
+    }
     if (this.#ending) {
       await this.#bury(this.#ending)
       return
@@ -189,7 +196,7 @@ export class Machine {
         }
         return
       case 'gone':
-        await this.#vanish()
+        await this.#vanish(row)
         return
       default:
         if (row.observedReason === null) {
@@ -233,12 +240,13 @@ export class Machine {
         observedStartedAt: null,
       })
       const machine = checkMachine(row, { network: world.guest.network, memoryBytes: world.memoryBytes })
+      const there = await ownFiles(world.store, row)
       // A process of this machine's that could not be adopted, or was started a moment before a kill -9.
       await world.driver.destroy(this.id, world.store.directoryOf(this.id))
       this.#network = { machineId: this.id, address: machine.address, uid: hypervisorUid(this.id) }
       const connecting = world.network.ensureMachine(this.#network)
       connecting.catch(() => {})
-      const [files, bootSet] = await Promise.all([this.#disk(machine), world.store.currentBoot()])
+      const [files, bootSet] = await Promise.all([this.#disk(machine, there), world.store.currentBoot()])
       const observedHostKey = publicPart(files.hostKey)
       this.#observe({ observedStage: 'network', observedHostKey, observedLoginUser: files.record.loginUser })
       const card = await connecting
@@ -309,19 +317,19 @@ export class Machine {
     }
   }
 
-  async #disk(machine: MachineRow): Promise<MachineFiles> {
+  async #disk(machine: MachineRow, there: MachineFiles | undefined): Promise<MachineFiles> {
     const { store } = this.#world
-    const there = await store.findMachine(this.id)
     if (there) {
       if (machine.diskBytes > there.diskBytes) await store.growDisk(this.id, machine.diskBytes)
       return there
     }
     // Never a fresh disk in place of one that was lost: that would look like everything in it had been deleted.
-    if (machine.hadDisk) throw new MachineError('Its disk is not on this server any more')
+    if (machine.hostKey !== null) throw new MachineError('Its disk is not on this server any more')
     const image = (await store.images()).find(({ name }) => name === machine.image)
     if (!image) throw new MachineError(`There is no image called ${machine.image} on this server`)
     const hostKey = makeHostKey(machine.name).privateKey
-    return store.createMachine(this.id, { image, diskBytes: machine.diskBytes, uid: hypervisorUid(this.id), hostKey })
+    const { diskBytes, token } = machine
+    return store.createMachine(this.id, { image, diskBytes, uid: hypervisorUid(this.id), hostKey, token })
   }
 
   #attend(hypervisor: Hypervisor, files: MachineFiles, boot: number, ready: boolean, slot: Disposable | undefined) {
@@ -415,7 +423,7 @@ export class Machine {
       this.#world.signal.throwIfAborted()
       this.#interrupt = new AbortController()
       const row = await this.#world.rows.one(this.id).catch(() => this.#row)
-      if (row?.desiredState === 'gone') return
+      if (row && (row.desiredState === 'gone' || !isOwn(guest.files, row))) return
     }
   }
 
@@ -433,13 +441,13 @@ export class Machine {
   }
 
   /** Takes everything of the machine away; its name and address only when nothing of it is left. */
-  async #vanish(): Promise<void> {
+  async #vanish(row: MachineRow): Promise<void> {
     const { store, driver, rows, network } = this.#world
     if (this.#guest) await this.#endGuest(this.#guest, 'kill')
     await driver.destroy(this.id, store.directoryOf(this.id))
     await network.removeMachine(this.id)
     this.#network = undefined
-    await store.removeMachine(this.id)
+    if (!(await isTaken(store, row))) await store.removeMachine(this.id)
     await rows.finishGone(this.id)
     this.#record('gone')
     this.#over = true

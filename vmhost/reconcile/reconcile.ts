@@ -6,6 +6,7 @@ import { coalesce } from './coalesce.ts'
 import { parsePublicKeyLine } from './identity.ts'
 import { renewLease } from './lease.ts'
 import { Machine } from './machine.ts'
+import { isTaken } from './ownership.ts'
 import type { MachineRow } from './rows.ts'
 import type { World } from './world.ts'
 
@@ -25,7 +26,7 @@ export type Reconciler = {
   nameAt(address: string): string | undefined
   /** Machines this vmhost knows of, and how many of them have a hypervisor. */
   counts(): { machines: number; running: number }
-  /** Machines with files in the store and no row of this server: kept, and reported by the doctor. */
+  /** Ids under which files lie in the store that no row of this server is about: kept, and reported by the doctor. */
   unknownDisks(): Promise<number[]>
 }
 
@@ -75,7 +76,13 @@ class HostReconciler implements Reconciler {
 
   async unknownDisks(): Promise<number[]> {
     if (!this.#hasLooked) return []
-    return (await this.#world.store.listMachines()).filter((id) => !this.#machines.has(id))
+    const { store } = this.#world
+    const unknown: number[] = []
+    for (const id of await store.listMachines()) {
+      const machine = this.#machines.get(id)
+      if (!machine || (await isTaken(store, machine.row))) unknown.push(id)
+    }
+    return unknown
   }
 
   async start(): Promise<void> {
@@ -194,12 +201,13 @@ class HostReconciler implements Reconciler {
   async #removeStrays(rows: readonly MachineRow[]): Promise<void> {
     const wanted = new Set(rows.map(({ id }) => id))
     const others = (await this.#world.store.listMachines()).filter((id) => !wanted.has(id))
-    const known = await this.#world.rows.known(others)
     for (const id of others) {
       const ended = await this.#world.driver.destroy(id, this.#world.store.directoryOf(id))
       if (ended > 0) this.#log.warn({ machine: id }, 'ended a hypervisor whose machine is not of this server')
-      if (known.get(id) === 'gone') await this.#world.store.removeMachine(id)
-      else this.#log.warn({ machine: id }, 'a disk without a row is kept')
+      const row = await this.#world.rows.one(id)
+      if (row?.observedState === 'gone' && !(await isTaken(this.#world.store, row))) {
+        await this.#world.store.removeMachine(id)
+      } else this.#log.warn({ machine: id }, 'a disk without a row is kept')
     }
   }
 

@@ -19,8 +19,10 @@ export type MachineRow = {
   readonly observedReason: string | null
   /** sshd of `observedBoot` listened */
   readonly isReady: boolean
-  /** whether it ever had a disk: there is no host key before */
-  readonly hadDisk: boolean
+  /** of its files: see ownership.ts */
+  readonly token: string
+  /** public part of its host key in SSH wire form, as it was reported; null: it never had a disk */
+  readonly hostKey: Buffer | null
   /** null: none left, or taken away */
   readonly address: string | null
 }
@@ -79,17 +81,9 @@ export class Rows {
       select m.id, account_id as "accountId", name, image, cpus, memory_bytes as "memoryBytes", disk_bytes as "diskBytes",
         env, desired_state as "desiredState", desired_boot as "desiredBoot", observed_state as "observedState",
         observed_boot as "observedBoot", observed_reason as "observedReason",
-        observed_ready_at is not null as "isReady", observed_host_key is not null as "hadDisk", host(a.address) as address
+        observed_ready_at is not null as "isReady", token, observed_host_key as "hostKey", host(a.address) as address
       from machines m left join addresses a on a.machine_id = m.id
       where ${condition} order by m.id`
-  }
-
-  /** Of these ids, which are machines of this server that are not gone, and which are gone for good. */
-  async known(ids: readonly number[]): Promise<Map<number, ObservedState>> {
-    if (ids.length === 0) return new Map()
-    const found = await this.sql<{ id: number; state: ObservedState }[]>`
-      select id, observed_state as state from machines where id in ${this.sql([...ids])} and host_id = ${this.lease.hostId}`
-    return new Map(found.map(({ id, state }) => [id, state]))
   }
 
   /** @throws LeaseLostError */

@@ -56,6 +56,7 @@ const wanted = (machineId: number, diskBytes = 64 * MiB) => ({
   diskBytes,
   uid: 2_000_000 + machineId,
   hostKey: 'key',
+  token: '00000000-0000-4000-8000-000000000000',
 })
 
 describe('the volume', () => {

@@ -15,7 +15,7 @@ import {
 import { basename, join } from 'node:path'
 import { z } from 'zod'
 import { run } from './command.ts'
-import { renameForGood, sync } from './durable.ts'
+import { renameForGood, replaceFile, sync } from './durable.ts'
 import { StorageError } from './errors.ts'
 import { measureSpace, type Space, spaceProblem } from './space.ts'
 import type { Volume } from './volume.ts'
@@ -38,10 +38,15 @@ export type Store = {
   currentBoot(): Promise<BootSet>
   /** Copies an image into the store unless it is there; callers at the same time share one copy. */
   importImage(image: Image): Promise<string>
-  /** @throws StorageError `storage.full`, `storage.invalid` (disk smaller than the image); nothing half made is left */
+  /**
+   * @throws StorageError `storage.full`, `storage.invalid` (disk smaller than the image, files of another token in its
+   *   place); nothing half made is left
+   */
   createMachine(machineId: number, wanted: NewMachine): Promise<MachineFiles>
   /** What there is of a machine; undefined when it has no disk here. */
   findMachine(machineId: number): Promise<MachineFiles | undefined>
+  /** Notes in a machine's files that they are those of the row with this token. */
+  claimMachine(machineId: number, token: string): Promise<void>
   /** Makes the disk larger, never smaller. @returns its size now */
   growDisk(machineId: number, diskBytes: number): Promise<number>
   /** Removes a machine's files; nothing happens when there are none. */
@@ -78,6 +83,8 @@ const machineSchema = z.object({
   init: z.boolean(),
   /** for /etc/machine-id: 32 hexadecimal digits */
   systemId: z.string().regex(/^[0-9a-f]{32}$/),
+  /** of the row that it belongs to; machines have one since migration 0007 */
+  token: z.uuid().optional(),
 })
 /** What is known of a machine's disk beside its bytes; kept with it. */
 export type MachineRecord = z.infer<typeof machineSchema>
@@ -96,6 +103,7 @@ export type NewMachine = {
   readonly diskBytes: number
   readonly uid: number
   readonly hostKey: string
+  readonly token: string
 }
 
 const bootFiles = ['vmlinuz', 'initrd', 'tools.erofs', 'boot.json'] as const
@@ -187,7 +195,8 @@ class FileStore implements Store {
 
   async createMachine(machineId: number, wanted: NewMachine): Promise<MachineFiles> {
     const there = await this.findMachine(machineId)
-    if (there) return there
+    if (there?.record.token === wanted.token) return there
+    if (there) throw new StorageError('storage.invalid', `${there.directory} is another machine's`)
     const { image, diskBytes, uid } = wanted
     if (diskBytes < image.sizeBytes) {
       const least = Math.ceil(image.sizeBytes / 2 ** 20)
@@ -212,8 +221,9 @@ class FileStore implements Store {
         loginUser: image.loginUser,
         init: image.init,
         systemId: randomBytes(16).toString('hex'),
+        token: wanted.token,
       }
-      await writeFile(join(work, 'machine.json'), `${JSON.stringify(record)}\n`, { mode: 0o600, flush: true })
+      await writeFile(join(work, 'machine.json'), recordText(record), { mode: 0o600, flush: true })
       await Promise.all([sync(disk), sync(work)])
       // Before anybody hears of it: a machine whose files a power cut takes is lost, whatever its guest had synced.
       await renameForGood(work, this.directoryOf(machineId))
@@ -238,6 +248,11 @@ class FileStore implements Store {
     } catch (error) {
       throw new StorageError('storage.failed', `The files of the machine in ${directory} are damaged`, { cause: error })
     }
+  }
+
+  async claimMachine(machineId: number, token: string): Promise<void> {
+    const files = await this.findMachine(machineId)
+    if (files) await replaceFile(join(files.directory, 'machine.json'), recordText({ ...files.record, token }))
   }
 
   async growDisk(machineId: number, diskBytes: number): Promise<number> {
@@ -311,6 +326,10 @@ class FileStore implements Store {
 /** A copy that keeps holes, and shares blocks when both lie on one filesystem that can. */
 async function copy(from: string, to: string): Promise<void> {
   await run('cp', ['--reflink=auto', '--sparse=always', '--', from, to])
+}
+
+function recordText(record: MachineRecord): string {
+  return `${JSON.stringify(record)}\n`
 }
 
 function asFull(error: unknown): unknown {
