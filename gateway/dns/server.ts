@@ -37,6 +37,7 @@ const LIMITS: DnsLimits = {
   lifeMs: 120_000,
 }
 const TCP_MESSAGE_BYTES = 65_535
+const QUIET_MS = 10_000
 
 export type DnsOptions = {
   /** bound already; half-open connections allowed, for what was asked before the end is still answered */
@@ -56,7 +57,7 @@ export type DnsServer = {
 /** Serves DNS over UDP and TCP (RFC 1035, 4.2; RFC 7766). */
 export function serveDns(options: DnsOptions): DnsServer {
   const limits = { ...LIMITS, ...options.limits }
-  const state: State = { ...options, limits, pending: 0, connections: new Map() }
+  const state: State = { ...options, limits, pending: 0, quietUntilMs: 0, connections: new Map() }
   for (const socket of options.udp) serveUdp(socket, state)
   for (const listener of options.tcp) serveListener(listener, (socket) => serveConnection(socket, state))
   return {
@@ -76,6 +77,7 @@ type State = {
   log: Log
   limits: DnsLimits
   pending: number
+  quietUntilMs: number
   /** with the group of addresses that each is counted under */
   connections: Map<Socket, string>
 }
@@ -162,7 +164,11 @@ async function respond(bytes: Buffer, state: State, limitOf: (query: Query) => n
   try {
     return writeReply(query, await state.answer(query), limitBytes)
   } catch (error) {
-    state.log.warn({ err: error, name: query.name }, 'a name could not be looked up')
+    // However many ask, the log hears of it now and then.
+    if (performance.now() > state.quietUntilMs) {
+      state.quietUntilMs = performance.now() + QUIET_MS
+      state.log.warn({ err: error, name: query.name }, 'a name could not be looked up')
+    }
     return writeReply(query, empty(RCODE.serverFailure), limitBytes)
   } finally {
     state.pending--

@@ -56,7 +56,10 @@ export function hostsOf(
     },
     async isServed(name) {
       if (name === machines) return true
-      if (name.startsWith('*.')) return (await domains.find(name.slice(2)))?.wildcard ?? false
+      if (name.startsWith('*.')) {
+        const entry = await domains.find(name.slice(2))
+        return entry?.wildcard === true && entry.domain === name.slice(2)
+      }
       const site = siteOfName(name)
       if (!site) return false
       return site.kind === 'control' || (await route(site)) !== undefined

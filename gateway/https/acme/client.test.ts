@@ -3,7 +3,8 @@ import { once } from 'node:events'
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { describe, expect, it } from 'vitest'
-import { AcmeClient, AcmeError } from './client.ts'
+import { AcmeClient } from './client.ts'
+import { AcmeError } from './error.ts'
 import { accountKey } from './jws.ts'
 
 type Answer = (request: IncomingMessage, response: ServerResponse, body: string) => void

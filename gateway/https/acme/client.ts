@@ -6,6 +6,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Dispatcher, request } from 'undici'
 import { z } from 'zod'
+import { AcmeError, problem, problemShape, readProblem } from './error.ts'
 import { type AccountKey, type Protected, signed } from './jws.ts'
 
 export type AcmeClientOptions = {
@@ -15,26 +16,6 @@ export type AcmeClientOptions = {
   signal: AbortSignal
   /** with other roots than the system's; tests */
   dispatcher?: Dispatcher
-}
-
-/** What the directory refused; `message` is its own sentence. */
-export class AcmeError extends Error {
-  override readonly name = 'AcmeError'
-  /** last part of the problem's URN: `rateLimited`, `unauthorized` … (RFC 8555, 6.7) */
-  readonly type: string
-  readonly status: number
-  /** the directory said when to come again */
-  readonly retryAt: Date | undefined
-
-  constructor(
-    message: string,
-    options: ErrorOptions & { type?: string; status?: number; retryAt?: Date | undefined } = {},
-  ) {
-    super(message, options)
-    this.type = options.type ?? ''
-    this.status = options.status ?? 0
-    this.retryAt = options.retryAt
-  }
 }
 
 export type AcmeChallenge = { type: string; url: string; token: string; status: string }
@@ -57,11 +38,6 @@ const POLL_FIRST_MS = 500
 const POLL_LONGEST_MS = 15_000
 
 const directoryShape = z.object({ newNonce: z.url(), newAccount: z.url(), newOrder: z.url() })
-const problemShape = z.object({
-  type: z.string().default('about:blank'),
-  detail: z.string().default(''),
-  subproblems: z.array(z.object({ detail: z.string().default('') })).default([]),
-})
 const orderShape = z.object({
   status: z.string(),
   authorizations: z.array(z.url()).max(100),
@@ -277,27 +253,11 @@ function authorizationOf(text: string): Authorization {
   return { name: identifier.value.toLowerCase(), status, challenges }
 }
 
-type ProblemDocument = z.infer<typeof problemShape>
-
-function problem(document: ProblemDocument | undefined, status: number, otherwise: string, retryAt?: Date): AcmeError {
-  const details = [document?.detail ?? '', ...(document?.subproblems ?? []).map(({ detail }) => detail)]
-  const message = details.filter((detail) => detail !== '').join('; ') || otherwise
-  return new AcmeError(message, { type: document?.type.split(':').at(-1) ?? '', status, retryAt })
-}
-
 function read<T>(shape: z.ZodType<T>, text: string): T {
   try {
     return shape.parse(JSON.parse(text))
   } catch (cause) {
     throw new AcmeError('the directory answered what RFC 8555 does not know', { cause })
-  }
-}
-
-function readProblem(text: string): ProblemDocument | undefined {
-  try {
-    return problemShape.parse(JSON.parse(text))
-  } catch {
-    return undefined
   }
 }
 

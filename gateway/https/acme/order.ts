@@ -1,7 +1,8 @@
 import { createPublicKey, X509Certificate } from 'node:crypto'
 import type { Sql } from '../../../migrations/connect.ts'
 import { type Challenge, openChallenges } from './challenges.ts'
-import { type AcmeChallenge, type AcmeClient, AcmeError, type Authorization } from './client.ts'
+import type { AcmeChallenge, AcmeClient, Authorization } from './client.ts'
+import { AcmeError } from './error.ts'
 import { type AccountKey, dnsDigest, keyAuthorization } from './jws.ts'
 import { certificateRequest } from './requests.ts'
 

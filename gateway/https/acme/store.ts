@@ -33,6 +33,8 @@ export type OwnNames = readonly string[]
 const LEASE_MINUTES = 15
 /** After the first failure, the second …; the last for all further ones. */
 const RETRY_MINUTES = [1, 5, 15, 60, 180, 360, 720, 1440]
+/** Should our clock and the directory's disagree, or a certificate live for minutes. */
+const RENEWAL_LEAST_MINUTES = 60
 /** Half as much again at random, or all that failed together would come again together. */
 const JITTER = 0.5
 /** Certificates asked for by the whole installation; Let's Encrypt takes 100 orders an hour (300 in three). */
@@ -98,7 +100,8 @@ export async function keepObtained(sql: Sql, job: Job, held: Held): Promise<bool
   const renewAt = renewalOf(held)
   const rows = await sql`
     update acme_certificates set directory = ${held.directory}, chain = ${held.chain}, sealed_key = ${held.sealedKey},
-      not_before = ${held.notBefore}, not_after = ${held.notAfter}, renew_at = ${renewAt}, try_at = ${renewAt},
+      not_before = ${held.notBefore}, not_after = ${held.notAfter}, renew_at = ${renewAt},
+      try_at = greatest(${renewAt}, now() + ${RENEWAL_LEAST_MINUTES} * interval '1 minute'),
       failures = 0, problem = null, leased_until = now()
     where name = ${job.name} and lease = ${job.lease} and names = ${job.names} returning name`
   if (rows.length > 0) return true

@@ -7,7 +7,7 @@ import { accountProof, giveDomain } from '../../../domains/rows.ts'
 import { freePort } from '../../../ssh/relay/fixtures.ts'
 import { type Pebble, startPebble } from './pebble.ts'
 
-/** An installation of `berth.test` and `machines.berth.test`… under Pebble, with a resolver that knows of both. */
+/** The installation `berth.test`, whose certificates are Pebble's, and a resolver that knows of both. */
 export type AcmeWorld = {
   pebble: Pebble
   resolver: TestResolver
