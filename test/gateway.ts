@@ -120,7 +120,11 @@ export async function startTestGateway(options: TestGatewayOptions = {}): Promis
     ...(options.dns ? { BERTH_DNS: '127.0.0.1:0' } : {}),
     ...options.env,
   })
-  const listeners = await openListeners('BERTH_SSH', settings.ssh)
+  // On a free port, whatever port the pages and answers name.
+  const listeners = await openListeners(
+    'BERTH_SSH',
+    settings.ssh.map((listen) => ({ ...listen, port: 0 })),
+  )
   const gateway = await startGateway({
     settings,
     sql: database.as('berth_gateway'),

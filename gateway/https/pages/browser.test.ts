@@ -15,12 +15,12 @@ const README_PICTURES = process.env.UPDATE_README
   ? ['machines-desktop', 'sign-in-desktop', 'nothing-listens-desktop']
   : []
 const FAULTS = `${stripTypeScriptTypes(readFileSync(join(WEB, 'pages/faults.ts'), 'utf8')).replace('export ', '')}\nfaults()`
-const SCREENS = { desktop: { width: 800, height: 480 }, phone: { width: 390, height: 844 } }
+const SCREENS = { desktop: { width: 800, height: 520 }, phone: { width: 390, height: 844 } }
 
 let site: Site
 let browser: TestBrowser
 beforeAll(async () => {
-  site = await startSite()
+  site = await startSite({ env: { BERTH_SSH: '127.0.0.1:2222' } })
   browser = await startBrowser()
   const owner = site.ownerId
   await site.sql`update accounts set email = 'ada@example.com', email_proved_at = now() where id = ${owner}`
