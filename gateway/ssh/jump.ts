@@ -106,7 +106,10 @@ async function connectTo(
   }
 }
 
-/** Carries bytes both ways; each side's end is passed on alone, as TCP does. */
+/**
+ * Carries bytes both ways; each side's end is passed on alone, as TCP does. The channel closes itself after both ends,
+ * when what waited for the client's window has been sent; only a fault closes it at once.
+ */
 function join(channel: ServerChannel | undefined, socket: Socket): void {
   socket.on('error', () => channel?.close())
   if (!channel) {
@@ -115,7 +118,6 @@ function join(channel: ServerChannel | undefined, socket: Socket): void {
   }
   channel.on('error', () => socket.destroy())
   channel.on('close', () => socket.destroy())
-  socket.on('close', () => channel.close())
   socket.pipe(channel)
   channel.pipe(socket)
 }

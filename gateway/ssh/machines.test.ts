@@ -1,4 +1,6 @@
-import { createServer } from 'node:net'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { createServer, type Socket } from 'node:net'
 import { describe, expect, it } from 'vitest'
 import { run } from '../../test/gateway.ts'
 import { machineOfTarget } from './jump.ts'
@@ -136,6 +138,31 @@ describe('ssh -J through the lobby', () => {
     try {
       const result = await gateway.ssh({ key, args: ['-W', `demo:${port}`], input: Buffer.alloc(20_000_000, 'x') })
       expect(result).toMatchObject({ status: 0, stdout: '20000000 bytes\n' })
+    } finally {
+      server.close()
+    }
+  })
+
+  it('gives a slow reader all that a port sent, also when both sides have ended long before', async () => {
+    await using world = await startWithMachine()
+    const { gateway, key } = world
+    await gateway.addMachine(world.account, 'demo', world.running)
+    const server = createServer((socket) => socket.resume().end(Buffer.alloc(3_500_000, 'x')))
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
+    const { port } = server.address() as { port: number }
+    try {
+      const connected = once(server, 'connection')
+      const args = [...gateway.sshOptions(key), '-T', '-o', 'BatchMode=yes', '-W', `demo:${port}`, 'lobby@127.0.0.1']
+      const reader = spawn('ssh', args, { stdio: ['ignore', 'pipe', 'inherit'] })
+      const ended = once(reader, 'exit')
+      const [machine] = (await connected) as [Socket]
+      await once(machine, 'close')
+      // Whatever the gateway does about that end, it does before it serves somebody else
+      expect((await gateway.ssh({ key, command: ['ls'] })).status).toBe(0)
+      let lengthBytes = 0
+      for await (const chunk of reader.stdout) lengthBytes += chunk.length
+      expect(lengthBytes).toBe(3_500_000)
+      expect((await ended)[0]).toBe(0)
     } finally {
       server.close()
     }
