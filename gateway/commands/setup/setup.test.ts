@@ -152,6 +152,7 @@ exec /bin/sh -c "$(printf %s "$SSH_ORIGINAL_COMMAND" | sed 's,/exe/bin/exe-hold,
 
   it('that one account’s machines never take keep no other account from theirs', async () => {
     const other = await world.account()
+    await world.gateway.sql`update accounts set max_machines = 16 where id = ${other.accountId}`
     for (let n = 0; n < 16; n++) {
       // 16 of the first test and short have the addresses before.
       writeFileSync(join(deaf, `127.64.0.${2 + 17 + n}`), '')
