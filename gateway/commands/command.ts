@@ -128,7 +128,7 @@ export type CommandSpec<F extends FlagSpecs, A extends ArgumentSpecs> = {
   passThrough?: true
   /** for the operator's account only; not listed for others */
   operator?: true
-  /** it touches machines alone, and finds them through `app.machines`: a token for some of them may run it */
+  /** it changes machines alone, and finds them through `app.machines`: a token for some of them may run it */
   onMachines?: true
   /** it shows what signs a person in: a token must name it to run it */
   signsIn?: true

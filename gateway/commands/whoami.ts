@@ -13,6 +13,7 @@ import { sayList, shown } from './values.ts'
 export const whoami = defineCommand({
   name: 'whoami',
   group: 'you',
+  onMachines: true,
   summary: 'your account: address, keys, names that lead here',
   flags: {
     email: { type: 'string', value: 'ADDRESS', summary: 'set your e-mail address' },

@@ -72,12 +72,12 @@ describe('a token may run', () => {
     const token = await made('--machine demo')
     expect((await client.json('ls', { token })).document).toMatchObject({ vms: [{ vm_name: 'demo' }] })
     expect((await client.json('rm --now other', { token })).document).toMatchObject({ not_found: ['other'] })
-    expect(await statuses(token, ['ssh demo true', 'ssh other true', 'restart other', 'new third', 'whoami'])).toEqual({
+    expect(await statuses(token, ['ssh demo true', 'ssh other true', 'restart other', 'new third', 'trash'])).toEqual({
       'ssh demo true': 200,
       'ssh other true': 422,
       'restart other': 422,
       'new third': 403,
-      whoami: 403,
+      trash: 403,
     })
   })
 
