@@ -130,7 +130,8 @@ describe('the machine', () => {
     expect((await inside('cat made', 'other')).stdout).toBe('a "b" c=d $HOME\ndev\n')
     const service = `until systemctl is-system-running 2>/dev/null | grep -q .; do sleep 0.2; done
       sudo systemd-run -q --wait --pipe sh -c 'printenv PLAIN QUOTED UNICODE'`
-    const { stdout } = await inside(`printenv PLAIN QUOTED UNICODE; bash -lc 'printenv QUOTED'; ${service}`, 'other')
+    const printed = `printenv PLAIN QUOTED UNICODE; bash -lc 'printenv QUOTED'; ${service}`
+    const { stdout } = await product.ssh([`other@${SERVER_ADDRESS}`, printed], { timeoutMs: 280_000 })
     const wanted = '1\na "b" c=d $HOME\né\n'
     expect(stdout).toBe(`${wanted}a "b" c=d $HOME\n${wanted}`)
   })
