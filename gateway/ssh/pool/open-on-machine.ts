@@ -117,6 +117,7 @@ class RemoteProcess implements ChannelSink {
   #status: MachineExit | undefined
   #unwritten: { bytes: Buffer; done: () => void } | undefined
   #readBytes = 0
+  #outputEnded = false
   /** Outputs whose reader is behind: they said so at the last push and have not asked for more since. */
   readonly #full = new Set<Readable>()
 
@@ -141,7 +142,9 @@ class RemoteProcess implements ChannelSink {
       },
     })
     this.stderr = new Readable({ highWaterMark: packetBytes, read: () => this.#wanted(this.stderr) })
+    // Whoever has no use for an output does not listen to it; an error nobody listens for would be the process's
     this.channel.on('error', () => {})
+    this.stderr.on('error', () => {})
   }
 
   /** The machine did not answer. */
@@ -206,8 +209,7 @@ class RemoteProcess implements ChannelSink {
   }
 
   onEof(): void {
-    this.channel.push(null)
-    this.stderr.push(null)
+    this.#endOutput()
   }
 
   onClose(): void {
@@ -225,6 +227,8 @@ class RemoteProcess implements ChannelSink {
   }
 
   #push(output: Readable, bytes: Buffer, lengthBytes: number): void {
+    // Nothing may come after EOF (RFC 4254, 5.3), but a machine sends what it likes
+    if (this.#outputEnded) return
     this.#readBytes += lengthBytes
     // A copy: the memory of a message is the transport's
     if (output.push(Buffer.from(bytes))) this.#grant()
@@ -243,9 +247,15 @@ class RemoteProcess implements ChannelSink {
     this.#readBytes = 0
   }
 
+  #endOutput(): void {
+    if (this.#outputEnded) return
+    this.#outputEnded = true
+    this.channel.push(null)
+    this.stderr.push(null)
+  }
+
   #ended(): void {
-    if (!this.channel.readableEnded) this.channel.push(null)
-    if (!this.stderr.readableEnded) this.stderr.push(null)
+    this.#endOutput()
     const waiting = this.#unwritten
     this.#unwritten = undefined
     waiting?.done()

@@ -3,6 +3,8 @@ import { text } from 'node:stream/consumers'
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest'
 import { type Keys, type Machine, makeKeys, startFakeMachine, startMachine } from '../relay/fixtures.ts'
 import { silentLog } from '../transport/log.ts'
+import { transportOf } from '../transport/protocol.ts'
+import { encode, message } from '../transport/wire.ts'
 import { openOnMachine } from './open-on-machine.ts'
 import { MachinePool, type MachinePoolOptions } from './pool.ts'
 
@@ -133,6 +135,28 @@ test('a process on a machine has its streams, its environment and its end', asyn
   expect(await text(child.stdout)).toBe('typed')
   expect(await text(child.stderr)).toBe('value\n')
   expect(await child.exit).toEqual({ status: 5, signal: null })
+})
+
+test('output that a machine sends after its end is dropped, and harms nobody', async () => {
+  await using fake = await startFakeMachine(keys, (session, client) => {
+    session.on('exec', (accept) => {
+      const channel = accept()
+      const { id } = (channel as unknown as { outgoing: { id: number } }).outgoing
+      const { protocol } = transportOf(client)
+      channel.write('in time')
+      protocol.sendPayload(encode(message.channelEof, id))
+      protocol.sendPayload(encode(message.channelExtendedData, id, 1, 'late'))
+      protocol.sendPayload(encode(message.channelData, id, 'late'))
+      channel.exit(3)
+      channel.close()
+    })
+  })
+  for (const round of [1, 2]) {
+    const child = await openOnMachine(pool, fake.target, { command: String(round) })
+    child.stderr.resume()
+    expect(await text(child.stdout)).toBe('in time')
+    expect(await child.exit).toEqual({ status: 3, signal: null })
+  }
 })
 
 test('a process does not wait for a connection that died without a word', async () => {
