@@ -20,6 +20,7 @@ import type { Settings } from './settings.ts'
 import type { Limits } from './ssh/limits.ts'
 import { SshServer } from './ssh/server.ts'
 import { loadSshKeys } from './start/keys.ts'
+import { boundPorts, publishPorts } from './start/ports.ts'
 import type { Starter } from './start/starter.ts'
 
 export type GatewayOptions = {
@@ -67,6 +68,11 @@ export type Gateway = {
 export async function startGateway(options: GatewayOptions): Promise<Gateway> {
   const { settings, sql, log, secretKey } = options
   const keys = await loadSshKeys(sql, secretKey)
+  const { sshListeners, httpsListeners = [], httpListeners = [], dnsListeners } = options
+  await publishPorts(sql, [
+    ...boundPorts('tcp', [...sshListeners, ...httpsListeners, ...httpListeners, ...(dnsListeners?.tcp ?? [])]),
+    ...boundPorts('udp', dnsListeners?.udp ?? []),
+  ])
   const joinCode = await ensureOwner(sql, secretKey, options.starter)
   const codeSecret = Buffer.from(hkdfSync('sha256', secretKey, '', 'berth e-mail codes', 32))
   const { app, close: closeApp } = await createApp({
@@ -99,11 +105,11 @@ export async function startGateway(options: GatewayOptions): Promise<Gateway> {
     onKeyUsed: (keyId) => lastUsed.note(keyId),
     ...(options.limits ? { limits: options.limits } : {}),
   })
-  for (const listener of options.sshListeners) ssh.attach(listener)
-  const { httpsListeners, metricsListeners, httpListeners, dnsListeners, access, httpsLimits, acmeDispatcher } = options
+  for (const listener of sshListeners) ssh.attach(listener)
+  const { metricsListeners, access, httpsLimits, acmeDispatcher } = options
   const challenges = new Challenges({ sql, news: app.news, log })
   const dns = dnsListeners && startDns(app, challenges, dnsListeners)
-  const https = httpsListeners?.length
+  const https = httpsListeners.length
     ? await serveHttps({
         app,
         runLine: options.lobby.runLine,
@@ -126,7 +132,7 @@ export async function startGateway(options: GatewayOptions): Promise<Gateway> {
     joinCode,
     async close(drainMs) {
       // A second process on the same port goes on accepting; this one refuses what the kernel still hands it.
-      for (const listener of options.sshListeners) listener.close()
+      for (const listener of sshListeners) listener.close()
       await Promise.all([ssh.drain(drainMs), https?.close(drainMs), dns?.close()])
       challenges.close()
       access?.close()

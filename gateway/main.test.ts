@@ -4,7 +4,7 @@ import { createSocket } from 'node:dgram'
 import { once } from 'node:events'
 import { chmodSync, chownSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { createServer } from 'node:net'
-import { tmpdir } from 'node:os'
+import { hostname, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import { type TestDatabase, testDatabase } from '../test/database.ts'
@@ -71,6 +71,22 @@ describe('the gateway’s process', { timeout: 120_000 }, () => {
       const result = await ssh(key, ['whoami', '--json'], user)
       expect(result).toMatchObject({ status: 0, stderr: '' })
     }
+  })
+
+  it('writes down the ports that it has, for the vmhost to let machines through to: none that it does not serve', async () => {
+    const [httpsPort, httpPort] = [await freePort(), await freePort()]
+    const written = () =>
+      database.as('owner')<{ value: string }[]>`select value from settings where key = ${`gateway_ports@${hostname()}`}`
+    const has = (...ports: number[]) => [
+      { value: JSON.stringify(ports.map((bound) => ({ protocol: 'tcp', port: bound, address: ADDRESS }))) },
+    ]
+    const http = { BERTH_HTTP: `${ADDRESS}:${httpPort}` }
+    const gateway = start({ ...http, BERTH_HTTPS: `${ADDRESS}:${httpsPort}` })
+    await gateway.ready
+    expect(await written()).toEqual(has(port, httpsPort, httpPort))
+    gateway.child.kill('SIGKILL')
+    await start(http).ready
+    expect(await written()).toEqual(has(port))
   })
 
   it('prints a join code when the starter has no keys, the same at the next start', async () => {

@@ -17,6 +17,7 @@ import { FactsWriter } from './reconcile/facts.ts'
 import { takeLease } from './reconcile/lease.ts'
 import { lockFile } from './reconcile/lock.ts'
 import { Outbox } from './reconcile/observed.ts'
+import { readOpenPorts } from './reconcile/public-ports.ts'
 import { createReconciler } from './reconcile/reconcile.ts'
 import { Rows } from './reconcile/rows.ts'
 import { Slots } from './reconcile/slots.ts'
@@ -60,7 +61,8 @@ async function main(): Promise<void> {
 
   const stop = stopSignal(log)
   const sql = connect({ url: settings.databaseUrl, role: 'berth_vmhost', max: 8, applicationName: 'berth vmhost' })
-  const network = createNetwork(settings, { log })
+  const publicPorts = await readOpenPorts(sql, settings.publicPorts)
+  const network = createNetwork({ ...settings, publicPorts }, { log })
   openDevices()
   // The steps that need not wait for each other; the start of the whole takes as long as the slowest.
   const [lease, volume, version, cgroupProblem] = await Promise.all([
@@ -105,6 +107,7 @@ async function main(): Promise<void> {
       memoryBytes: totalmem(),
       log,
     },
+    publicPorts: settings.publicPorts,
     log,
     onLeaseLost: () => stop.abort('lease lost'),
     onUnknownDisk: () => writeFactsLater(),

@@ -17,7 +17,7 @@ export type Settings = {
   readonly hypervisor: 'auto' | 'qemu'
   readonly accelerator: 'auto' | 'kvm' | 'tcg'
   readonly logLevel: string
-  /** the listeners of the gateway on this server, which machines may reach like anybody else; none without a gateway */
+  /** what the gateway on this server listens on, if it can: of these, machines may reach those that it has; none without a gateway */
   readonly publicPorts: readonly PublicPort[]
 }
 

@@ -2,7 +2,7 @@ import { execFileSync } from 'node:child_process'
 import { randomUUID } from 'node:crypto'
 import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+import { hostname, tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { afterAll, afterEach, beforeAll, expect, test, vi } from 'vitest'
 import { connect, type Sql } from '../migrations/connect.ts'
@@ -213,6 +213,37 @@ test('files from before there were tokens stay with their machine, which its hos
   await server.update(id, { desired_state: 'gone' })
   await server.until(id, (row) => row.observed_state === 'gone')
   expect(server.disks()).not.toContain(String(id))
+})
+
+test("machines are let through to ports that the gateway has, as it has them, and to nobody else's", async () => {
+  const opened = () =>
+    [
+      ...server
+        .exec('nft', ['list', 'chain', 'inet', 'berth', 'to_host'])
+        .matchAll(/(?:tcp|udp) dport \d+(?= accept comment "the gateway")/g),
+    ].map(([rule]) => rule)
+  const has = (...ports: object[]) => server.sql`
+    insert into settings values (${`gateway_ports@${hostname()}`}, ${JSON.stringify(ports)})
+    on conflict (key) do update set value = excluded.value`
+  const [ssh, http, dns, other] = [
+    { protocol: 'tcp', port: 2222 },
+    { protocol: 'tcp', port: 8080 },
+    { protocol: 'udp', port: 53 },
+    { protocol: 'tcp', port: 5432 },
+  ]
+  const env = { BERTH_SIDES: 'gateway,vmhost', BERTH_DNS: ':53' }
+  await server.start(env)
+  expect(opened()).toEqual([])
+  // Of the settings' ports alone: the gateway is not to open others.
+  await has(ssh, dns, other)
+  await expect.poll(opened).toEqual(['tcp dport 2222', 'udp dport 53'])
+  await has(ssh, http)
+  await expect.poll(opened).toEqual(['tcp dport 2222', 'tcp dport 8080'])
+  await server.end()
+  await server.start(env)
+  expect(opened()).toEqual(['tcp dport 2222', 'tcp dport 8080'])
+  await has(ssh)
+  await expect.poll(opened).toEqual(['tcp dport 2222'])
 })
 
 test('name servers that machines cannot reach are told at the start', async () => {

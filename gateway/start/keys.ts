@@ -33,8 +33,8 @@ function makeKey(): Buffer {
   }
 }
 
-/** Written only when it differs: each write is news to every process. */
-async function publish(sql: Sql, key: string, value: string): Promise<void> {
+/** A setting that others read. Written only when it differs: each write is news to every process. */
+export async function publish(sql: Sql, key: string, value: string): Promise<void> {
   await sql`
     insert into settings (key, value) values (${key}, ${value})
     on conflict (key) do update set value = excluded.value where settings.value <> excluded.value`

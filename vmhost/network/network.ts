@@ -14,6 +14,7 @@
  * machine may reach is chain `egress_policy`, and bytes for the ledger are chain `transfer`, both in ruleset.ts.
  */
 
+import { isDeepStrictEqual } from 'node:util'
 import { type Cidr, gatewayAddress, macFor, parseCidr, tapName } from './address.ts'
 import { runCommand } from './command.ts'
 import { findOpened, findOutwards, readOpened } from './forwarding.ts'
@@ -36,6 +37,7 @@ import {
   type NetworkContext,
   NetworkError,
   type NetworkSettings,
+  type PublicPort,
   type ReconcileResult,
 } from './types.ts'
 import { watchTables } from './watch.ts'
@@ -52,7 +54,6 @@ type Failures = Map<number, Error>
 type Batch = { readonly changes: Changes; readonly failures: Promise<Failures> }
 
 class HostNetwork implements Network {
-  readonly #settings: NetworkSettings
   readonly #context: NetworkContext
   readonly #network: Cidr
   readonly #gateway: string
@@ -61,6 +62,7 @@ class HostNetwork implements Network {
   /** What the firewall lets through. */
   readonly #machines = new Map<number, MachineNetwork>()
   readonly #said = new Set<string>()
+  #publicPorts: readonly PublicPort[]
   #uplinks: readonly string[] = []
   #opened: readonly string[] = []
   #turn: Promise<unknown> = Promise.resolve()
@@ -70,7 +72,7 @@ class HostNetwork implements Network {
   #closed = false
 
   constructor(settings: NetworkSettings, context: NetworkContext) {
-    this.#settings = settings
+    this.#publicPorts = settings.publicPorts
     this.#context = context
     this.#network = parseCidr(settings.network)
     if (this.#network.prefix < 8 || this.#network.prefix > 29) {
@@ -88,6 +90,14 @@ class HostNetwork implements Network {
       this.#adopt(kernel)
       this.#opened = await readOpened()
       await this.#prepare(kernel)
+    })
+  }
+
+  async openPorts(ports: readonly PublicPort[]): Promise<void> {
+    await this.#inTurn(async () => {
+      if (isDeepStrictEqual(ports, this.#publicPorts)) return
+      this.#publicPorts = ports
+      await this.#applyRules([])
     })
   }
 
@@ -215,7 +225,7 @@ class HostNetwork implements Network {
     const ruleset = {
       network: this.#network,
       allow: this.#allow,
-      publicPorts: this.#settings.publicPorts,
+      publicPorts: this.#publicPorts,
       uplinks: this.#uplinks,
       opened: this.#opened,
       flowsPerMachine: this.#flowsPerMachine,

@@ -8,7 +8,7 @@ export type NetworkSettings = {
   readonly network: string
   /** BERTH_ALLOW: private networks that machines may reach all the same, e.g. `['192.168.7.0/24']`. */
   readonly allow: readonly string[]
-  /** The listeners of the gateway on this server; `publicPorts` reads them from BERTH_SSH, BERTH_HTTPS, BERTH_HTTP and BERTH_DNS. */
+  /** The ports that the gateway on this server has, until `openPorts` says otherwise. */
   readonly publicPorts: readonly PublicPort[]
   /** Connections one machine may have at a time; 8192 unless given. */
   readonly flowsPerMachine?: number
@@ -50,6 +50,8 @@ export type Network = {
    * @throws NetworkError with a sentence for the operator (overlap with a suggestion, missing tool, no permission)
    */
   prepareHost(): Promise<void>
+  /** Lets machines reach these ports of the gateway, and no others from now on. @throws NetworkError */
+  openPorts(ports: readonly PublicPort[]): Promise<void>
   /** Tap, address, route, neighbour and isolation of one machine; leaves alone what is right. @throws NetworkError */
   ensureMachine(machine: MachineNetwork): Promise<Attachment>
   /** Takes the machine's tap and everything that hangs on it away; nothing happens when there is none. @throws NetworkError */

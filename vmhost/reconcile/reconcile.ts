@@ -1,12 +1,14 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { type Listening, listenTo } from '../../migrations/listen.ts'
+import type { PublicPort } from '../network/types.ts'
 import { spaceProblem } from '../storage/space.ts'
 import { coalesce } from './coalesce.ts'
 import { parsePublicKeyLine } from './identity.ts'
 import { renewLease } from './lease.ts'
 import { Machine } from './machine.ts'
 import { isTaken } from './ownership.ts'
+import { portsSetting, readOpenPorts } from './public-ports.ts'
 import type { MachineRow } from './rows.ts'
 import type { World } from './world.ts'
 
@@ -34,6 +36,8 @@ export type ReconcilerOptions = {
   /** The world of the machines, without what the reconciler itself provides. */
   readonly world: Omit<World, 'gatewayKey' | 'signal'>
   readonly log: Logger
+  /** ports of the gateway on this server, of which machines may reach those that it has */
+  readonly publicPorts: readonly PublicPort[]
   /** another vmhost has taken over this server */
   readonly onLeaseLost: () => void
   /** a machine lost its row, and left its files behind */
@@ -56,21 +60,24 @@ class HostReconciler implements Reconciler {
   readonly #log: Logger
   readonly #onLeaseLost: () => void
   readonly #onUnknownDisk: () => void
+  readonly #publicPorts: readonly PublicPort[]
   readonly #machines = new Map<number, Machine>()
   readonly #stop = new AbortController()
   readonly #timers: NodeJS.Timeout[] = []
   readonly #background = new Set<Promise<void>>()
   readonly #rescan = coalesce(() => this.#lookAtAll())
   readonly #allKeys = coalesce(() => this.#renewKeys())
+  readonly #ports = coalesce(() => this.#openPorts())
   #listening: Listening | undefined
   #gatewayKey: string | undefined
   /** before that, nothing is known of whose files are whose */
   #hasLooked = false
 
-  constructor({ world, log, onLeaseLost, onUnknownDisk }: ReconcilerOptions) {
+  constructor({ world, log, publicPorts, onLeaseLost, onUnknownDisk }: ReconcilerOptions) {
     this.#log = log
     this.#onLeaseLost = onLeaseLost
     this.#onUnknownDisk = onUnknownDisk
+    this.#publicPorts = publicPorts
     this.#world = { ...world, gatewayKey: () => this.#gatewayKey, signal: this.#stop.signal }
   }
 
@@ -126,12 +133,13 @@ class HostReconciler implements Reconciler {
     const lookAtEverything = () => {
       this.#run(this.#rescan())
       this.#run(this.#allKeys())
+      this.#run(this.#ports())
     }
     this.#listening = await listenTo(this.#world.rows.sql, ['machines', 'keys', 'settings'], {
       onNotification: (channel, payload) => {
         if (channel === 'machines') this.#onNews(payload, (id) => this.#lookAt(id))
         else if (channel === 'keys') this.#onNews(payload, (accountId) => this.#keysOf(accountId))
-        else this.#run(this.#allKeys())
+        else this.#run(payload === portsSetting ? this.#ports() : this.#allKeys())
       },
       onListeningAgain: lookAtEverything,
     })
@@ -192,6 +200,10 @@ class HostReconciler implements Reconciler {
     if (line !== undefined && this.#gatewayKey === undefined) {
       this.#log.error('settings.gateway_public_key is no public key: the gateway cannot reach machines')
     }
+  }
+
+  async #openPorts(): Promise<void> {
+    await this.#world.network.openPorts(await readOpenPorts(this.#world.rows.sql, this.#publicPorts))
   }
 
   /**
