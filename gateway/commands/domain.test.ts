@@ -76,7 +76,7 @@ Set in DNS:
 or, where a name heads its zone and can have no CNAME:
   _berth.www.shop.example  TXT    "berth-proof=${proof}"
   www.shop.example         A      127.0.0.1
-Then the same again; name servers may remember for some minutes that there was nothing.
+Then the same again.
 `)
     expect(await json('domain add demo www.shop.example')).toMatchObject({
       code: 'domain.unproved',

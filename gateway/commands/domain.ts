@@ -162,7 +162,7 @@ function urlOf({ https }: Settings, domain: string): string {
 
 function unproved(domain: string, wanted: ReturnType<typeof wantedRecords>): CommandError {
   return new CommandError('domain.unproved', 1, `DNS does not show that ${domain} is yours`, {
-    wayOn: `${recordsText(wanted)}\nThen the same again; name servers may remember for some minutes that there was nothing.`,
+    wayOn: `${recordsText(wanted)}\nThen the same again.`,
     detail: { domain, records: wanted.records, records_instead: wanted.instead },
   })
 }

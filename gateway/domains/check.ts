@@ -33,10 +33,10 @@ export async function whereItPoints(
   lookup: Lookup,
   addresses: readonly string[],
 ): Promise<{ isHere: boolean; elsewhere: string[] }> {
-  const [found, target] = await Promise.all([
-    lookup.addresses(wildcard ? `${ANY_LABEL}.${domain}` : domain),
-    lookup.addresses(names.target).catch(() => []),
-  ])
+  const name = wildcard ? `${ANY_LABEL}.${domain}` : domain
+  // Whose addresses those are we know without asking, and a resolver may not have heard of the record yet.
+  if ((await lookup.cname(name)).includes(names.target)) return { isHere: true, elsewhere: [] }
+  const [found, target] = await Promise.all([lookup.addresses(name), lookup.addresses(names.target).catch(() => [])])
   const ours = new Set([...addresses, ...target].map(canonical))
   const elsewhere = found.filter((address) => !ours.has(canonical(address)))
   return { isHere: found.length > 0 && elsewhere.length === 0, elsewhere }

@@ -4,16 +4,19 @@
  */
 import { Resolver } from 'node:dns/promises'
 import { pino } from 'pino'
+import type { Listen } from '../../settings.ts'
 import { openDatagrams } from '../../start/datagrams.ts'
 import { openListeners } from '../../start/listeners.ts'
 import { addressRecord, type DnsRecord, nameRecord, type Query, RCODE, TYPE, txtRecord } from '../message.ts'
 import { serveDns } from '../server.ts'
 
+export type TestRecords = { cname?: string; txt?: string[]; a?: string[]; ns?: string[] }
+
 export type TestResolver = {
   /** `127.0.0.1:port` */
   address: string
   /** sets what a name has, in place of what it had; `*.` stands for names that have nothing of their own */
-  set(name: string, records: { cname?: string; txt?: string[]; a?: string[] }): void
+  set(name: string, records: TestRecords): void
   clear(): void
   /** what Berth's name server is asked for */
   zones: Set<string>
@@ -26,9 +29,15 @@ export type TestResolver = {
 
 const CNAMES_MOST = 8
 
-/** @param berth zones that Berth's name server has, and where it listens */
-export async function startResolver(berth: { zones: readonly string[]; port: () => number }): Promise<TestResolver> {
-  const records = new Map<string, { cname?: string; txt?: string[]; a?: string[] }>()
+/**
+ * @param berth zones that Berth's name server has, and where it listens
+ * @param listen a port of the system's choice on loopback unless given
+ */
+export async function startResolver(
+  berth: { zones: readonly string[]; port: () => number },
+  listen: Listen = { host: '127.0.0.1', port: 0 },
+): Promise<TestResolver> {
+  const records = new Map<string, TestRecords>()
   const asked: string[] = []
   const broken = new Set<string>()
   const zones = new Set(berth.zones)
@@ -54,6 +63,7 @@ export async function startResolver(berth: { zones: readonly string[]; port: () 
       const found = records.get(name) ?? records.get(name.replace(/^[^.]+/, '*'))
       if (type === TYPE.TXT) answers.push(...(found?.txt ?? []).map((text) => at(txtRecord(text, 1))))
       if (type === TYPE.A) answers.push(...(found?.a ?? []).map((address) => at(addressRecord(address, 1))))
+      if (type === TYPE.NS) answers.push(...(found?.ns ?? []).map((server) => at(nameRecord(TYPE.NS, server, 1))))
       if (found?.cname === undefined) return answers
       answers.push(at(nameRecord(TYPE.CNAME, found.cname, 1)))
       if (type === TYPE.CNAME) return answers
@@ -61,10 +71,9 @@ export async function startResolver(berth: { zones: readonly string[]; port: () 
     }
     return answers
   }
-  const loopback = [{ host: '127.0.0.1', port: 0 }]
   const server = serveDns({
-    udp: await openDatagrams('the test', loopback),
-    tcp: await openListeners('the test', loopback, { allowHalfOpen: true }),
+    udp: await openDatagrams('the test', [listen]),
+    tcp: await openListeners('the test', [listen], { allowHalfOpen: true }),
     log: pino({ level: 'silent' }),
     async answer({ name, type }: Query) {
       asked.push(`${name} ${type}`)
