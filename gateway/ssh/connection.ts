@@ -100,11 +100,15 @@ async function becomeMember({
 }
 
 /** A suspended account is told so; it signed in correctly, and silence would look like a fault. */
-export function serveSuspended(client: Connection, app: App): Served {
-  return serveSessions(client, app.log, async ({ io }) => {
-    io.stderr.write(`this account is suspended; ask whoever runs ${app.settings.domain}${io.terminal ? '\r' : ''}\n`)
+export function serveSuspended(client: Connection, app: App): void {
+  serveSessions(client, app.log, async ({ io }) => {
+    io.stderr.write(`${suspendedSentence(app)}${io.terminal ? '\r' : ''}\n`)
     return EXIT.notAllowed
   })
+}
+
+export function suspendedSentence(app: App): string {
+  return `this account is suspended; ask whoever runs ${app.settings.domain}`
 }
 
 async function runInLobby(

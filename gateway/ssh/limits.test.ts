@@ -193,6 +193,44 @@ describe('refusals that people read', () => {
     expect((await gateway.ssh({ key, command: ['ls'] })).status).toBe(4)
   })
 
+  it('come to a suspended account that holds its connection, and count it as a stranger until then', async () => {
+    await using gateway = await startTestGateway({ limits: { suspendedMs: 1500, startupsPerAddress: 1 } })
+    const key = gateway.makeKey('id')
+    const account = await gateway.addAccount({ keys: [key] })
+    await gateway.sql`update accounts set suspended_at = now() where id = ${account}`
+    const first = gateway.ssh({ key, args: ['-N'] })
+    await expect.poll(() => gateway.server.connectionCount).toBe(1)
+    await expect
+      .poll(async () => (await gateway.ssh({ key, command: ['ls'] })).stderr)
+      .toContain('are not signed in yet')
+    expect((await first).stderr).toContain('Berth: this account is suspended; ask whoever runs localhost')
+    await expect.poll(() => gateway.server.connectionCount).toBe(0)
+  })
+
+  it('come to an account that has many connections when few are left, which are for those that have few', async () => {
+    const hang = async () => await new Promise<number>(() => {})
+    await using gateway = await startTestGateway({
+      lobby: { runLine: hang, runLobby: hang },
+      limits: { connections: 6, reservedConnections: 3, fewConnections: 1 },
+    })
+    const [greedy, modest] = [gateway.makeKey('greedy'), gateway.makeKey('modest')]
+    await gateway.addAccount({ keys: [greedy] })
+    await gateway.addAccount({ keys: [modest] })
+    const held = []
+    for (let count = 1; count <= 3; count++) {
+      held.push(gateway.ssh({ key: greedy, command: ['wait'] }))
+      await expect.poll(() => gateway.server.signedInCount).toBe(count)
+    }
+    expect(await gateway.ssh({ key: greedy, command: ['wait'] })).toMatchObject({
+      status: 255,
+      stderr: expect.stringContaining('Berth: the server is nearly full, and this account has 3 connections'),
+    })
+    held.push(gateway.ssh({ key: modest, command: ['wait'] }))
+    await expect.poll(() => gateway.server.signedInCount).toBe(4)
+    await gateway.sql`delete from keys`
+    await Promise.all(held)
+  })
+
   it('come to an account that has too many connections', async () => {
     const hang = async () => await new Promise<number>(() => {})
     await using gateway = await startTestGateway({

@@ -12,6 +12,8 @@ export type Limits = {
   signUpMs: number
   /** from the first question of a sign-up to its last answer; less than `signUpMs`, so that the person is told */
   signUpDialogMs: number
+  /** for a suspended account to hear that it is; until then it keeps its place among the startups */
+  suspendedMs: number
   /** failed signatures on one connection (OpenSSH's MaxAuthTries) */
   failedSignatures: number
   /** sign-in requests of any kind on one connection: a client offers each of its keys */
@@ -22,6 +24,9 @@ export type Limits = {
   /** connections in all */
   connections: number
   connectionsPerAccount: number
+  /** of `connections`, the last ones, which only accounts with fewer than `fewConnections` of their own get */
+  reservedConnections: number
+  fewConnections: number
   /** connections an address may make at once; each comes back after `1 / connectionsPerSecond` */
   connectionBurst: number
   connectionsPerSecond: number
@@ -37,12 +42,15 @@ export const DEFAULT_LIMITS: Limits = {
   lookUpMs: 10_000,
   signUpMs: 20 * 60_000,
   signUpDialogMs: 15 * 60_000,
+  suspendedMs: 10_000,
   failedSignatures: 6,
   signInRequests: 200,
   startups: 512,
   startupsPerAddress: 128,
   connections: 10_000,
   connectionsPerAccount: 2_000,
+  reservedConnections: 1_000,
+  fewConnections: 20,
   connectionBurst: 600,
   connectionsPerSecond: 30,
   failureCost: 20,

@@ -3,7 +3,14 @@ import ssh2, { type Connection } from 'ssh2'
 import type { App, Caller, RunLine, RunLobby } from '../app.ts'
 import { serveListener } from '../start/listeners.ts'
 import { authenticate, type SignedIn } from './authentication.ts'
-import { type Served, serveAccount, serveMachine, serveSignUp, serveSuspended } from './connection.ts'
+import {
+  type Served,
+  serveAccount,
+  serveMachine,
+  serveSignUp,
+  serveSuspended,
+  suspendedSentence,
+} from './connection.ts'
 import { DISCONNECT, disconnect } from './internals.ts'
 import { AddressLimits, DEFAULT_LIMITS, type Limits, plainAddress, type Startup } from './limits.ts'
 import { LiveConnections } from './live.ts'
@@ -128,10 +135,10 @@ export class SshServer {
       this.#limits.loginGraceMs,
     )
     admitted.onHandshake = () => clearTimeout(handshakeTimer)
-    // Any key gets in to sign up, so such a connection is a stranger's still: it keeps its place and has a deadline.
-    admitted.onStranger = () => {
+    // Who has no account, or a suspended one, is a stranger still: it keeps its place and has a deadline.
+    admitted.onStranger = (limitMs, text) => {
       clearTimeout(deadline)
-      deadline = setTimeout(() => admitted.end('Berth: the sign-up took too long', socket), this.#limits.signUpMs)
+      deadline = setTimeout(() => admitted.end(`Berth: ${text}`, socket), limitMs)
     }
     admitted.onMember = () => {
       clearTimeout(deadline)
@@ -176,11 +183,7 @@ export class SshServer {
       onFailedSignature: () => this.#addresses.failed(admitted.address),
       onUnknownKey: () => this.#addresses.askedInVain(admitted.address),
     }
-    authenticate(client, options, (who) => {
-      if (who.signIn) admitted.becomeMember()
-      else admitted.onStranger()
-      this.#serve(client, who, admitted)
-    })
+    authenticate(client, options, (who) => this.#serve(client, who, admitted))
   }
 
   #serve(client: Connection, who: SignedIn, admitted: Admitted): void {
@@ -188,6 +191,7 @@ export class SshServer {
     const { app, lobby, codeSecret, onKeyUsed } = this.#options
     const { signIn, typed, key } = who
     if (!signIn) {
+      admitted.onStranger(this.#limits.signUpMs, 'the sign-up took too long')
       const onFailure = () => this.#addresses.failed(address)
       const timeoutMs = this.#limits.signUpDialogMs
       serveSignUp(
@@ -203,8 +207,9 @@ export class SshServer {
       )
       return
     }
-    if (this.#live.countOf(signIn.accountId) >= this.#limits.connectionsPerAccount) {
-      disconnect(client, DISCONNECT.tooManyConnections, 'Berth: this account has too many connections')
+    const full = this.#fullFor(signIn.accountId)
+    if (full) {
+      disconnect(client, DISCONNECT.tooManyConnections, full)
       return
     }
     const route = routeOf(signIn, typed)
@@ -212,14 +217,28 @@ export class SshServer {
     app.log.info({ account: caller.accountId, address, to: route.to, key: caller.fingerprint }, 'signed in')
     onKeyUsed(signIn.keyId)
     if (route.to === 'suspended') {
+      admitted.onStranger(this.#limits.suspendedMs, suspendedSentence(app))
       serveSuspended(client, app)
       return
     }
+    admitted.becomeMember()
     const served =
       route.to === 'machine'
         ? serveMachine(client, app, caller, route)
         : serveAccount(client, app, lobby, caller, route)
     this.#keep(client, caller, served, who.generation)
+  }
+
+  /** @returns the sentence to refuse another connection of the account with */
+  #fullFor(accountId: number): string | undefined {
+    const { connections, connectionsPerAccount, reservedConnections, fewConnections } = this.#limits
+    const count = this.#live.countOf(accountId)
+    if (count >= connectionsPerAccount) return 'Berth: this account has too many connections'
+    // A few accounts must not be able to shut all others out.
+    if (count >= fewConnections && this.#sockets.size > connections - reservedConnections) {
+      return `Berth: the server is nearly full, and this account has ${count} connections; try again later`
+    }
+    return undefined
   }
 
   #keep(client: Connection, caller: Caller, served: Served, generation: number): void {
@@ -246,7 +265,7 @@ class Admitted {
   client: Connection | undefined
   isMember = false
   onHandshake = () => {}
-  onStranger = () => {}
+  onStranger = (_limitMs: number, _text: string) => {}
   onMember = () => {}
 
   constructor(address: string) {
