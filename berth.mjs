@@ -391,7 +391,7 @@ function readEnvironment() {
 }
 
 /** The gateway's own user, its folder, and the key that secrets in the database are encrypted with. */
-function prepareGateway(directory) {
+export function prepareGateway(directory) {
   if (spawnSync('getent', ['passwd', 'berth']).status !== 0) {
     const made = spawnSync(
       'useradd',
@@ -415,7 +415,7 @@ function prepareGateway(directory) {
     .map(Number)
   // Everybody may read what they know the name of: the root certificate, which the gateway writes as its own user.
   const folder = ensureFolder(join(directory, 'gateway'), 0o711)
-  fs.chownSync(folder, uid, gid)
+  own(folder, uid, gid)
   const root = join(directory, 'ca.pem')
   if (!fs.lstatSync(root, { throwIfNoEntry: false })) fs.symlinkSync('gateway/ca.pem', root)
   const key = join(directory, 'secret.key')
@@ -423,11 +423,23 @@ function prepareGateway(directory) {
     // Owner and mode are right before the name exists: never a moment in which others could read it.
     writeAtomically(key, randomBytes(32), { mode: 0o600, uid, gid })
   }
+  own(key, uid, gid)
   if (fs.statSync(key).size !== 32) {
     throw new Stop(
       `${key} is damaged: expected 32 bytes. Put it back from a backup; without it the stored secrets are lost`,
     )
   }
+}
+
+/**
+ * Gives a path with all below it to a user, who has another number on the server that a backup was restored on. Nothing is
+ * looked at below what is the user's: links that it made there itself are not followed.
+ */
+function own(path, uid, gid) {
+  const found = fs.statSync(path)
+  if (found.uid === uid && found.gid === gid) return
+  const { status, stderr } = spawnSync('chown', ['-R', '-h', `${uid}:${gid}`, path], { encoding: 'utf8' })
+  if (status !== 0) throw new Stop(`${path} cannot be given to the user berth: ${stderr.trim()}`)
 }
 
 /**

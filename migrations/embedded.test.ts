@@ -36,6 +36,19 @@ describe('embedded Postgres', () => {
     await second.end()
   })
 
+  it('starts over a cluster that is another user’s: restored on a server where its own has another number', async () => {
+    const url = await startEmbedded(directory)
+    const first = connect({ url, role: 'owner', max: 1 })
+    await first`create table kept (n int)`
+    await first.end()
+    await stopEmbedded(directory)
+    spawnSync('chown', ['-R', '4242:4242', join(directory, 'postgres')])
+    await startEmbedded(directory)
+    const second = connect({ url, role: 'owner', max: 1 })
+    expect(await second`select count(*)::int as n from kept`).toEqual([{ n: 0 }])
+    await second.end()
+  })
+
   it('starts a killed postmaster again by itself and stops it in order on SIGTERM', async () => {
     const watcher = spawn(process.execPath, [join(import.meta.dirname, 'embedded.ts'), 'run', directory], {
       stdio: ['ignore', 'inherit', 'inherit', 'ipc'],

@@ -25,6 +25,7 @@ import {
   readFileSync,
   renameSync,
   rmSync,
+  statSync,
   writeFileSync,
 } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -147,6 +148,7 @@ function systemUser(name: string): SystemUser {
 function layOut(paths: EmbeddedPaths, user: SystemUser) {
   mkdirSync(paths.root, { recursive: true, mode: 0o711 })
   chmodSync(paths.root, 0o711)
+  takeOver(paths.cluster, user)
   mkdirSync(paths.socket, { recursive: true })
   chownSync(paths.socket, user.uid, user.gid)
   chmodSync(paths.socket, 0o755)
@@ -159,6 +161,17 @@ function layOut(paths: EmbeddedPaths, user: SystemUser) {
   cpSync(join(packageHome(), 'native'), partial, { recursive: true, verbatimSymlinks: true })
   spawnSync('chmod', ['-R', 'a+rX', partial])
   renameSync(partial, home)
+}
+
+/**
+ * Gives the cluster to the server's user, who has another number on the server that a backup was restored on. chown
+ * gives a folder away after what is in it, so what is cut off half way is done again by the next start.
+ */
+function takeOver(cluster: string, user: SystemUser) {
+  const found = statSync(cluster, { throwIfNoEntry: false })
+  if (!found || (found.uid === user.uid && found.gid === user.gid)) return
+  const { status, stderr } = spawnSync('chown', ['-R', '-h', `${user.uid}:${user.gid}`, cluster], { encoding: 'utf8' })
+  if (status !== 0) throw new EmbeddedPostgresError(`${cluster} cannot be given to ${POSTGRES_USER}: ${stderr.trim()}`)
 }
 
 /** The server's user must be able to walk down to its cluster: a data directory under /root is closed to it. */

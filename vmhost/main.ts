@@ -23,7 +23,7 @@ import { Rows } from './reconcile/rows.ts'
 import { Slots } from './reconcile/slots.ts'
 import { parseSettings, type Settings, SettingsError } from './settings.ts'
 import { openStore, type Store } from './storage/store.ts'
-import { growVolume, prepareVolume } from './storage/volume.ts'
+import { growVolume, prepareVolume, unmountVolume } from './storage/volume.ts'
 
 /**
  * The vmhost process: one server's machines. It may be restarted, upgraded or killed at any time; the machines run
@@ -165,6 +165,9 @@ async function main(): Promise<void> {
   await network.close()
   await importing
   await sql.end({ timeout: 2 })
+  // For backups: what stays mounted is in the volume's file and beside it, and some of it in neither yet.
+  if (reconciler.counts().running === 0)
+    await unmountVolume(volume).catch((error) => log.warn({ err: error }, 'the store stays mounted'))
   lock[Symbol.dispose]()
   process.exitCode = why === 'lease lost' ? 1 : 0
   if (process.connected) process.disconnect()

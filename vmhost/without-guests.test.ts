@@ -9,6 +9,7 @@ import { connect, type Sql } from '../migrations/connect.ts'
 import { embeddedUrl, startEmbedded, stopEmbedded } from '../migrations/embedded.ts'
 import { migrate } from '../migrations/migrate.ts'
 import { makeHostKey } from './reconcile/identity.ts'
+import { isMounted } from './storage/volume.ts'
 import { artifactsFolder, TestServer } from './testing/server.ts'
 
 vi.setConfig({ testTimeout: 90_000, hookTimeout: 90_000 })
@@ -120,10 +121,11 @@ test('a step that fails is told as the reason, until it is done', async () => {
 })
 
 test('what has lain in the trash for seven days is gone at the next start: disk, address and name are free', async () => {
+  await server.start()
   const trashed = async (hours: number): Promise<number> => {
     const id = await server.insert({ desired_state: 'trashed' })
-    await server.sql`update machines set observed_state = 'trashed',
-      trashed_at = now() - make_interval(hours => ${hours}) where id = ${id}`
+    await server.until(id, (row) => row.observed_state === 'trashed')
+    await server.sql`update machines set trashed_at = now() - make_interval(hours => ${hours}) where id = ${id}`
     const folder = join(server.dataDirectory, 'store/machines', String(id))
     mkdirSync(folder)
     writeFileSync(join(folder, 'root.raw'), 'all that was on it')
@@ -132,8 +134,9 @@ test('what has lain in the trash for seven days is gone at the next start: disk,
   const [old, young] = [await trashed(7 * 24 + 1), await trashed(7 * 24 - 1)]
   // Of a database that is no more: only the number is that of a machine which is gone.
   const number = await server.insert({ desired_state: 'gone' })
-  await server.update(number, { observed_state: 'gone' })
+  await server.until(number, (row) => row.observed_state === 'gone')
   leaveFiles(number, randomUUID())
+  await server.end('SIGKILL')
   await server.start()
   await server.until(old, (row) => row.observed_state === 'gone')
   expect(server.disks()).toEqual([String(young), String(number)])
@@ -244,6 +247,18 @@ test("machines are let through to ports that the gateway has, as it has them, an
   expect(opened()).toEqual(['tcp dport 2222', 'tcp dport 8080'])
   await has(ssh)
   await expect.poll(opened).toEqual(['tcp dport 2222'])
+})
+
+test('an orderly end takes the store down, so that a backup has it once and whole; a start has it again', async () => {
+  await server.start()
+  const store = join(server.dataDirectory, 'store')
+  expect(await isMounted(store)).toBe(server.ready?.storeKind === 'xfs')
+  writeFileSync(join(store, 'note'), 'kept')
+  await server.end()
+  expect(await isMounted(store)).toBe(false)
+  await server.start()
+  expect(readFileSync(join(store, 'note'), 'utf8')).toBe('kept')
+  rmSync(join(store, 'note'))
 })
 
 test('name servers that machines cannot reach are told at the start', async () => {

@@ -1,4 +1,4 @@
-import { mkdirSync, mkdtempSync, readlinkSync, rmSync, statfsSync, symlinkSync } from 'node:fs'
+import { closeSync, mkdirSync, mkdtempSync, openSync, readlinkSync, rmSync, statfsSync, symlinkSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { type Product, SERVER_ADDRESS, startProduct } from './product.ts'
@@ -97,15 +97,22 @@ describe('a machine', () => {
   it('comes back from a backup that was made as the README says', async () => {
     await product.ssh([demo, 'echo saved > saved; sync'])
     expect(await product.lobby('stop demo')).toMatchObject({ status: 0 })
+    // As on a server: where its store is mounted, which here would go with the product's last process.
+    const mounts = openSync(`/proc/${product.processes().vmhost}/ns/mnt`, 'r')
     await product.stop()
     const data = product.dataDirectory
     const archive = join(product.home, 'berth.tar')
     const artifacts = readlinkSync(join(data, 'artifacts'))
-    const tar = (...parameters: string[]) => product.outside('tar', ['-C', data, ...parameters])
+    const tar = (...parameters: string[]) =>
+      product.outside('nsenter', [`--mount=/proc/${process.pid}/fd/${mounts}`, 'tar', '-C', data, ...parameters])
     expect(await tar('--sparse', '--exclude=./artifacts', '-cf', archive, '.')).toMatchObject({ status: 0, stderr: '' })
+    // Each disk is in it once: in the volume, where there is one.
+    const saved = (await tar('-tf', archive)).stdout
+    expect(/^\.\/store\/machines\/.*\/root\.raw$/m.test(saved)).toBe(!/^\.\/volume\.xfs$/m.test(saved))
     rmSync(data, { recursive: true })
     mkdirSync(data)
     expect(await tar('--numeric-owner', '-xpf', archive)).toMatchObject({ status: 0, stderr: '' })
+    closeSync(mounts)
     // What a restored server makes again.
     symlinkSync(artifacts, join(data, 'artifacts'))
     await product.start()

@@ -1,7 +1,7 @@
 import { type ChildProcess, spawn, spawnSync } from 'node:child_process'
 import { once } from 'node:events'
 import { closeSync, existsSync, openSync, readFileSync } from 'node:fs'
-import { mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { mkdir, mkdtemp, rm, stat, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout } from 'node:timers/promises'
@@ -85,6 +85,20 @@ test('a second start on the same data directory names the one that runs', async 
     expect(stderr).toBe(`Berth is already running on ${path}, pid 4242\n`)
   } finally {
     closeSync(descriptor)
+  }
+})
+
+test('the gateway has what it needs of a backup that was restored where its user has another number', async () => {
+  const gateway = join(path, 'gateway')
+  await mkdir(gateway)
+  for (const name of ['gateway/ca.pem', 'secret.key']) await writeFile(join(path, name), Buffer.alloc(32))
+  spawnSync('chown', ['-R', '4242:4242', path])
+  const program = `import { prepareGateway } from ${JSON.stringify(LAUNCHER.href)}; prepareGateway(${JSON.stringify(path)})`
+  const { status, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', program], { encoding: 'utf8' })
+  expect({ status, stderr }).toEqual({ status: 0, stderr: '' })
+  const uid = Number(spawnSync('id', ['-u', 'berth'], { encoding: 'utf8' }).stdout)
+  for (const name of ['gateway', 'gateway/ca.pem', 'secret.key']) {
+    expect({ name, uid: (await stat(join(path, name))).uid }).toEqual({ name, uid })
   }
 })
 

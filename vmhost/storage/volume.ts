@@ -153,7 +153,7 @@ export async function growVolume(volume: Volume, options: Pick<VolumeOptions, 's
   options.log.info({ from: size, to: wanted }, 'the volume has grown')
 }
 
-/** Takes the volume away; only for tests and for uninstalling, machines need it. */
+/** Takes the volume away until the next `prepareVolume`. @throws StorageError while somebody, such as a machine, works in it */
 export async function unmountVolume(volume: Volume): Promise<void> {
   if (volume.kind === 'xfs' && (await isMounted(volume.path))) await run('umount', [volume.path])
 }
