@@ -316,6 +316,8 @@ describe('a wildcard', () => {
     point('*.shop.example')
     expect((await run('domain add demo shop.example --wildcard')).status).toBe(0)
     expect((await run('domain ls')).stdout).toContain('shop.example, *.shop.example')
+    expect((await run('share show demo')).stdout).toContain('also at shop.example and *.shop.example\n')
+    expect(await json('share show demo')).toMatchObject({ domains: [{ domain: 'shop.example', wildcard: true }] })
     await run('domain add second blog.shop.example')
     const browser = await site.signedIn()
     for (const host of ['shop.example', 'a.shop.example', 'b.shop.example', 'blog.shop.example']) {

@@ -9,6 +9,7 @@ import {
   ShareError,
   type ShareLink,
 } from '../accounts/shares.ts'
+import { listDomains } from '../domains/rows.ts'
 import { DEFAULT_PORT } from '../https/machines/routes.ts'
 import type { Machine } from '../machines.ts'
 import { type Context, defineCommand } from './command.ts'
@@ -37,6 +38,7 @@ export const shareShow = defineCommand({
     const machine = await own(context, args.name)
     const { app } = context
     const { shares, links } = await listShares(app.sql, machine.id)
+    const domains = (await listDomains(app.sql, [machine.id])).map(({ domain, wildcard }) => ({ domain, wildcard }))
     const url = httpsUrl(app.settings, machine.name)
     return {
       json: {
@@ -55,7 +57,8 @@ export const shareShow = defineCommand({
       },
       text: (view) => {
         const open = machine.webPublic ? 'open to everybody' : 'private: you, and whom you let in'
-        const head = `${url} shows port ${machine.webPort ?? DEFAULT_PORT}, ${open}\n`
+        const also = domains.map(({ domain, wildcard }) => `also at ${domain}${wildcard ? ` and *.${domain}` : ''}\n`)
+        const head = `${url} shows port ${machine.webPort ?? DEFAULT_PORT}, ${open}\n${also.join('')}`
         const people = shares.length
           ? `\n${table<Share>(
               shares,
