@@ -3,7 +3,9 @@ import { FitAddon } from '@xterm/addon-fit'
 import { Terminal } from '@xterm/xterm'
 import { Connection, type State } from './connection.ts'
 import { type Arrow, arrowKey, withControl } from './keys.ts'
-import { FIRST_SESSION, SESSION_NAME } from './protocol.ts'
+import { closeMenu, startMenu } from './menu.ts'
+import { element } from './page.ts'
+import { FIRST_SESSION } from './protocol.ts'
 import { tell } from './sentence.ts'
 import { DARK, LIGHT } from './themes.ts'
 
@@ -178,54 +180,10 @@ element('copy-all').addEventListener('click', () => {
   element<HTMLDialogElement>('copying').close()
 })
 
-// Sessions --------------------------------------------------------------------------------------------------------
+// The menu -----------------------------------------------------------------------------------------------------------
 
-const menu = element<HTMLDetailsElement>('sessions')
-menu.addEventListener('toggle', () => {
-  if (menu.open) void listSessions()
-})
-menu.addEventListener('keydown', (event) => {
-  if (event.key !== 'Escape') return
-  menu.open = false
-  terminal.focus()
-})
-screen.addEventListener('pointerdown', () => {
-  menu.open = false
-})
-
-async function listSessions(): Promise<void> {
-  const list = element('session-list')
-  try {
-    const answer = await fetch(here, { headers: { accept: 'application/json' } })
-    if (!answer.ok) throw new Error(String(answer.status))
-    const { sessions } = (await answer.json()) as { sessions: { name: string; attached: number }[] }
-    const names = new Map(sessions.map(({ name, attached }) => [name, attached]))
-    if (!names.has(session)) names.set(session, 0)
-    list.replaceChildren(...[...names].sort().map(([name, attached]) => sessionItem(name, attached)))
-  } catch {
-    list.replaceChildren(Object.assign(document.createElement('li'), { textContent: 'The list cannot be had now.' }))
-  }
-}
-
-function sessionItem(name: string, attached: number): HTMLLIElement {
-  const item = document.createElement('li')
-  const link = Object.assign(document.createElement('a'), { href: `${here}/${name}`, textContent: name })
-  if (name === session) link.setAttribute('aria-current', 'page')
-  const others = name === session ? attached - 1 : attached
-  item.append(link)
-  if (others > 0) {
-    const count = Object.assign(document.createElement('span'), { className: 'dim' })
-    count.textContent = name === session ? ` open ${others} more` : ' open elsewhere'
-    item.append(count)
-  }
-  return item
-}
-
-element('new-session').addEventListener('submit', (event) => {
-  event.preventDefault()
-  const name = element<HTMLInputElement>('session-name').value.trim()
-  if (SESSION_NAME.test(name)) location.assign(`${here}/${name}`)
-})
+startMenu({ machine, session, leave: () => terminal.focus() })
+screen.addEventListener('pointerdown', closeMenu)
 
 const reader = element<HTMLInputElement>('reader')
 reader.checked = terminal.options.screenReaderMode === true
@@ -296,12 +254,6 @@ function nameWindow(): void {
   const where = session === FIRST_SESSION ? machine : `${machine}/${session}`
   const what = connection.state.is === 'attached' ? programTitle : tell(connection.state, { machine, session }).text
   document.title = what === '' ? where : `${where}: ${what}`
-}
-
-function element<T extends HTMLElement = HTMLElement>(id: string): T {
-  const found = document.getElementById(id)
-  if (!found) throw new Error(`the page has no #${id}`)
-  return found as T
 }
 
 connection.open()

@@ -1,7 +1,7 @@
 /**
  * What the control host's pages load: scripts and styles, each at an address that has the hash of all of them in it, so
  * that a browser may keep it for ever. The browser's own modules are TypeScript like the rest; their types are taken
- * out when somebody first asks, and no bundler is needed for what is one library and five small files.
+ * out when somebody first asks, and no bundler is needed for what is one library and a few small files.
  *
  * The files are read when this module is loaded: the process gives root up before it serves, and then it may not be
  * able to read its checkout.
@@ -24,7 +24,7 @@ const FILES: Record<string, readonly string[]> = {
   'addon-fit.js': ['node_modules/@xterm/addon-fit/lib/addon-fit.mjs'],
   'terminal.css': ['web/pages/page.css', 'node_modules/@xterm/xterm/css/xterm.css', 'web/terminal/terminal.css'],
   ...Object.fromEntries(
-    ['connection', 'keys', 'main', 'protocol', 'sentence', 'themes'].map((name) => [
+    ['connection', 'keys', 'main', 'menu', 'page', 'protocol', 'sentence', 'themes'].map((name) => [
       `${name}.ts`,
       [`web/terminal/${name}.ts`],
     ]),

@@ -1,4 +1,5 @@
 /** The session holder in the machine (init/hold.c), as the web terminal uses it. */
+import { SESSION_NAME } from '../../../web/terminal/protocol.ts'
 import type { App } from '../../app.ts'
 import { HOLD } from '../../commands/setup/hold.ts'
 import type { Machine, Seeker } from '../../machines.ts'
@@ -52,7 +53,7 @@ function readSessions(text: string): HeldSession[] {
   const { sessions } = JSON.parse(text) as { sessions?: Told[] }
   if (!Array.isArray(sessions)) return []
   return sessions.flatMap(({ name, kind, state, attached }) =>
-    typeof name === 'string' && kind === 'terminal' && state === 'running'
+    typeof name === 'string' && SESSION_NAME.test(name) && kind === 'terminal' && state === 'running'
       ? [{ name, attached: Number(attached) || 0 }]
       : [],
   )

@@ -62,7 +62,10 @@ ${KEYS.map(([value, text, label]) => key(value, text, label))}</div>
 `.text
 }
 
-const PRELOADED = ['xterm.js', 'addon-fit.js', 'connection.ts', 'keys.ts', 'protocol.ts', 'sentence.ts', 'themes.ts']
+const PRELOADED = [
+  ...['xterm.js', 'addon-fit.js', 'connection.ts', 'keys.ts', 'menu.ts'],
+  ...['page.ts', 'protocol.ts', 'sentence.ts', 'themes.ts'],
+]
 
 const KEYS: [value: string, text: string, label?: string][] = [
   ['escape', 'Esc'],

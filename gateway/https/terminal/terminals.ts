@@ -6,7 +6,8 @@ import { findSession } from '../../accounts/web-sessions.ts'
 import type { App } from '../../app.ts'
 import { COOKIE, cookieOf } from '../access/fields.ts'
 import type { LiveGrant } from '../access/grants.ts'
-import { readSize, TerminalVisit } from './visit.ts'
+import { readSize } from './messages.ts'
+import { TerminalVisit } from './visit.ts'
 
 export type TerminalsOptions = {
   app: App

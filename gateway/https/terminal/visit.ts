@@ -1,19 +1,13 @@
 import { finished } from 'node:stream/promises'
 import type { WebSocket } from 'ws'
-import {
-  CLOSED,
-  type FromBrowser,
-  INPUT_WINDOW_BYTES,
-  OUTPUT_WINDOW_BYTES,
-  type ToBrowser,
-  type WayOn,
-} from '../../../web/terminal/protocol.ts'
+import { CLOSED, INPUT_WINDOW_BYTES, OUTPUT_WINDOW_BYTES, type ToBrowser } from '../../../web/terminal/protocol.ts'
 import type { App } from '../../app.ts'
 import { lobbyLine } from '../../commands/machine-document.ts'
 import { type Machine, MachineNotReadyError, stageInWords } from '../../machines.ts'
 import { type MachineProcess, openOnMachine } from '../../ssh/pool/open-on-machine.ts'
 import { MachineUnreachableError } from '../../ssh/pool/target.ts'
 import { attachCommand } from './hold.ts'
+import { offState, readMessage, type TerminalSize } from './messages.ts'
 
 export type VisitOptions = {
   app: App
@@ -26,14 +20,9 @@ export type VisitOptions = {
   size: TerminalSize
 }
 
-export type TerminalSize = { columns: number; rows: number }
-
-const COLUMNS_MOST = 1000
-const ROWS_MOST = 500
-/** No control message of ours is longer. */
-const TEXT_MOST_BYTES = 128
 /** A size that a hand drags comes as dozens of changes. */
 const RESIZE_EVERY_MS = 50
+const CHANNEL_WINDOW_BYTES = 128 * 1024
 /** A browser that answers nothing is gone; as are those whose network is. */
 const HEARTBEAT_MS = 25_000
 /** The machine said its sshd listens; a first knock that fails all the same is repeated. */
@@ -162,6 +151,8 @@ export class TerminalVisit {
       try {
         return await openOnMachine(app.pool, target, {
           command: attachCommand(session),
+          // Little: Ctrl-C should not have to wait for a megabyte that was printed before.
+          windowBytes: CHANNEL_WINDOW_BYTES,
           pty: { term: 'xterm-256color', ...this.#size },
           env: { COLORTERM: 'truecolor' },
         })
@@ -255,7 +246,7 @@ export class TerminalVisit {
   }
 
   #hear(bytes: Buffer): void {
-    const message = bytes.length <= TEXT_MOST_BYTES ? readMessage(bytes.toString('utf8')) : undefined
+    const message = readMessage(bytes)
     if (!message) this.#refuse('A message was not understood.')
     else if ('resize' in message) this.#resize(message.resize)
     else if ('seen' in message) {
@@ -285,50 +276,4 @@ export class TerminalVisit {
     this.#isAlive = false
     this.#options.socket.ping()
   }
-}
-
-/** @returns undefined when it is none of ours */
-function readMessage(text: string): FromBrowser | undefined {
-  let message: unknown
-  try {
-    message = JSON.parse(text)
-  } catch {
-    return undefined
-  }
-  if (typeof message !== 'object' || message === null) return undefined
-  if ('resize' in message && Array.isArray(message.resize)) {
-    const size = readSize(message.resize[0], message.resize[1])
-    return size && { resize: [size.columns, size.rows] }
-  }
-  if ('seen' in message && isCount(message.seen)) return { seen: message.seen }
-  if ('ping' in message && isCount(message.ping)) return { ping: message.ping }
-  return undefined
-}
-
-/** @returns undefined unless both are whole numbers that a terminal can have */
-export function readSize(columns: unknown, rows: unknown): TerminalSize | undefined {
-  if (!isCount(columns) || !isCount(rows)) return undefined
-  if (columns < 1 || columns > COLUMNS_MOST || rows < 1 || rows > ROWS_MOST) return undefined
-  return { columns, rows }
-}
-
-function isCount(value: unknown): value is number {
-  return Number.isSafeInteger(value) && Number(value) >= 0
-}
-
-/** What is told of a machine that is off; undefined when it is none any more. */
-function offState(machine: Machine, lobby: (command: string) => string): ToBrowser | undefined {
-  const { name, desiredState, observedState } = machine
-  const off = (text: string, verb: WayOn['verb']): ToBrowser => ({
-    state: 'off',
-    text,
-    wayOn: { verb, command: lobby(`${verb} ${name}`) },
-  })
-  if (desiredState === 'trashed' || desiredState === 'gone' || observedState === 'gone') return undefined
-  if (desiredState === 'stopped') {
-    return off(observedState === 'stopped' ? `${name} is stopped.` : `${name} is stopping.`, 'start')
-  }
-  if (observedState === 'failed')
-    return off(`${name} failed: ${machine.observedReason ?? 'no reason is known'}.`, 'restart')
-  return { state: 'waiting', text: `${name} is ${observedState}.` }
 }

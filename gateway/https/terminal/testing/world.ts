@@ -53,7 +53,8 @@ export async function startTerminalWorld(): Promise<TerminalWorld> {
   const hold = buildInit('exe-hold')
   const stack = new AsyncDisposableStack()
   const directory = mkdtempSync(join(tmpdir(), 'berth-terminal-'))
-  stack.defer(() => rmSync(directory, { recursive: true, force: true }))
+  // Holders that end write what is left of their sessions.
+  stack.defer(() => rmSync(directory, { recursive: true, force: true, maxRetries: 20, retryDelay: 50 }))
   const environment = { EXE_HOLD_DIRECTORY: join(directory, 'hold'), SHELL: '/bin/sh', PS1: '$ ' }
   const shell = join(directory, 'shell')
   const exports = Object.entries(environment).map(([name, value]) => `export ${name}='${value}'\n`)
