@@ -112,6 +112,7 @@ export const hosts = pgTable('hosts', {
   draining: boolean('draining').notNull().default(false),
   cpus: integer('cpus').notNull().default(0),
   memoryBytes: int8('memory_bytes').notNull().default(0),
+  machineOverheadBytes: int8('machine_overhead_bytes').notNull().default(0),
   storeBytes: int8('store_bytes').notNull().default(0),
   storeFreeBytes: int8('store_free_bytes').notNull().default(0),
   memoryOvercommit: numeric('memory_overcommit', { precision: 4, scale: 2, mode: 'number' }).notNull().default(1),

@@ -1,5 +1,6 @@
 import { randomUUID } from 'node:crypto'
 import { mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { totalmem } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
 import { makeTinyGuest, type TinyGuest } from './hypervisor/tiny-guest.ts'
@@ -84,6 +85,9 @@ describe('a vmhost', () => {
     ])
     expect(host?.doctor.map((finding: { check: string }) => finding.check)).toContain('kvm')
     expect(host?.store_free_bytes).toBeGreaterThan(0)
+    // Some of it is the server's own, and each machine's hypervisor takes some beside the machine.
+    expect(host?.memory_bytes).toBe(totalmem() - Math.min(2 ** 30, Math.floor(totalmem() / 4)))
+    expect(host?.machine_overhead_bytes).toBe(384 * MiB)
   })
 
   test('a second one for the same data directory does not start', async () => {

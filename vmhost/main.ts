@@ -6,6 +6,7 @@ import pino, { type Logger } from 'pino'
 import { connect } from '../migrations/connect.ts'
 import { examine } from './doctor.ts'
 import { prepareCgroups } from './hypervisor/cgroup.ts'
+import { hypervisorOverheadBytes } from './hypervisor/driver.ts'
 import { openDevices } from './hypervisor/privileges.ts'
 import { bootId, chooseAccelerator, nestedAvailable } from './hypervisor/probe.ts'
 import { qemuDriver, qemuVersion } from './hypervisor/qemu.ts'
@@ -95,6 +96,7 @@ async function main(): Promise<void> {
   const rows = new Rows(sql, lease)
   const outbox = new Outbox(rows, log, () => stop.abort('lease lost'))
   const cpus = availableParallelism()
+  const memoryForMachines = totalmem() - reservedBytes(totalmem())
   const reconciler = createReconciler({
     world: {
       driver: qemuDriver({ accelerator: accelerator.accelerator, version, cgroups: cgroupProblem === undefined }),
@@ -104,7 +106,7 @@ async function main(): Promise<void> {
       outbox,
       slots: new Slots(startsAtOnce(accelerated, cpus)),
       guest: settings,
-      memoryBytes: totalmem(),
+      memoryBytes: memoryForMachines - hypervisorOverheadBytes,
       log,
     },
     publicPorts: settings.publicPorts,
@@ -119,7 +121,8 @@ async function main(): Promise<void> {
     await facts.write({
       boot_id: bootId(),
       cpus,
-      memory_bytes: totalmem(),
+      memory_bytes: memoryForMachines,
+      machine_overhead_bytes: hypervisorOverheadBytes,
       store_bytes: space.totalBytes,
       store_free_bytes: Math.max(0, space.freeBytes - space.reserveBytes),
       hypervisor: `qemu ${version}`,
@@ -179,6 +182,11 @@ async function main(): Promise<void> {
  */
 function startsAtOnce(accelerated: boolean, cpus: number): number {
   return accelerated ? Math.max(4, cpus * 2) : Math.max(2, cpus)
+}
+
+/** Memory that is promised to no machine: Postgres's, the gateway's, this process's and the system's. */
+function reservedBytes(totalBytes: number): number {
+  return Math.min(2 ** 30, Math.floor(totalBytes / 4))
 }
 
 async function importImages(store: Store, log: Logger, signal: AbortSignal): Promise<void> {

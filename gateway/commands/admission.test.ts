@@ -27,6 +27,21 @@ describe('admission', () => {
     expect(start.stderr).toMatch(/fifth needs 1 GiB of memory and server server1 has 0 B left/)
   })
 
+  it('counts what the hypervisor of each machine takes beside it', async () => {
+    const host = { memoryBytes: 4 * GIBIBYTE, machineOverheadBytes: 384 * 2 ** 20 }
+    await using world = await startWorld({ host })
+    for (const name of ['a', 'b']) expect((await world.run(`new ${name} --memory 1G --no-wait`)).status).toBe(0)
+    expect((await world.run('host ls')).stdout).toMatch(/2\.8 GiB of 4 GiB/)
+    expect(await world.run('new c --memory 1G --no-wait')).toMatchObject({
+      status: 5,
+      stderr: expect.stringMatching(/no server has 1 GiB of memory left; the most is 896 MiB/),
+    })
+    expect((await world.run('new c --memory 896M --no-wait')).status).toBe(0)
+    await world.run('stop a')
+    expect((await world.run('new d --memory 1G --no-wait')).status).toBe(0)
+    expect((await world.run('start a')).stderr).toMatch(/a needs 1 GiB of memory and server server1 has 0 B left/)
+  })
+
   it('says which server is missing, draining, or full', async () => {
     await using world = await startWorld({ host: { storeFreeBytes: GIBIBYTE } })
     expect((await world.run('new demo --no-wait')).stderr).toMatch(/room for a disk/)

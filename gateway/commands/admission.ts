@@ -43,6 +43,7 @@ type Host = {
   draining: boolean
   images: HostImage[]
   memory_bytes: number
+  machine_overhead_bytes: number
   store_bytes: number
   store_free_bytes: number
   capacity_bytes: number
@@ -100,14 +101,15 @@ function wholeMebibytes(wish: MachineWish): MachineWish {
  */
 export async function admitStart(tx: Tx, machine: { id: number; name: string; memoryBytes: number }): Promise<void> {
   await tx`select pg_advisory_xact_lock(hashtextextended(${ADMISSION_LOCK}, 0))`
-  const [host] = await tx<{ name: string; capacity_bytes: number; promised_bytes: number }[]>`
-    select hosts.name, floor(hosts.memory_bytes * memory_overcommit)::bigint as capacity_bytes, coalesce((
-      select sum(m.memory_bytes)::bigint from machines m where m.host_id = hosts.id and m.id <> ${machine.id}
+  const [host] = await tx<{ name: string; capacity_bytes: number; overhead_bytes: number; promised_bytes: number }[]>`
+    select hosts.name, floor(hosts.memory_bytes * memory_overcommit)::bigint as capacity_bytes,
+      machine_overhead_bytes as overhead_bytes, coalesce((
+      select sum(m.memory_bytes + hosts.machine_overhead_bytes)::bigint from machines m where m.host_id = hosts.id and m.id <> ${machine.id}
         and m.observed_state <> 'gone' and (m.desired_state = 'running' or m.observed_state in ('creating', 'running'))), 0)::bigint
       as promised_bytes
     from hosts join machines on machines.host_id = hosts.id where machines.id = ${machine.id}`
   if (!host) throw new Error(`machine ${machine.id} has no server`)
-  const freeBytes = host.capacity_bytes - host.promised_bytes
+  const freeBytes = host.capacity_bytes - host.promised_bytes - host.overhead_bytes
   if (freeBytes >= machine.memoryBytes) return
   throw new CommandError(
     'capacity.memory',
@@ -181,12 +183,12 @@ async function assertAccount(tx: Tx, caller: Caller): Promise<void> {
   }
 }
 
-/** Servers with a live lease. What is promised: the memory of every machine that runs or is wanted to. */
+/** Servers with a live lease. What is promised: the memory of every machine that runs or is wanted to, with its overhead. */
 async function liveHosts(tx: Tx): Promise<Host[]> {
   return await tx<Host[]>`
-    select id, name, cpus, draining, images, memory_bytes, store_bytes, store_free_bytes,
+    select id, name, cpus, draining, images, memory_bytes, machine_overhead_bytes, store_bytes, store_free_bytes,
       floor(memory_bytes * memory_overcommit)::bigint as capacity_bytes,
-      coalesce((select sum(m.memory_bytes) from machines m where m.host_id = hosts.id and m.observed_state <> 'gone'
+      coalesce((select sum(m.memory_bytes + hosts.machine_overhead_bytes) from machines m where m.host_id = hosts.id and m.observed_state <> 'gone'
         and (m.desired_state = 'running' or m.observed_state in ('creating', 'running'))), 0)::bigint as promised_bytes,
       (select count(*)::int from machines m where m.host_id = hosts.id and m.observed_state = 'creating') as being_made
     from hosts where lease_expires_at > now() order by id`
@@ -233,7 +235,7 @@ function chooseHost(live: Host[], wish: MachineWish): Host {
   const withMemory = fitting(
     withDisk,
     // Overcommit is between machines: no single one has more than there is.
-    (host) => Math.max(0, Math.min(memoryLeft(host), host.memory_bytes)),
+    (host) => Math.max(0, Math.min(memoryLeft(host), host.memory_bytes - host.machine_overhead_bytes)),
     wish.memoryBytes,
     (most) =>
       short(
@@ -251,7 +253,8 @@ function fitting(hosts: Host[], has: (host: Host) => number, wanted: number, ref
   return fit as [Host, ...Host[]]
 }
 
-const memoryLeft = (host: Host) => host.capacity_bytes - host.promised_bytes
+/** For one machine more, without what it takes beside its own. */
+const memoryLeft = (host: Host) => host.capacity_bytes - host.promised_bytes - host.machine_overhead_bytes
 
 /** The largest disk a server would take: all of its store while some of it is free, nothing when it is nearly full. */
 function diskLeft(host: Host): number {

@@ -1,11 +1,10 @@
 import { mkdir, readFile, rmdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { hypervisorOverheadBytes } from './driver.ts'
 
 const root = '/sys/fs/cgroup'
 const home = join(root, 'berth')
 const wanted = ['cpu', 'memory', 'pids'] as const
-/** QEMU's own needs beside the guest's memory: its heap, threads' stacks, and under emulation the translation buffer. */
-const headroomBytes = 384 * 2 ** 20
 /** vCPU threads, up to 64 I/O workers, the main loop; a hypervisor never starts processes. */
 const threadsMost = 512
 const periodUs = 100_000
@@ -38,7 +37,7 @@ export async function prepareCgroups(): Promise<string | undefined> {
 export async function confine(name: string, pid: number, limits: CgroupLimits): Promise<void> {
   const group = join(home, name)
   await mkdir(group, { recursive: true })
-  await writeFile(join(group, 'memory.max'), String(limits.memoryBytes + headroomBytes))
+  await writeFile(join(group, 'memory.max'), String(limits.memoryBytes + hypervisorOverheadBytes))
   await writeFile(join(group, 'pids.max'), String(threadsMost))
   await writeFile(join(group, 'cpu.max'), `${limits.cpus * periodUs} ${periodUs}`)
   await writeFile(join(group, 'cgroup.procs'), String(pid))

@@ -16,6 +16,12 @@ export function hypervisorUid(machineId: number): number {
   return 2_000_000 + machineId
 }
 
+/**
+ * What a hypervisor may take beside its guest's memory: its heap, threads' stacks, and under emulation the translation
+ * buffer. Its limit, and what admission counts for each machine.
+ */
+export const hypervisorOverheadBytes = 384 * 2 ** 20
+
 export type Accelerator = 'kvm' | 'tcg'
 
 /** Everything a hypervisor is started with. Paths are absolute; `directory` is the machine's own and its working directory. */

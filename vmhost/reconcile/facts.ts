@@ -7,6 +7,7 @@ export type HostFacts = {
   readonly boot_id: string
   readonly cpus: number
   readonly memory_bytes: number
+  readonly machine_overhead_bytes: number
   readonly store_bytes: number
   readonly store_free_bytes: number
   readonly hypervisor: string

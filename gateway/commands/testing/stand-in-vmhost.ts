@@ -6,6 +6,7 @@ export type StandInHost = {
   name?: string
   cpus?: number
   memoryBytes?: number
+  machineOverheadBytes?: number
   storeBytes?: number
   storeFreeBytes?: number
 }
@@ -48,7 +49,8 @@ export class StandInVmhost {
       description: '',
     }))
     await sql`update hosts set lease_expires_at = now() + interval '1 hour', lease_epoch = 1, cpus = ${host.cpus ?? 8},
-      memory_bytes = ${host.memoryBytes ?? 64 * GIBIBYTE}, store_bytes = ${host.storeBytes ?? 500 * GIBIBYTE},
+      memory_bytes = ${host.memoryBytes ?? 64 * GIBIBYTE},
+      machine_overhead_bytes = ${host.machineOverheadBytes ?? 0}, store_bytes = ${host.storeBytes ?? 500 * GIBIBYTE},
       store_free_bytes = ${host.storeFreeBytes ?? 400 * GIBIBYTE}, images = ${sql.json(images)} where id = ${this.#hostId}`
     const { unlisten } = await sql.listen('machines', () => this.look())
     this.#unlisten = unlisten
