@@ -6,12 +6,11 @@
  * The files are read when this module is loaded: the process gives root up before it serves, and then it may not be
  * able to read its checkout.
  */
+import { execFile } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { Worker } from 'node:worker_threads'
 import { gzip } from 'node:zlib'
 
 const ROOT = join(import.meta.dirname, '../../..')
@@ -78,19 +77,24 @@ async function makeAll(): Promise<Map<string, Asset>> {
 }
 
 /**
- * Node's own type stripping, as it loads this very file. In a thread, which takes its 30 MiB of compiler along when it
- * ends, and Node's warning that the function may change yet: the version of Node is pinned.
+ * Node's own type stripping, as it loads this very file. In a process of its own: the compiler takes 20 MiB, which
+ * would stay. It is this program's file that is run, whatever became of the right to reach it by its path.
  */
 async function stripTypes(sources: [name: string, text: string][]): Promise<Map<string, string>> {
-  const worker = new Worker(STRIPPER, { eval: true, workerData: sources, stderr: true })
-  const [stripped] = await once(worker, 'message')
-  return new Map(stripped)
+  const options = { cwd: '/', env: {}, timeout: STRIP_LIMIT_MS, maxBuffer: STRIPPED_MOST_BYTES }
+  const running = promisify(execFile)('/proc/self/exe', [WITHOUT_WARNING, '--eval', STRIPPER], options)
+  running.child.stdin?.end(JSON.stringify(sources))
+  return new Map(JSON.parse((await running).stdout))
 }
 
+const STRIP_LIMIT_MS = 30_000
+const STRIPPED_MOST_BYTES = 4 * 1024 * 1024
+/** The function may change in another version of Node; ours is pinned. */
+const WITHOUT_WARNING = '--disable-warning=ExperimentalWarning'
 const STRIPPER = `
-const { parentPort, workerData } = require('node:worker_threads')
+const sources = JSON.parse(require('node:fs').readFileSync(0, 'utf8'))
 const { stripTypeScriptTypes } = require('node:module')
-parentPort.postMessage(workerData.map(([name, text]) => [name, stripTypeScriptTypes(text)]))`
+process.stdout.write(JSON.stringify(sources.map(([name, text]) => [name, stripTypeScriptTypes(text)])))`
 
 /** Imports of packages lead to where they are served. */
 function resolved(script: string): string {
