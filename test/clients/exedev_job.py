@@ -61,7 +61,11 @@ def run():
     assert lines == ["one", "two"], lines
     text = "x" * 100_000
     assert vm.run(f"printf %s {text} | wc -c").stdout.strip() == "100000"
-    # A command that is given up is ended, and what it started in a session of its own too.
+    give_up(vm)
+
+
+def give_up(vm):
+    """A command that is given up is ended, and what it started in a session of its own too."""
     mark = f"/tmp/{secrets.token_hex(8)}"
     slow = f"setsid sh -c 'while touch {mark}; do sleep 0.2; done' & wait"
     raises(exedev.CommandTimeoutError, lambda: vm.run(slow, timeout=3))
@@ -180,6 +184,25 @@ def rm():
     assert exe.vms() == [] or "sdk-two" not in [one.name for one in exe.vms()]
 
 
+def visit():
+    """A little of everything, for a machine that is emulated and slow."""
+    vm = exe.vm("sdk")
+    result = vm.run("echo $MODE; echo err >&2; exit 7")
+    assert (result.exit_code, result.stdout, result.stderr) == (7, "c i\n", "err\n"), result
+    give_up(vm)
+    process = vm.spawn("until [ -e go ]; do sleep 0.1; done; exit 5")
+    assert process.poll() is None
+    content = secrets.token_bytes(300 * 1024)
+    vm.write_file("go", content)
+    assert process.wait(timeout=60).exit_code == 5
+    vm.restart(timeout=300)
+    assert vm.read_file("go") == content
+    vm.rename("sdk-two")
+    assert exe.vm("sdk-two").status == "running"
+
+
 for part in PARTS:
+    began = time.monotonic()
     globals()[part]()
     print(part, flush=True)
+    print(f"{part}: {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)

@@ -294,7 +294,7 @@ describe('what a machine reaches', () => {
 describe('programs', () => {
   it('make a machine with the published SDK, work in it and remove it', async () => {
     const { token } = JSON.parse((await product.lobby('token new --json')).stdout) as { token: string }
-    const parts = ['new', 'run', 'spawn', 'files', 'manage', 'share', 'account', 'rm']
+    const parts = ['new', 'visit', 'rm']
     const ran = await product.outside(
       testPython(),
       [join(CHECKOUT, 'test/clients/exedev_job.py'), `https://${HOST}:8443`, 'minimal', ...parts],
