@@ -54,6 +54,7 @@ export const shareShow = defineCommand({
         })),
         links: links.map(linkDocument),
         teams: [],
+        domains,
       },
       text: (view) => {
         const open = machine.webPublic ? 'open to everybody' : 'private: you, and whom you let in'
