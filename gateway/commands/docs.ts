@@ -58,6 +58,9 @@ export const DOCS: Record<string, Page> = {
         '',
         'Programs send a token, see token new, or one made with your SSH key alone. The machine is told who visits: X-Berth-User, X-Berth-Email.',
         '',
+        'A terminal in the browser, whose sessions go on when it is closed:',
+        `  ${controlOrigin(settings)}/terminal/demo`,
+        '',
         'Under a domain of your own; it says which record to set:',
         `  ${lobbyLine(settings, 'domain add demo www.example.com')}`,
         ...(settings.acme === undefined
