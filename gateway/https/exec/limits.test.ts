@@ -3,7 +3,7 @@ import { createServer } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { createToken } from '../../accounts/tokens.ts'
-import type { RunLine } from '../../app.ts'
+import type { App, RunLine } from '../../app.ts'
 import { runLine } from '../../commands/run.ts'
 import { startWorld, type World } from '../../commands/testing/world.ts'
 import type { Finished } from '../proxy/context.ts'
@@ -47,7 +47,7 @@ describe('a line', () => {
   afterAll(() => world?.[Symbol.asyncDispose]())
 
   /** The endpoint alone, over plain HTTP. */
-  async function serve(options: { runLine?: RunLine; limits?: Partial<ExecLimits> }) {
+  async function serve(options: { app?: App; runLine?: RunLine; limits?: Partial<ExecLimits> }) {
     const finished: Finished[] = []
     const exec = new ExecEndpoint({
       app: world.app,
@@ -104,6 +104,15 @@ describe('a line', () => {
     const answer = await site.post('ls')
     expect([answer.status, await answer.json()]).toMatchObject([500, { code: 'internal' }])
     expect(JSON.parse(await (await site.post('ssh demo true')).text())).toEqual({ error: expect.any(String) })
+  })
+
+  it('is to be tried again while the database is away', async () => {
+    const away = Object.assign(new Error('no answer'), { code: 'CONNECT_TIMEOUT' })
+    const sql = (() => Promise.reject(away)) as unknown as App['sql']
+    await using site = await serve({ app: { ...world.app, sql } })
+    const answer = await site.post('ls')
+    expect([answer.status, answer.headers.get('retry-after')]).toEqual([503, '5'])
+    expect(await answer.json()).toEqual({ error: expect.stringContaining('the database'), code: 'busy' })
   })
 
   it('over the quota is told when to try again', async () => {

@@ -120,6 +120,14 @@ describe('a token that a token makes', () => {
   })
 })
 
+it('a key that was added with a token is named when the token is removed: it does not end with it', async () => {
+  const { document } = await world.json('token new')
+  const key = world.gateway.publicKey(world.gateway.makeKey('added'))
+  const added = await client.post(`ssh-key add '${key}'`, { token: String(document.token) })
+  expect(added.status).toBe(200)
+  expect((await world.run(`token rm ${document.id}`)).stdout).toMatch(/still good: added@laptop; .*ssh-key remove/)
+})
+
 describe('a token that was minted offline', () => {
   const mint = (host: string, claims: Record<string, unknown> = {}): string => {
     const payload = JSON.stringify({ exp: Math.round(Date.now() / 1000) + 3600, ...claims })
