@@ -1,4 +1,6 @@
+import { once } from 'node:events'
 import { writeFileSync } from 'node:fs'
+import { type AddressInfo, connect, createServer, type Socket } from 'node:net'
 import { join } from 'node:path'
 import type { Page } from 'playwright-core'
 import { afterAll, beforeAll, expect, it } from 'vitest'
@@ -37,6 +39,28 @@ const shown = async (page: Page) => (await page.locator('.xterm-rows > div').all
 const shows = (page: Page, pattern: RegExp) => expect.poll(() => shown(page), PATIENT).toMatch(pattern)
 const says = (page: Page, pattern: RegExp) =>
   expect.poll(() => page.locator('#state').textContent(), PATIENT).toMatch(pattern)
+
+/** A network path to the gateway, whose connections can fall silent without an end, as those through a lost NAT do. */
+async function startPath(to: number): Promise<{ port: number; silence(): void } & AsyncDisposable> {
+  const sockets = new Set<Socket>()
+  const server = createServer((near) => {
+    const far = connect(to, '127.0.0.1')
+    for (const socket of [near, far]) sockets.add(socket.on('error', () => {}))
+    near.pipe(far).pipe(near)
+  })
+  server.listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  return {
+    port: (server.address() as AddressInfo).port,
+    silence() {
+      for (const socket of sockets) socket.unpipe().pause()
+    },
+    async [Symbol.asyncDispose]() {
+      for (const socket of sockets) socket.destroy()
+      await new Promise((resolve) => server.close(resolve))
+    },
+  }
+}
 
 async function picture(page: Page, name: string): Promise<void> {
   if (PICTURES) await screenshot(page, join(PICTURES, `${name}.png`))
@@ -104,6 +128,26 @@ it('comes back by itself after its gateway ended, and says so meanwhile', async 
   await using _third = (await world.another({ port })).gateway
   await says(page, /^Connected\.$/)
   await shows(page, /kept 42/)
+  await page.context().close()
+})
+
+it('finds out that its connection is dead, as after a night in a closed laptop, and makes another', async () => {
+  await using path = await startPath(Number(new URL(world.control).port))
+  const url = `https://localhost:${path.port}`
+  const page = await browser.open({ cookie: { url, field: await world.signIn() } })
+  await page.clock.install()
+  await page.goto(`${url}/terminal/demo/night`)
+  await says(page, /^Connected\.$/)
+  await page.keyboard.type('echo "kept $((6*7))"\n')
+  await shows(page, /kept 42/)
+  path.silence()
+  await page.evaluate("dispatchEvent(new Event('online'))")
+  await page.clock.fastForward(10_000)
+  await says(page, /^The connection was lost\. /)
+  await page.clock.fastForward(1_000)
+  await says(page, /^Connected\.$/)
+  await page.keyboard.type('echo "again $((1+1))"\n')
+  await shows(page, /kept 42[\s\S]*again 2/)
   await page.context().close()
 })
 
