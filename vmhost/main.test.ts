@@ -1,6 +1,7 @@
+import { execFileSync } from 'node:child_process'
 import { randomUUID } from 'node:crypto'
-import { mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
-import { totalmem } from 'node:os'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { tmpdir, totalmem } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
 import { makeTinyGuest, type TinyGuest } from './hypervisor/tiny-guest.ts'
@@ -284,6 +285,37 @@ describe('a vmhost', () => {
     expect(failed.observed_reason).toBe('Its disk is not on this server any more')
     await server.update(id, { desired_state: 'gone' })
     await nothingLeftOf(id)
+  })
+
+  test('machines whose disks share a filesystem with Postgres stand still before it is full, and go on by themselves', async () => {
+    const home = mkdtempSync(join(tmpdir(), 'berth-xfs-'))
+    execFileSync('truncate', ['-s', '512M', join(home, 'disk')])
+    execFileSync('mkfs.xfs', ['-q', '-m', 'reflink=1', join(home, 'disk')])
+    const full = await TestServer.make(artifacts, undefined, (data) =>
+      execFileSync('mount', ['-o', 'loop', join(home, 'disk'), data]),
+    )
+    try {
+      expect(await full.start()).toMatchObject({ storeKind: 'native' })
+      const ballast = join(full.dataDirectory, 'ballast')
+      await expect.poll(() => existsSync(ballast), { timeout: 20_000 }).toBe(true)
+      const id = await full.insert(small)
+      await full.until(id, (row) => row.observed_stage === 'boot')
+      const filler = join(full.dataDirectory, 'store/filler')
+      execFileSync('sh', ['-c', `dd if=/dev/zero of=${filler} bs=1M 2>/dev/null || true`])
+      const { observed_reason } = await full.until(id, (row) => row.observed_reason !== null)
+      expect(observed_reason).toMatch(/^It stands still: its server's disk is full/)
+      await expect.poll(() => existsSync(ballast), { timeout: 20_000 }).toBe(false)
+      // The vmhost that comes after it has to have it go on.
+      await full.end('SIGKILL')
+      rmSync(filler)
+      await full.start()
+      await full.until(id, (row) => row.observed_reason === null)
+      await expect.poll(() => existsSync(ballast), { timeout: 20_000 }).toBe(true)
+      expect(await full.hypervisors(id)).toHaveLength(1)
+    } finally {
+      await full[Symbol.asyncDispose]()
+      rmSync(home, { recursive: true })
+    }
   })
 
   test('the end of its launcher does not end it', async () => {

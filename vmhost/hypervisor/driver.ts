@@ -67,7 +67,9 @@ export type Hypervisor = {
   state(): Promise<GuestState>
   /** @returns what ends the subscription; `exited` is always the last event and comes once */
   on(listener: (event: HypervisorEvent) => void): () => void
-  /** Lets a guest that stands still after `ioError` go on. */
+  /** Has the guest stand still until `resume`; one that has come to its end is left as it is. */
+  pause(): Promise<void>
+  /** Lets a guest that stands still, after `ioError` too, go on. */
   resume(): Promise<void>
   /** Presses the power button (ACPI); what the guest makes of it is its business. */
   powerButton(): Promise<void>

@@ -88,6 +88,10 @@ export class QemuProcess implements Hypervisor {
     }
   }
 
+  async pause(): Promise<void> {
+    await this.#execute('stop')
+  }
+
   async resume(): Promise<void> {
     await this.#execute('cont')
   }

@@ -143,6 +143,9 @@ function attend(ready = false, options: { bootLimitMs?: number } = {}): Guest {
       raise = listener
       return () => {}
     },
+    pause: async () => {
+      happened.push('paused')
+    },
     resume: async () => {
       happened.push('resumed')
     },
@@ -256,6 +259,18 @@ test('one that stands still for want of disk says so, goes on when there is spac
   freeBytes = 9
   await expect.poll(() => happened.slice(2), { timeout: 20_000 }).toEqual(['resumed', 'reason null'])
   expect(one.ready).toBe(true)
+})
+
+test('one that has to stand still for others to have space is paused once, and goes on when there is some', async () => {
+  agent.stage = 'init'
+  agent.hostname = 'demo'
+  const one = attend(true)
+  await one.standStill()
+  await one.standStill()
+  const reason = "reason It stands still: its server's disk is full. It goes on by itself when there is space"
+  expect(happened).toEqual(['paused', reason, 'disk-error'])
+  freeBytes = 9
+  await expect.poll(() => happened.slice(3), { timeout: 20_000 }).toEqual(['resumed', 'reason null'])
 })
 
 test('one that says hundreds of times where it is makes nothing happen a second time', async () => {

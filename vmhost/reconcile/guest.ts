@@ -19,7 +19,7 @@ import type { World } from './world.ts'
  *     booting, introduced, ready --the guest resets, or a hello from one that knows nothing--> booting
  *     booting, introduced --no stage passed within the limit--> ended, failed
  *     any --guest off | panic | hypervisor gone--> ended
- *     any --disk I/O failed on the host--> stands still --space again--> as before
+ *     any --disk I/O failed on the host, or soon would--> stands still --space again--> as before
  *
  * It reports readiness and reasons by itself; that it has ended it tells its owner, once, and what becomes of the
  * machine then is the owner's decision.
@@ -126,6 +126,8 @@ export class Guest {
         this.#end({ kind: 'panicked' })
         return
       case 'ioError':
+      // Only `standStill` makes a guest pause.
+      case 'paused':
         this.#standStill(true)
         return
       default:
@@ -170,6 +172,13 @@ export class Guest {
       await this.hypervisor.powerButton().catch(() => {})
       return true
     }
+  }
+
+  /** Has it stand still before its server's disk is full; there is space again when it goes on by itself. */
+  async standStill(): Promise<void> {
+    if (this.#over || this.#standstill.on) return
+    await this.hypervisor.pause()
+    if (!this.#over) this.#standStill(true)
   }
 
   /** Ends the hypervisor, in order or not, and everything that hangs on it. */

@@ -92,6 +92,11 @@ export class Machine {
     await this.#guest?.updateKeys()
   }
 
+  /** The server's disk is nearly full. */
+  async standStill(): Promise<void> {
+    await this.#guest?.standStill()
+  }
+
   /** Takes over the hypervisor that an earlier vmhost started, if there is one. Before the first turn. */
   async adopt(): Promise<void> {
     const { driver, store } = this.#world

@@ -2,7 +2,8 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { type Listening, listenTo } from '../../migrations/listen.ts'
 import type { PublicPort } from '../network/types.ts'
-import { spaceProblem } from '../storage/space.ts'
+import { giveUpBallast, keepBallast } from '../storage/ballast.ts'
+import { isShortOfSpace, spaceProblem } from '../storage/space.ts'
 import { coalesce } from './coalesce.ts'
 import { parsePublicKeyLine } from './identity.ts'
 import { renewLease } from './lease.ts'
@@ -48,6 +49,8 @@ const rescanEveryMs = 30_000
 const heartbeatEveryMs = 10_000
 const networkEveryMs = 60_000
 const trashEveryMs = 60_000
+/** A fast disk takes some GiB in this time; what is too late here is made good by what the ballast leaves. */
+const spaceEveryMs = 1_000
 const trashDays = 7
 const retryMs = 1_000
 
@@ -72,6 +75,7 @@ class HostReconciler implements Reconciler {
   #gatewayKey: string | undefined
   /** before that, nothing is known of whose files are whose */
   #hasLooked = false
+  #isShortOfSpace = false
 
   constructor({ world, log, publicPorts, onLeaseLost, onUnknownDisk }: ReconcilerOptions) {
     this.#log = log
@@ -109,6 +113,7 @@ class HostReconciler implements Reconciler {
     this.#every(networkEveryMs, () => this.#networkRound())
     this.#every(trashEveryMs, () => this.#emptyTrash())
     this.#every(heartbeatEveryMs, () => this.#heartbeat())
+    if (this.#world.store.volume.ballast) this.#every(spaceEveryMs, () => this.#guardSpace())
   }
 
   async close(): Promise<void> {
@@ -237,6 +242,23 @@ class HostReconciler implements Reconciler {
     const machineId = await this.#world.rows.sacrificeTrash()
     if (machineId !== undefined)
       this.#log.warn({ machine: machineId }, 'gave up a trashed machine: its space is needed')
+  }
+
+  /** Machines stand still before what they write takes the last space from Postgres, which has the ballast's then. */
+  async #guardSpace(): Promise<void> {
+    const { store } = this.#world
+    const { ballast } = store.volume
+    if (!ballast) return
+    const was = this.#isShortOfSpace
+    this.#isShortOfSpace = isShortOfSpace(await store.space(), was)
+    if (!this.#isShortOfSpace) {
+      await keepBallast(ballast)
+      return
+    }
+    if (!was) this.#log.error("the server's disk is nearly full: machines stand still until there is space")
+    // One that has just been started too. What cannot be stopped must not keep the space from Postgres.
+    await Promise.allSettled([...this.#machines.values()].map((machine) => machine.standStill()))
+    await giveUpBallast(ballast)
   }
 
   async #heartbeat(): Promise<void> {

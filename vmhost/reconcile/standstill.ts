@@ -4,7 +4,7 @@ import type { World } from './world.ts'
 const retryMs = 5_000
 
 /**
- * A guest that its hypervisor has stopped because its disk could not be written or read.
+ * A guest that its hypervisor has stopped because its disk could not be written or read, or soon could not.
  *
  *     goes --begin--> stands still --space again, and the hypervisor takes it--> goes
  *
@@ -26,6 +26,10 @@ export class Standstill {
     this.#hypervisor = hypervisor
     this.#store = store
     this.#onEnd = onEnd
+  }
+
+  get on(): boolean {
+    return this.#retry !== undefined
   }
 
   /** @returns false when it stands still already */

@@ -1,5 +1,6 @@
 import { statfs } from 'node:fs/promises'
 import { dirname } from 'node:path'
+import { missingBytes } from './ballast.ts'
 import type { Volume } from './volume.ts'
 
 /**
@@ -8,7 +9,7 @@ import type { Volume } from './volume.ts'
  */
 export type Space = {
   readonly totalBytes: number
-  /** the smaller of the two */
+  /** the smaller of the two; below zero when some of the ballast had to be given up */
   readonly freeBytes: number
   readonly volumeFreeBytes: number
   readonly underlyingFreeBytes: number | undefined
@@ -21,7 +22,7 @@ const GiB = 2 ** 30
 export async function measureSpace(volume: Volume): Promise<Space> {
   const own = await statfs(volume.path)
   const totalBytes = own.blocks * own.bsize
-  const volumeFreeBytes = own.bavail * own.bsize
+  const volumeFreeBytes = own.bavail * own.bsize - (volume.ballast ? await missingBytes(volume.ballast) : 0)
   const under = volume.backingFile ? await statfs(dirname(volume.backingFile)) : undefined
   const underlyingFreeBytes = under ? under.bavail * under.bsize : undefined
   return {
@@ -36,9 +37,18 @@ export async function measureSpace(volume: Volume): Promise<Space> {
 /** A sentence when the store is full, else undefined. */
 export function spaceProblem(space: Space): string | undefined {
   if (space.freeBytes >= space.reserveBytes) return undefined
-  const free = `${(space.freeBytes / GiB).toFixed(1)} GiB`
+  const free = `${(Math.max(0, space.freeBytes) / GiB).toFixed(1)} GiB`
   if (space.underlyingFreeBytes !== undefined && space.underlyingFreeBytes < space.volumeFreeBytes) {
     return `The server's disk is full: the filesystem under the machines' volume has ${free} left`
   }
   return `The server's disk is full: the machines' store has ${free} left`
+}
+
+/**
+ * Whether machines must stand still for the server's own programs to have space; with some between the limits, so that
+ * it is not one and the other by turns.
+ * @param isShort what it was
+ */
+export function isShortOfSpace(space: Space, isShort: boolean): boolean {
+  return space.freeBytes < space.reserveBytes / (isShort ? 2 : 4)
 }

@@ -1,6 +1,7 @@
 import { mkdir, readFile, realpath, rm, stat, statfs, truncate, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Logger } from 'pino'
+import { type Ballast, planBallast } from './ballast.ts'
 import { run } from './command.ts'
 import { renameForGood } from './durable.ts'
 import { StorageError } from './errors.ts'
@@ -15,6 +16,8 @@ export type Volume = {
   readonly kind: 'native' | 'xfs'
   /** The file under the volume, when there is one: it lies on a filesystem that can fill up before the volume does. */
   readonly backingFile?: string
+  /** what is kept free for others where there is no such file */
+  readonly ballast?: Ballast
 }
 
 export type VolumeOptions = {
@@ -39,7 +42,9 @@ export async function prepareVolume(options: VolumeOptions): Promise<Volume> {
   await mkdir(path, { recursive: true, mode: 0o711 })
   const there = (await stat(backingFile).catch(() => undefined)) !== undefined
   // A volume once made stays the store, even if the filesystem has learnt reflink since: the machines are in it.
-  if (!there && !options.forceVolume && (await hasReflink(path))) return { path, kind: 'native' }
+  if (!there && !options.forceVolume && (await hasReflink(path))) {
+    return { path, kind: 'native', ballast: await planBallast(options.dataDirectory) }
+  }
   if (!there) await makeVolume(backingFile, options)
   await mountVolume(backingFile, path, options)
   const volume = { path, kind: 'xfs' as const, backingFile }

@@ -51,8 +51,14 @@ export class TestServer implements AsyncDisposable {
     this.sql = database.as('owner')
   }
 
-  static async make(artifacts: string, database?: TestDatabase): Promise<TestServer> {
+  /** @param mount puts another filesystem where the data directory is */
+  static async make(
+    artifacts: string,
+    database?: TestDatabase,
+    mount?: (dataDirectory: string) => void,
+  ): Promise<TestServer> {
     const server = new TestServer(database ?? (await testDatabase()))
+    mount?.(server.dataDirectory)
     chmodSync(server.dataDirectory, 0o755)
     symlinkSync(artifacts, join(server.dataDirectory, 'artifacts'))
     execFileSync('ip', ['netns', 'add', server.namespace])
@@ -89,6 +95,8 @@ export class TestServer implements AsyncDisposable {
         stdio: ['ignore', 'ignore', log, 'ipc'],
       },
     )
+    // Its own by now, and in the way of whoever unmounts what it lies on.
+    log.close()
     this.#child = child
     const ready = await Promise.race([
       once(child, 'message').then(([message]) => message as ReadyMessage),
@@ -212,19 +220,22 @@ export class TestServer implements AsyncDisposable {
     >`select coalesce(array_agg(id), '{}') as ids from machines`
     for (const id of ids) for (const pid of await this.hypervisors(id)) process.kill(pid, 'SIGKILL')
     execFileSync('ip', ['netns', 'del', this.namespace])
-    const store = join(this.dataDirectory, 'store')
-    for (let attempt = 0; attempt < 50; attempt++) {
-      try {
-        execFileSync('umount', [store], { stdio: 'ignore' })
-        break
-      } catch {
-        // A hypervisor that was just killed holds it for a moment, or it is no mount.
-        if (!readFileSync('/proc/self/mountinfo', 'utf8').includes(` ${store} `)) break
-        await new Promise((resolve) => setTimeout(resolve, 100))
-      }
-    }
+    for (const mounted of [join(this.dataDirectory, 'store'), this.dataDirectory]) await unmount(mounted)
     await this.database[Symbol.asyncDispose]()
     rmSync(this.dataDirectory, { recursive: true, force: true })
+  }
+}
+
+async function unmount(path: string): Promise<void> {
+  for (let attempt = 0; attempt < 50; attempt++) {
+    try {
+      execFileSync('umount', [path], { stdio: 'ignore' })
+      return
+    } catch {
+      // A hypervisor that was just killed holds it for a moment, or it is no mount.
+      if (!readFileSync('/proc/self/mountinfo', 'utf8').includes(` ${path} `)) return
+      await new Promise((resolve) => setTimeout(resolve, 100))
+    }
   }
 }
 
