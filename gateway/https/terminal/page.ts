@@ -36,7 +36,7 @@ ${PRELOADED.map((name) => html`<link rel="modulepreload" href="${assetPath(name)
 <button>Open</button>
 </form>
 <label class="choice"><input id="reader" type="checkbox"> For screen readers</label>
-<p class="dim">A session goes on in the machine when this page is closed. <kbd>exit</kbd> ends it.</p>
+<p class="dim">A session goes on in the machine when this page is closed. <kbd>exit</kbd> ends it. <kbd>Shift+F6</kbd> takes the keyboard from the terminal to this bar.</p>
 </div>
 </details>
 <p id="state" role="status"></p>
