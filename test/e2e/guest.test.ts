@@ -220,7 +220,7 @@ describe('in a browser', () => {
   })
   afterAll(() => browser?.[Symbol.asyncDispose]())
 
-  it('a link from the lobby opens a dev server in the machine, and what is saved there shows without a reload', async () => {
+  it('a link from the lobby opens a dev server, what is saved there shows without a reload, and there is a terminal', async () => {
     const page = await browser.open()
     page.setDefaultTimeout(120_000)
     const { stdout } = await product.lobby('browser --json')
@@ -242,6 +242,12 @@ describe('in a browser', () => {
     await inside(`sed -i s/first/second/ app/message.js`)
     await shows('second')
     expect(await page.evaluate('window.mark'), 'the page was not loaded again').toBe(1)
+
+    await page.goto(`https://${HOST}:8443/terminal/demo`)
+    const screen = () => page.locator('.xterm-rows').textContent()
+    await expect.poll(screen, { timeout: 120_000, interval: 500 }).toMatch(/dev@demo/)
+    await page.keyboard.type('echo "$(id -un) says $((6 * 7))"\n')
+    await expect.poll(screen, { timeout: 120_000, interval: 500 }).toContain('dev says 42')
   })
 })
 
