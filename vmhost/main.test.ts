@@ -245,7 +245,11 @@ describe('a vmhost', () => {
     const id = await bootingMachine()
     await server.sql`delete from machines where id = ${id}`
     await expect.poll(() => server.hypervisors(id), { timeout: 20_000 }).toEqual([])
-    await expect.poll(() => server.taps(), { timeout: 20_000 }).not.toContain(`vm${id}`)
+    // Told when nothing more is to be done.
+    await expect
+      .poll(async () => JSON.stringify((await server.sql`select doctor from hosts`)[0]?.doctor), { timeout: 20_000 })
+      .toContain(`/store/machines: ${id}"`)
+    expect(server.taps()).not.toContain(`vm${id}`)
     expect(server.disks()).toContain(String(id))
     rmSync(join(server.dataDirectory, 'store/machines', String(id)), { recursive: true })
   })
