@@ -1,5 +1,5 @@
 import type { Socket } from 'node:net'
-import type { Connection } from 'ssh2'
+import type { Connection, ServerChannel } from 'ssh2'
 
 /**
  * The few things that ssh2 has and does not offer. `disconnect` with a description and `sendPayload` come from the
@@ -72,4 +72,10 @@ export function rejectChannel(client: Connection, reject: () => void, text: stri
   } finally {
     protocol.channelOpenFail = send
   }
+}
+
+/** How much the client lets us send on a channel just now; 0 when the channel is being closed. */
+export function sendWindowBytes(channel: ServerChannel): number {
+  const { outgoing } = channel as unknown as { outgoing: { window: number; state: string } }
+  return outgoing.state === 'open' ? outgoing.window : 0
 }

@@ -1,10 +1,10 @@
-import { connect, type Socket } from 'node:net'
-import type { Connection, ServerChannel } from 'ssh2'
+import type { Connection } from 'ssh2'
 import type { App, Caller } from '../app.ts'
 import { shown } from '../commands/values.ts'
 import { faultSentence } from '../fault.ts'
 import { type Machine, MachineNotReadyError } from '../machines.ts'
 import { rejectChannel } from './internals.ts'
+import { Carriage, Carriages } from './jump-carriage.ts'
 
 const CONNECT_TIMEOUT_MS = 10_000
 
@@ -14,10 +14,14 @@ const CONNECT_TIMEOUT_MS = 10_000
  */
 export function serveJumps(client: Connection, app: App, caller: Caller): void {
   const gone = new AbortController()
-  client.on('close', () => gone.abort())
+  const carriages = new Carriages()
+  client.on('close', () => {
+    gone.abort()
+    carriages.close()
+  })
   client.on('tcpip', (accept, reject, { destIP, destPort }) => {
-    open(app, caller, destIP, destPort, gone.signal)
-      .then((socket) => join(accept(), socket))
+    open(app, caller, destIP, destPort, carriages, gone.signal)
+      .then((carriage) => carriage.start(accept()))
       .catch((error) => {
         const sentence = error instanceof JumpError ? error.message : faultSentence(error, app.log, 'a jump failed')
         rejectChannel(client, reject, sentence)
@@ -44,7 +48,14 @@ function mayReach(machine: Machine, caller: Caller, port: number): boolean {
   return machine.accountId === caller.accountId || port === 22 || (port >= 3000 && port <= 9999)
 }
 
-async function open(app: App, caller: Caller, host: string, port: number, signal: AbortSignal): Promise<Socket> {
+async function open(
+  app: App,
+  caller: Caller,
+  host: string,
+  port: number,
+  carriages: Carriages,
+  signal: AbortSignal,
+): Promise<Carriage> {
   const name = machineOfTarget(host, app.settings.machineDomain)
   const machine = name === undefined ? undefined : await app.machines.find(name, caller)
   if (!machine) {
@@ -55,7 +66,7 @@ async function open(app: App, caller: Caller, host: string, port: number, signal
   }
   try {
     const ready = await app.machines.whenReady(machine.id, caller, { signal })
-    return await connectTo(app.machines.target(ready, caller), port, signal)
+    return await connectTo(app.machines.target(ready, caller), port, carriages, signal)
   } catch (error) {
     if (error instanceof MachineNotReadyError) throw new JumpError(error.message, { cause: error })
     if (signal.aborted) throw new JumpError('the client is gone', { cause: error })
@@ -66,23 +77,21 @@ async function open(app: App, caller: Caller, host: string, port: number, signal
 async function connectTo(
   target: { name: string; address: string; port: number },
   port: number,
+  carriages: Carriages,
   signal: AbortSignal,
-): Promise<Socket> {
+): Promise<Carriage> {
+  if (carriages.full) throw new JumpError('too many connections to machines at once')
   // `target.port` is where the platform's sshd is; guests know it as 22.
-  const socket = connect({
-    host: target.address,
-    port: port === 22 ? target.port : port,
-    allowHalfOpen: true,
-    noDelay: true,
-  })
-  const { promise, resolve, reject } = Promise.withResolvers<Socket>()
+  const carriage = new Carriage(carriages, target.address, port === 22 ? target.port : port)
+  const { socket } = carriage
+  const { promise, resolve, reject } = Promise.withResolvers<Carriage>()
   const timer = setTimeout(
     () => reject(new JumpError(`${target.name} did not answer on port ${port}`)),
     CONNECT_TIMEOUT_MS,
   )
   const onAbort = () => reject(new JumpError('the client is gone'))
   signal.addEventListener('abort', onAbort, { once: true })
-  socket.once('connect', () => resolve(socket))
+  socket.once('connect', () => resolve(carriage))
   socket.once('error', (cause: NodeJS.ErrnoException) => {
     const refused = cause.code === 'ECONNREFUSED'
     reject(
@@ -104,20 +113,4 @@ async function connectTo(
     clearTimeout(timer)
     signal.removeEventListener('abort', onAbort)
   }
-}
-
-/**
- * Carries bytes both ways; each side's end is passed on alone, as TCP does. The channel closes itself after both ends,
- * when what waited for the client's window has been sent; only a fault closes it at once.
- */
-function join(channel: ServerChannel | undefined, socket: Socket): void {
-  socket.on('error', () => channel?.close())
-  if (!channel) {
-    socket.destroy()
-    return
-  }
-  channel.on('error', () => socket.destroy())
-  channel.on('close', () => socket.destroy())
-  socket.pipe(channel)
-  channel.pipe(socket)
 }

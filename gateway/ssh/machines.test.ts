@@ -1,6 +1,8 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
+import { readFileSync } from 'node:fs'
 import { createServer, type Socket } from 'node:net'
+import ssh2, { type ClientChannel } from 'ssh2'
 import { describe, expect, it } from 'vitest'
 import { run } from '../../test/gateway.ts'
 import { machineOfTarget } from './jump.ts'
@@ -164,6 +166,49 @@ describe('ssh -J through the lobby', () => {
       expect(lengthBytes).toBe(3_500_000)
       expect((await ended)[0]).toBe(0)
     } finally {
+      server.close()
+    }
+  })
+
+  it('gives a port all that a client sent which is long gone', async () => {
+    await using world = await startWithMachine()
+    const { gateway, key } = world
+    await gateway.addMachine(world.account, 'demo', world.running)
+    // Its side ends first, so that the channel is closed as soon as the gateway has what the client sends
+    const server = createServer({ allowHalfOpen: true, pauseOnConnect: true }, (socket) => socket.end())
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
+    const { port } = server.address() as { port: number }
+    const client = new ssh2.Client()
+    try {
+      client.connect({ host: '127.0.0.1', port: gateway.port, username: 'lobby', privateKey: readFileSync(key) })
+      await once(client, 'ready')
+      const connected = once(server, 'connection')
+      const channel = await new Promise<ClientChannel>((resolve, reject) =>
+        client.forwardOut('', 0, 'demo', port, (error, opened) => (error ? reject(error) : resolve(opened))),
+      )
+      const closed = once(channel, 'close')
+      const [machine] = (await connected) as [Socket]
+      // As much as the gateway takes while the machine reads nothing: it has had time to take more when it answered
+      const { outgoing } = channel as unknown as { outgoing: { window: number } }
+      let sentBytes = 0
+      for (let full = 0; full < 3; ) {
+        full = outgoing.window === 0 ? full + 1 : 0
+        sentBytes += outgoing.window
+        channel.write(Buffer.alloc(outgoing.window))
+        const answer = await new Promise<ClientChannel>((resolve, reject) =>
+          client.exec('ls', (error, session) => (error ? reject(error) : resolve(session))),
+        )
+        await once(answer.resume(), 'close')
+      }
+      channel.resume().end()
+      await closed
+      client.end()
+      await expect.poll(() => gateway.server.connectionCount).toBe(0)
+      let lengthBytes = 0
+      for await (const chunk of machine) lengthBytes += chunk.length
+      expect(lengthBytes).toBe(sentBytes)
+    } finally {
+      client.end()
       server.close()
     }
   })

@@ -1,12 +1,16 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { connect, type Socket } from 'node:net'
+import { createInterface } from 'node:readline'
 import { setTimeout as sleep } from 'node:timers/promises'
 import ssh2 from 'ssh2'
 import { afterAll, beforeAll, expect, test } from 'vitest'
-import { type GatewayProcess, rssBytes, startGatewayProcess } from '../../../test/bench/ssh-lab.ts'
+import { type GatewayProcess, nodeFlags, rssBytes, startGatewayProcess } from '../../../test/bench/ssh-lab.ts'
 import { serverAlgorithms } from '../transport/algorithms.ts'
 import { type ChannelEnd, deafSink } from '../transport/channel-end.ts'
 import { Link } from '../transport/link.ts'
+import { encode } from '../transport/wire.ts'
 import { type Keys, type Machine, makeKeys, startMachine } from './fixtures.ts'
 
 const mib = 2 ** 20
@@ -83,6 +87,47 @@ test('so does a machine that stops reading what a client sends', async () => {
   }
 })
 
+test.each([
+  ['2 GiB', 2 ** 31],
+  ['nothing', 0],
+])('so do 128 jumps with windows of %s', async (_name, windowBytes) => {
+  await using jumps = await startJumpGateway()
+  {
+    await using warm = await RawClient.connect(jumps.port)
+    const jump = await warm.jump(2 ** 31)
+    const received = new Promise<void>((resolve) => {
+      const enough = jump.receiveWindowBytes - 100 * mib
+      jump.sink = { ...deafSink, onData: () => jump.receiveWindowBytes < enough && resolve() }
+    })
+    jump.sendData(Buffer.of(0))
+    await received
+  }
+  await using client = await RawClient.connect(jumps.port)
+  const channels = await Promise.all(Array.from({ length: 128 }, () => client.jump(windowBytes)))
+  expect(
+    await growthWhile(() => {
+      client.socket.pause()
+      for (const channel of channels) channel.sendData(Buffer.of(0))
+    }, jumps),
+  ).toBeLessThan(boundBytes)
+})
+
+/** Jumps are no part of the bare gateway. */
+async function startJumpGateway(): Promise<GatewayProcess> {
+  const script = new URL('../testing/jump-gateway.ts', import.meta.url).pathname
+  const child = spawn(process.execPath, [...nodeFlags, script, keys.hostKey], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const [line] = (await once(createInterface({ input: child.stdout }), 'line')) as [string]
+  return {
+    port: Number(line),
+    pid: child.pid ?? 0,
+    [Symbol.asyncDispose]: async () => {
+      const gone = once(child, 'exit')
+      child.kill()
+      await gone
+    },
+  }
+}
+
 /** Highest growth of the gateway's memory until it has not grown for a second. */
 async function growthWhile(start: () => void | Promise<void>, of = gateway): Promise<number> {
   const before = rssBytes(of.pid)
@@ -122,6 +167,18 @@ class RawClient {
     this.#answered = Promise.withResolvers<void>()
     const request = Buffer.concat([Buffer.of(80, 0, 0, 0, 4), Buffer.from('none'), Buffer.of(1)])
     for (let sent = 0; sent < count; sent++) this.link.send(request)
+  }
+
+  /** Opens a channel to port 22 of the machine. */
+  jump(windowBytes: number): Promise<ChannelEnd> {
+    const { promise, resolve, reject } = Promise.withResolvers<ChannelEnd>()
+    const address = encode(0, 'demo', 22, '127.0.0.1', 1).subarray(1)
+    const end = this.link.open('direct-tcpip', windowBytes, 32 * 1024, address, {
+      ...deafSink,
+      onOpen: () => resolve(end),
+      onRefused: (_reason, description) => reject(new Error(description)),
+    })
+    return promise
   }
 
   static async connect(port: number): Promise<RawClient> {
