@@ -58,6 +58,7 @@ export class Link {
   readonly #freeIds: number[] = []
   #openChannels = 0
   #lost = false
+  #sending = false
   #corked = false
   #waitingSmallPackets = 0
   #paused = false
@@ -147,8 +148,10 @@ export class Link {
 
   send(payload: Buffer): void {
     if (!this.alive) return
+    this.#sending = true
     this.#protocol.sendPayload(payload)
-    this.#checkBacklog()
+    this.#sending = false
+    this.#checkBacklog(receiving)
   }
 
   /** Lets data that comes for `from` go to `to` by the short cut (bulk.ts), instead of any other channel's. */
@@ -236,7 +239,7 @@ export class Link {
       this.#protocol.countRelayed(dataBytes)
       to.link.#protocol.countRelayed(dataBytes)
       onPassed(dataBytes)
-      to.link.#checkBacklog()
+      to.link.#checkBacklog(receiving)
     } finally {
       receiving = before
     }
@@ -403,8 +406,8 @@ export class Link {
     } else {
       this.#socket.write(bytes, () => this.#protocol.releasePacket(bytes))
     }
-    // The transport's own answers, to pings and unknown messages, are sent while no message of ours is handled
-    if (receiving === undefined) this.#checkBacklog()
+    // An answer of the transport's own, to a ping or an unknown message
+    if (!this.#sending && receiving === undefined) this.#checkBacklog(this)
   }
 
   readonly #smallPacketWritten = (): void => {
@@ -413,9 +416,8 @@ export class Link {
   }
 
   /** Pauses whoever sent the message that made the backlog grow too far; that may be the same link, when answers are not read. */
-  #checkBacklog(): void {
-    const source = receiving ?? this
-    if (source.#paused || this.backlogBytes <= maxBacklogBytes) return
+  #checkBacklog(source: Link | undefined): void {
+    if (source === undefined || source.#paused || this.backlogBytes <= maxBacklogBytes) return
     // What waits for new keys waits for the peer's next messages (its bound is in ssh2's patch)
     if (source === this && this.backlogBytes - this.#protocol.queuedBytes <= maxBacklogBytes) return
     source.#paused = true
