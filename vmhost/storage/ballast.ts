@@ -18,7 +18,10 @@ const GiB = 2 ** 30
 
 export async function planBallast(dataDirectory: string): Promise<Ballast> {
   const { blocks, bsize } = await statfs(dataDirectory)
-  return { path: join(dataDirectory, 'ballast'), sizeBytes: Math.min(GiB, Math.floor((blocks * bsize) / 50 / MiB) * MiB) }
+  return {
+    path: join(dataDirectory, 'ballast'),
+    sizeBytes: Math.min(GiB, Math.floor((blocks * bsize) / 50 / MiB) * MiB),
+  }
 }
 
 /** What of it is not there now. */
