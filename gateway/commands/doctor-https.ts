@@ -4,6 +4,7 @@ import type { App } from '../app.ts'
 import { publicAddresses } from '../dns/addresses.ts'
 import { challengeName } from '../domains/records.ts'
 import { openChallenges } from '../https/acme/challenges.ts'
+import { httpsUrl } from './machine-document.ts'
 import { sayList, sayWhen } from './values.ts'
 
 type MakeFinding<F extends DoctorFinding> = (check: string, ok: boolean, message: string, remedy?: string) => F
@@ -32,7 +33,7 @@ async function certificateFindings<F extends DoctorFinding>(app: App, finding: M
     count === 0 ? 'no certificate is overdue' : `${count} certificates were not renewed in time`,
     'the gateway renews them by itself; its log says why it could not',
   )
-  const where = `pages are at https://NAME.${settings.machineDomain}`
+  const where = `pages are at ${httpsUrl(settings, 'NAME')}`
   if (settings.acme === undefined) {
     const root = `${settings.dataDirectory}/ca.pem`
     const trust = `browsers trust them once they have ${root}. On Debian: cp ${root} /usr/local/share/ca-certificates/berth.crt && update-ca-certificates`
