@@ -21,6 +21,12 @@ const exchange: Finished = {
   cut: undefined,
 }
 
+it('a line holds no link that opens something', () => {
+  for (const path of ['/__berth/link/SECRET', '/login/SECRET', '/invitation/SECRET?x'])
+    expect(accessLine({ ...exchange, path }, 1, 12)).not.toContain('SECRET')
+  expect(JSON.parse(accessLine({ ...exchange, path: '/login' }, 1, 12)).path).toBe('/login')
+})
+
 it('a line is JSON whatever a client wrote, and holds no query', () => {
   expect(JSON.parse(accessLine(exchange, 1, 12))).toEqual({
     level: 30,

@@ -6,6 +6,7 @@ export type AccessLog = { write(exchange: Finished): void; close(): void }
 const BLOCK_BYTES = 32_768
 /** Longer paths are cut: a line has a bound as everything has. */
 const PATH_CHARACTERS = 2048
+const SECRET_PATHS = ['/__berth/link/', '/login/', '/invitation/']
 
 /**
  * One JSON line a request, in the shape of pino's lines and through its destination, but made and gathered here: with
@@ -48,7 +49,7 @@ export function accessLog(target: number | string = 1): AccessLog {
 export function accessLine(exchange: Finished, at: number, nowMs: number): string {
   const { path, firstByteAtMs, startedAtMs, machineId, user, cut } = exchange
   const query = path.indexOf('?')
-  const shown = path.slice(0, Math.min(query < 0 ? path.length : query, PATH_CHARACTERS))
+  const shown = withoutSecret(path.slice(0, Math.min(query < 0 ? path.length : query, PATH_CHARACTERS)))
   let line = `{"level":30,"time":${at},"part":"access","from":"${exchange.remoteAddress}","protocol":"${exchange.protocol}"`
   line += `,"method":"${exchange.method}","host":${quoted(exchange.host)},"path":${quoted(shown)},"status":${exchange.status}`
   if (machineId !== undefined) line += `,"machine":${machineId}`
@@ -59,6 +60,12 @@ export function accessLine(exchange: Finished, at: number, nowMs: number): strin
   if (exchange.upgraded) line += ',"upgraded":true'
   if (cut !== undefined) line += `,"cut":"${cut}"`
   return `${line}}\n`
+}
+
+/** Links of Berth's own that open something by being known: who reads the log must not be able to follow them. */
+function withoutSecret(path: string): string {
+  const prefix = SECRET_PATHS.find((one) => path.startsWith(one))
+  return prefix === undefined || path.length === prefix.length ? path : `${prefix}…`
 }
 
 /** What clients wrote stands in quotes and cannot leave them; most of it needs no escaping. */

@@ -1,5 +1,5 @@
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http'
-import type { Server } from 'node:net'
+import type { Server, Socket } from 'node:net'
 import type { Settings } from '../settings.ts'
 import { serveListener, trackConnections } from '../start/listeners.ts'
 import { parseAuthority, siteOf } from './host.ts'
@@ -11,6 +11,8 @@ export type RedirectOptions = {
   challenge(host: string, token: string): Promise<string | undefined>
 }
 
+const CONNECTIONS = 512
+const CONNECTIONS_PER_ADDRESS = 64
 const CHALLENGE_PATH = '/.well-known/acme-challenge/'
 
 /**
@@ -24,7 +26,29 @@ export function serveRedirects(
   options: RedirectOptions,
 ): { close(): Promise<void> } {
   const port = settings.https[0]?.port ?? 443
-  const server = createServer({ requestTimeout: 10_000, headersTimeout: 10_000, keepAliveTimeout: 5_000 })
+  const server = createServer({
+    requestTimeout: 10_000,
+    headersTimeout: 10_000,
+    keepAliveTimeout: 5_000,
+    connectionsCheckingInterval: 2_000,
+  })
+  const perAddress = new Map<string, number>()
+  /** Few are enough for redirects; file descriptors are SSH's and HTTPS' too. */
+  const admit = (socket: Socket) => {
+    const address = socket.remoteAddress ?? ''
+    const count = (perAddress.get(address) ?? 0) + 1
+    if (count > CONNECTIONS_PER_ADDRESS) {
+      socket.destroy()
+      return
+    }
+    perAddress.set(address, count)
+    socket.once('close', () => {
+      const left = (perAddress.get(address) ?? 1) - 1
+      if (left > 0) perAddress.set(address, left)
+      else perAddress.delete(address)
+    })
+    server.emit('connection', socket)
+  }
   const answer = async (request: IncomingMessage, response: ServerResponse): Promise<void> => {
     const authority = parseAuthority(request.headers.host ?? '')
     const path = request.url ?? '/'
@@ -43,7 +67,10 @@ export function serveRedirects(
     answer(request, response).catch(() => say(response, 503, 'Try again in a moment\n'))
   })
   trackConnections(server)
-  for (const listener of listeners) serveListener(listener, (socket) => server.emit('connection', socket))
+  for (const listener of listeners) {
+    listener.maxConnections = CONNECTIONS
+    serveListener(listener, admit)
+  }
   return {
     async close() {
       const closed = Promise.all(listeners.map((listener) => new Promise((resolve) => listener.close(resolve))))

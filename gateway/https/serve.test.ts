@@ -3,6 +3,7 @@ import { once } from 'node:events'
 import { readFileSync, statSync } from 'node:fs'
 import { get as getPlain } from 'node:http'
 import { Agent, get } from 'node:https'
+import { connect as connectPlain } from 'node:net'
 import { join } from 'node:path'
 import { connect as connectTls } from 'node:tls'
 import { expect, it } from 'vitest'
@@ -114,6 +115,10 @@ it('BERTH_HTTP sends to the same address with TLS, hosts of this installation al
   for (const host of ['evil.example', 'berth.example@evil.example', 'evil.example/']) {
     expect(await ask(host, '/')).toEqual([404, undefined])
   }
+  const silent = Array.from({ length: 100 }, () => connectPlain(port, '127.0.0.1').on('error', () => {}))
+  await expect.poll(() => silent.filter((socket) => socket.destroyed).length, PATIENT).toBeGreaterThanOrEqual(36)
+  for (const socket of silent) socket.destroy()
+  await expect.poll(() => ask('berth.example', '/').catch(() => [0])).toEqual([308, 'https://berth.example:8443/'])
   await redirects.close()
 })
 
