@@ -1,6 +1,7 @@
 import { once } from 'node:events'
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { request } from 'node:https'
+import type { Socket } from 'node:net'
 import { join } from 'node:path'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
@@ -142,6 +143,41 @@ describe('only who may', () => {
   })
 })
 
+describe('one that is sent away', () => {
+  it('types nothing more, also when it does not answer the closing', async () => {
+    const cookie = await world.signIn()
+    const rude = await openRude('rude', cookie)
+    await rude.until('"attached"')
+    await endAllSessions(world.gateway.sql, world.ownerId)
+    await rude.until(Buffer.of(0x88, 2, 4403 >> 8, 4403 & 0xff))
+    const file = join(world.directory, 'typed-late')
+    rude.type(`touch ${file}\r`)
+    await expect.poll(() => rude.isClosed() || existsSync(file), PATIENT).toBe(true)
+    // Typed behind it into the same session: what came before has been done by then.
+    const next = await world.open({ session: 'rude', cookie: await world.signIn() })
+    await next.attached()
+    await next.type('echo "looked $((1+1))"\r')
+    await next.shows(/looked 2/)
+    expect(existsSync(file)).toBe(false)
+    await next.leave()
+  })
+
+  it('for what it sent types nothing more either', async () => {
+    const rude = await openRude('ruder', await world.signIn())
+    await rude.until('"attached"')
+    const file = join(world.directory, 'typed-later')
+    rude.say('nonsense')
+    rude.type(`touch ${file}\r`)
+    await expect.poll(() => rude.isClosed() || existsSync(file), PATIENT).toBe(true)
+    const next = await world.open({ session: 'ruder', cookie: await world.signIn() })
+    await next.attached()
+    await next.type('echo "looked $((1+1))"\r')
+    await next.shows(/looked 2/)
+    expect(existsSync(file)).toBe(false)
+    await next.leave()
+  })
+})
+
 describe('a machine that is off', () => {
   it('is told as such; the page starts it, and the terminal goes on by itself', async () => {
     const { sql } = world.gateway
@@ -258,6 +294,46 @@ it('upgrades of other paths are refused, and the connection closed', async () =>
   const [error] = await once(socket, 'error')
   expect(String(error)).toContain('404')
 })
+
+/** A visitor that speaks WebSocket by hand, and so answers no closing (RFC 6455, 5.2). */
+async function openRude(session: string, cookie: string) {
+  const sent = request(`${world.control}/terminal/demo/${session}/socket?columns=80&rows=24`, {
+    ca: world.ca,
+    headers: {
+      connection: 'Upgrade',
+      upgrade: 'websocket',
+      'sec-websocket-version': '13',
+      'sec-websocket-key': 'AAAAAAAAAAAAAAAAAAAAAA==',
+      origin: world.control,
+      cookie,
+    },
+  })
+  sent.end()
+  const [, socket, head] = (await once(sent, 'upgrade')) as [unknown, Socket, Buffer]
+  let heard = head
+  let wake = () => {}
+  socket.on('data', (bytes) => {
+    heard = Buffer.concat([heard, bytes])
+    wake()
+  })
+  socket.on('error', () => {})
+  socket.on('close', () => wake())
+  const frame = (kind: number, text: string) =>
+    socket.write(Buffer.concat([Buffer.of(0x80 | kind, 0x80 | text.length, 0, 0, 0, 0), Buffer.from(text)]))
+  return {
+    async until(shown: string | Buffer): Promise<void> {
+      while (!heard.includes(shown)) {
+        if (socket.closed) throw new Error(`closed before ${shown}`)
+        await new Promise<void>((resolve) => {
+          wake = resolve
+        })
+      }
+    },
+    say: (text: string) => frame(1, text),
+    type: (text: string) => frame(2, text),
+    isClosed: () => socket.closed,
+  }
+}
 
 /** Bytes in buffers that somebody still refers to. */
 function heldBytes(): number {

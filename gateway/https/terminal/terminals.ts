@@ -21,7 +21,7 @@ export type TerminalsOptions = {
 const ACCOUNT_MOST = 50
 const PATH = /^\/terminal\/([a-z][a-z0-9-]{0,39})\/([^/?]+)\/socket\?/
 
-type Live = { accountId: number; grant: LiveGrant; socket: WebSocket }
+type Live = { accountId: number; grant: LiveGrant; visit: TerminalVisit }
 
 /**
  * The WebSockets of web terminals. Only pages of the control host may open one (their Origin is compared byte for
@@ -59,13 +59,13 @@ export class Terminals {
   }
 
   end(isOver: (grant: LiveGrant) => boolean): void {
-    for (const { grant, socket } of [...this.#live]) if (isOver(grant)) socket.close(CLOSED.takenAway)
+    for (const { grant, visit } of [...this.#live]) if (isOver(grant)) visit.end(CLOSED.takenAway)
   }
 
   /** Sends all away; another gateway, or this one when it is back, shows them the same sessions. */
   close(): void {
     this.#isClosed = true
-    for (const { socket } of [...this.#live]) socket.close(CLOSED.restart)
+    for (const { visit } of [...this.#live]) visit.end(CLOSED.restart)
   }
 
   /** Whatever is wrong is said over the WebSocket from here on: a browser shows its page nothing of a failed handshake. */
@@ -97,11 +97,11 @@ export class Terminals {
       if ([...this.#live].filter((live) => live.accountId === accountId).length >= ACCOUNT_MOST) {
         return say(socket, `You have ${ACCOUNT_MOST} terminals open; close one.`)
       }
-      const live = { accountId, socket, grant: { key: `terminal:${session.id}`, machineId: machine.id } }
-      this.#live.add(live)
-      socket.once('close', () => this.#live.delete(live))
       const { id: machineId, name: machineName } = machine
       const visit = new TerminalVisit({ app, socket, accountId, machineId, machineName, ...place })
+      const live = { accountId, visit, grant: { key: `terminal:${session.id}`, machineId } }
+      this.#live.add(live)
+      socket.once('close', () => this.#live.delete(live))
       return await visit.run()
     }
   }

@@ -29,6 +29,8 @@ const HEARTBEAT_MS = 25_000
 const ATTEMPTS = 5
 /** The machine's row is looked at anyway. */
 const RECHECK_MS = 30_000
+/** Given for the closing handshake; ws itself would wait for 30 s. */
+const CLOSING_MS = 1_000
 
 /**
  * One browser's visit to one held session:
@@ -60,6 +62,8 @@ export class TerminalVisit {
     const heartbeat = setInterval(() => this.#beat(), HEARTBEAT_MS)
     heartbeat.unref()
     socket.on('message', (bytes: Buffer, isBinary) => {
+      // ws hands messages on until the handshake of closing is over, which a browser may never answer.
+      if (this.#leave.signal.aborted) return
       this.#isAlive = true
       if (isBinary) this.#type(bytes)
       else this.#hear(bytes)
@@ -74,6 +78,18 @@ export class TerminalVisit {
       this.#leave.abort()
       this.#remote?.close()
     })
+  }
+
+  /** Sends the browser away: from now on nothing of it is heard and nothing of the machine shown, whatever it answers. */
+  end(code: number, reason?: string): void {
+    const { socket } = this.#options
+    clearTimeout(this.#resizeTimer)
+    this.#leave.abort()
+    this.#remote?.close()
+    socket.close(code, reason)
+    const late = setTimeout(() => socket.terminate(), CLOSING_MS)
+    late.unref()
+    socket.once('close', () => clearTimeout(late))
   }
 
   /** @returns when the visit is over; never rejects */
@@ -264,8 +280,7 @@ export class TerminalVisit {
   }
 
   #refuse(reason: string): void {
-    this.#options.socket.close(CLOSED.violation, reason)
-    this.#remote?.close()
+    this.end(CLOSED.violation, reason)
   }
 
   #beat(): void {
