@@ -1,6 +1,7 @@
 import type { Duplex } from 'node:stream'
 import type { Settings } from '../../settings.ts'
 import type { Clock } from './clock.ts'
+import { HeadError } from './head.ts'
 import type { UpstreamPool } from './pool.ts'
 import type { Problem, Route, Seams } from './seams.ts'
 import type { CutError } from './upstream.ts'
@@ -78,6 +79,23 @@ export type ClientConnection = {
   destroy(): void
 }
 
+/** Notes what was our own doing in a cut that nobody gets a page about. */
+export function noteFault(error: CutError, context: ProxyContext): void {
+  const cause = fault(error)
+  if (cause === undefined) return
+  context.failed({
+    status: 500,
+    code: 'gateway.failed',
+    title: 'A response could not be passed on',
+    detail: error.message,
+    cause,
+  })
+}
+
+function fault(error: CutError): unknown {
+  return error.code === 'malformed' && !(error.cause instanceof HeadError) ? error.cause : undefined
+}
+
 /** The problem a person is shown when the machine gave no answer. */
 export async function upstreamProblem(error: CutError, route: Route, port: number, seams: Seams): Promise<Problem> {
   if (error.code !== 'refused') {
@@ -90,6 +108,7 @@ export async function upstreamProblem(error: CutError, route: Route, port: numbe
           ? `What port ${port} of ${route.name} sent is not valid HTTP: ${error.message}.`
           : `Port ${port} of ${route.name}: ${error.message}.`,
       route,
+      cause: fault(error),
     }
   }
   const listeningPorts = await Promise.resolve(seams.listeningPorts?.(route)).catch(() => undefined)

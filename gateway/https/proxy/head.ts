@@ -69,8 +69,9 @@ export function parseRequestHead(text: string): RequestHead {
  */
 export function parseResponseHead(text: string): ResponseHead {
   const minor = version(text, 0)
+  // There are five classes (RFC 9110, 15); HTTP/2 clients are not told of others.
   const status = Number(text.slice(9, 12))
-  if (minor === undefined || text.charCodeAt(8) !== 32 || !(status >= 100 && status <= 999)) {
+  if (minor === undefined || text.charCodeAt(8) !== 32 || !(status >= 100 && status <= 599)) {
     throw new HeadError('malformed status line')
   }
   // A status line without a reason, and even without the space before it, is seen in the wild and harmless.

@@ -1,7 +1,7 @@
 import type { TLSSocket } from 'node:tls'
 import { http1Bytes, render } from './answer.ts'
 import { ChunkScanner } from './chunked.ts'
-import { type ClientConnection, type ProxyContext, upstreamProblem } from './context.ts'
+import { type ClientConnection, noteFault, type ProxyContext, upstreamProblem } from './context.ts'
 import { Exchange } from './exchange.ts'
 import { inspectRequest, passedTrailers, type RequestFacts } from './fields.ts'
 import { type Admitted, admit, direct, type Outcome, type Refused } from './gate.ts'
@@ -376,6 +376,7 @@ export class Http1Client implements ClientConnection {
       return
     }
     if (answered) {
+      noteFault(error, this.#context)
       // The client must see a cut: no last chunk, no close_notify. Many clients take an end without close_notify for
       // an end, so a body that nothing else delimits needs the reset, though it may cost bytes still under way.
       if (request.exchange?.endsByClose) this.#reset()

@@ -1,17 +1,12 @@
 import { execFile } from 'node:child_process'
 import { once } from 'node:events'
 import { createServer, type RequestListener } from 'node:http'
-import {
-  type ClientHttp2Session,
-  type ClientHttp2Stream,
-  connect,
-  constants,
-  type OutgoingHttpHeaders,
-} from 'node:http2'
+import { constants, type OutgoingHttpHeaders } from 'node:http2'
 import type { AddressInfo } from 'node:net'
 import { promisify } from 'node:util'
 import { describe, expect, it } from 'vitest'
-import { OK, rawOrigin, type World, world } from '../testing/world.ts'
+import { ask, read, session } from '../testing/client2.ts'
+import { OK, rawOrigin, world } from '../testing/world.ts'
 
 async function nodeOrigin(listener: RequestListener) {
   const server = createServer(listener)
@@ -24,56 +19,6 @@ async function nodeOrigin(listener: RequestListener) {
       await new Promise((resolve) => server.close(resolve))
     },
   }
-}
-
-function session(proxy: World): ClientHttp2Session & Disposable {
-  const opened = connect('https://demo.example.test', {
-    ca: proxy.certificate,
-    lookup: (_host, options, callback) =>
-      options.all ? callback(null, [{ address: '127.0.0.1', family: 4 }]) : callback(null, '127.0.0.1', 4),
-    port: proxy.port,
-    servername: 'demo.example.test',
-    settings: { enablePush: false },
-  } as Parameters<typeof connect>[1])
-  opened.on('error', () => {})
-  return Object.assign(opened, { [Symbol.dispose]: () => opened.destroy() })
-}
-
-type Answer = {
-  status: number
-  headers: Record<string, unknown>
-  body: string
-  trailers: Record<string, unknown>
-  interims: number[]
-  code: number
-}
-
-async function read(stream: ClientHttp2Stream): Promise<Answer> {
-  const answer: Answer = { status: 0, headers: {}, body: '', trailers: {}, interims: [], code: 0 }
-  stream.on('headers', (headers) => answer.interims.push(Number(headers[':status'])))
-  stream.on('response', (headers) => {
-    answer.status = Number(headers[':status'])
-    answer.headers = headers
-  })
-  stream.on('trailers', (headers) => {
-    answer.trailers = headers
-  })
-  stream.on('data', (bytes) => {
-    answer.body += bytes
-  })
-  stream.on('error', () => {})
-  if (!stream.closed) await once(stream, 'close').catch(() => {})
-  answer.code = stream.rstCode ?? 0
-  return answer
-}
-
-const ask = (client: ClientHttp2Session, headers: OutgoingHttpHeaders = {}, body?: string) => {
-  const stream = client.request(
-    { ':path': '/', ':authority': 'demo.example.test', ...headers },
-    { endStream: body === undefined },
-  )
-  if (body !== undefined) stream.end(body)
-  return read(stream)
 }
 
 describe('HTTP/2 in front of HTTP/1.1', () => {

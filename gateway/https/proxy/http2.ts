@@ -44,6 +44,8 @@ export class Http2Client implements ClientConnection {
       maxOutstandingPings: 10,
       maxSendHeaderBlockLength: context.limits.headBytes,
       maxSettings: 32,
+      // A machine's fields pass as often as it sent them, as over HTTP/1.1; Node would throw at a second User-Agent.
+      strictSingleValueFields: false,
       maxSessionInvalidFrames: 100,
       maxSessionRejectedStreams: 100,
       streamResetBurst: 500,

@@ -1,6 +1,6 @@
 import { constants, type OutgoingHttpHeaders, type ServerHttp2Stream } from 'node:http2'
 import { type Rendered, render } from './answer.ts'
-import { type Finished, type ProxyContext, upstreamProblem } from './context.ts'
+import { type Finished, noteFault, type ProxyContext, upstreamProblem } from './context.ts'
 import {
   field,
   inspectRequest,
@@ -184,7 +184,12 @@ export class Stream2 implements ResponseReader {
 
   interim(head: ResponseHead): void {
     if (this.#stream.destroyed || this.#stream.headersSent) return
-    this.#stream.additionalHeaders(headersOf(head, passedResponseFields(head)))
+    const headers = headersOf(head, passedResponseFields(head))
+    try {
+      this.#stream.additionalHeaders(headers)
+    } catch (error) {
+      throw unspeakable(error)
+    }
   }
 
   head(head: ResponseHead, framing: Framing): void {
@@ -195,13 +200,18 @@ export class Stream2 implements ResponseReader {
     }
     const stream = this.#stream
     if (stream.destroyed) return
+    const withBody = framing.kind !== 'none'
+    const headers = headersOf(head, passedResponseFields(head))
+    try {
+      // Waiting for trailers, whether or not there will be any, leaves END_STREAM to us: Node's close() ends the
+      // writable side before it resets, and a cut body would look whole.
+      stream.respond(headers, { endStream: !withBody, waitForTrailers: withBody })
+    } catch (error) {
+      throw unspeakable(error)
+    }
     this.#status = head.status
     this.#firstByteAtMs = performance.now()
     this.#text = ''
-    const withBody = framing.kind !== 'none'
-    // Waiting for trailers, whether or not there will be any, leaves END_STREAM to us: Node's close() ends the writable
-    // side before it resets, and a cut body would look whole.
-    stream.respond(headersOf(head, passedResponseFields(head)), { endStream: !withBody, waitForTrailers: withBody })
     if (withBody) {
       stream.on('wantTrailers', () => this.#sendTrailers())
       stream.on('drain', () => {
@@ -242,11 +252,14 @@ export class Stream2 implements ResponseReader {
     this.#cutCode = error.code
     // After a head there is no other way to say that the body is not whole.
     if (this.#status !== 0 || !this.#admitted) {
+      noteFault(error, this.#context)
       this.#reset(constants.NGHTTP2_INTERNAL_ERROR)
       return
     }
     const { route, port } = this.#admitted
-    upstreamProblem(error, route, port, this.#context.seams).then((problem) => this.#answer({ problem }))
+    upstreamProblem(error, route, port, this.#context.seams)
+      .then((problem) => this.#answer({ problem }))
+      .catch(() => this.#reset(constants.NGHTTP2_INTERNAL_ERROR))
   }
 
   drained(): void {
@@ -255,9 +268,15 @@ export class Stream2 implements ResponseReader {
 
   #sendTrailers(): void {
     if (!this.#responded) return
-    const trailers: OutgoingHttpHeaders = {}
+    const trailers: OutgoingHttpHeaders = Object.create(null)
     for (const { name, value } of passedTrailers(this.#trailers ?? [])) add(trailers, name, value)
-    if (!this.#stream.destroyed) this.#stream.sendTrailers(trailers)
+    try {
+      if (!this.#stream.destroyed) this.#stream.sendTrailers(trailers)
+    } catch {
+      this.#cutCode = 'malformed'
+      // nghttp2 is calling us: it must have returned before the stream is reset.
+      setImmediate(() => this.#reset(constants.NGHTTP2_INTERNAL_ERROR))
+    }
   }
 
   // The end ------------------------------------------------------------------------------------------------------
@@ -267,7 +286,9 @@ export class Stream2 implements ResponseReader {
     if (stream.destroyed || stream.headersSent) return
     if ('problem' in refused && refused.problem.status >= 500) this.#context.failed(refused.problem)
     const { status, fields, body }: Rendered = render(refused, this.#head?.fields ?? [], this.#context.seams.page)
-    const headers: OutgoingHttpHeaders = { ':status': status, 'content-length': body.length }
+    const headers: OutgoingHttpHeaders = Object.create(null)
+    headers[':status'] = status
+    headers['content-length'] = body.length
     for (const [name, value] of fields) add(headers, name.toLowerCase(), value)
     this.#status = status
     this.#sentBytes = body.length
@@ -352,7 +373,9 @@ function readHeaders(rawHeaders: readonly string[]): { method: string; path: str
 }
 
 function headersOf(head: ResponseHead, fields: readonly Field[]): OutgoingHttpHeaders {
-  const headers: OutgoingHttpHeaders = { ':status': head.status }
+  // No prototype: a machine may name a field `constructor` or `__proto__`.
+  const headers: OutgoingHttpHeaders = Object.create(null)
+  headers[':status'] = head.status
   for (const { name, value } of fields) add(headers, name, value)
   return headers
 }
@@ -360,31 +383,14 @@ function headersOf(head: ResponseHead, fields: readonly Field[]): OutgoingHttpHe
 function add(headers: OutgoingHttpHeaders, name: string, value: string): void {
   const before = headers[name]
   if (before === undefined) headers[name] = value
-  else if (SINGLE.has(name)) return
   else if (Array.isArray(before)) before.push(value)
   else headers[name] = [String(before), value]
 }
 
-/** Node refuses these twice; the first one counts. */
-const SINGLE = new Set([
-  'content-length',
-  'content-type',
-  'content-encoding',
-  'content-location',
-  'content-range',
-  'date',
-  'etag',
-  'expires',
-  'last-modified',
-  'location',
-  'retry-after',
-  'server',
-  'age',
-  'content-md5',
-  'access-control-allow-credentials',
-  'access-control-max-age',
-  'x-content-type-options',
-])
+/** Node will not say this in HTTP/2: as malformed as what we do not read ourselves. */
+function unspeakable(error: unknown): HeadError {
+  return new HeadError(error instanceof Error ? error.message : String(error))
+}
 
 function malformed(error: HeadError): Refused {
   return {

@@ -165,13 +165,20 @@ export class Upstream {
     }
     try {
       this.#consume(reader, buffer)
+      // The exchange may be over, and this connection in use for the next one, which is not to be paused by this one.
+      return this.#reader === reader ? reader.flush() : true
     } catch (error) {
-      if (!(error instanceof HeadError)) throw error
-      this.#fail(new CutError('malformed', error.message, { cause: error }))
+      this.#spoiled(reader, error)
       return false
     }
-    // The exchange may be over, and this connection in use for the next one, which is not to be paused by this one.
-    return this.#reader === reader ? reader.flush() : true
+  }
+
+  /** Whatever goes wrong with one exchange ends that exchange: thrown on, it would end the process, and all others. */
+  #spoiled(reader: ResponseReader, error: unknown): void {
+    const message = error instanceof HeadError ? error.message : 'the gateway could not pass it on'
+    const cut = new CutError('malformed', message, { cause: error })
+    if (this.#reader === reader) this.#fail(cut)
+    else reader.cut(cut)
   }
 
   #consume(reader: ResponseReader, read: Buffer): void {
@@ -271,7 +278,11 @@ export class Upstream {
     if (reader && (this.#state === 'tunnel' || (this.#state === 'body' && this.#framing === 'close'))) {
       const tunnel = this.#state === 'tunnel'
       if (!tunnel) this.#state = 'idle'
-      reader.ended(undefined)
+      try {
+        reader.ended(undefined)
+      } catch (error) {
+        this.#spoiled(reader, error)
+      }
       if (tunnel) return
     }
     this.#socket.destroy()
