@@ -291,6 +291,7 @@ export const siteSessions = pgTable('site_sessions', {
   linkId: integer('link_id'),
   createdAt: time('created_at').notNull().defaultNow(),
   expiresAt: time('expires_at').notNull(),
+  host: text('host').notNull(),
 })
 
 export const tokens = pgTable('tokens', {

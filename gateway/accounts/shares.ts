@@ -162,11 +162,14 @@ export async function isOpenLink(sql: Sql, machineId: number, token: string): Pr
   return rows.length > 0
 }
 
-/** Lets one browser in. @returns its cookie and when that ends, or undefined when the link is used up or over */
+/**
+ * Lets one browser in.
+ * @param host where the cookie will be good, without a port
+ * @returns its cookie and when that ends, or undefined when the link is used up or over
+ */
 export async function takeLink(
   sql: Sql,
-  machineId: number,
-  token: string,
+  { machineId, host, token }: { machineId: number; host: string; token: string },
 ): Promise<{ token: string; expiresAt: Date } | undefined> {
   return await sql.begin(async (tx) => {
     const rows = await tx<{ id: number }[]>`
@@ -177,8 +180,8 @@ export async function takeLink(
     if (!link) return undefined
     const cookie = makeToken()
     const [session] = await tx<{ expiresAt: Date }[]>`
-      insert into site_sessions (token_hash, machine_id, link_id, expires_at)
-      select ${hashToken(cookie)}, ${machineId}, id, least(expires_at, now() + interval '30 days') from share_links
+      insert into site_sessions (token_hash, machine_id, host, link_id, expires_at)
+      select ${hashToken(cookie)}, ${machineId}, ${host}, id, least(expires_at, now() + interval '30 days') from share_links
       where id = ${link.id} returning expires_at as "expiresAt"`
     return session && { token: cookie, expiresAt: session.expiresAt }
   })

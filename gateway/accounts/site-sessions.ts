@@ -36,11 +36,16 @@ export async function createSiteCode(sql: Sql, trip: SiteTrip): Promise<string |
   return rows.length > 0 ? code : undefined
 }
 
-/** Uses a code up. @returns the cookie's value and where to go, or undefined when any of it does not fit */
+/**
+ * Uses a code up.
+ * @param trip.cookieHost where the cookie will be good: the host without its port
+ * @returns the cookie's value and where to go, or undefined when any of it does not fit
+ */
 export async function takeSiteCode(
   sql: Sql,
-  { code, machineId, host, state }: { code: string; machineId: number; host: string; state: string },
+  trip: { code: string; machineId: number; host: string; cookieHost: string; state: string },
 ): Promise<{ token: string; path: string } | undefined> {
+  const { code, machineId, host, cookieHost, state } = trip
   return await sql.begin(async (tx) => {
     const rows = await tx<{ sessionId: number; path: string }[]>`
       delete from site_codes where code_hash = ${hashToken(code)} and machine_id = ${machineId} and host = ${host}
@@ -50,8 +55,8 @@ export async function takeSiteCode(
     if (!taken) return undefined
     const token = makeToken()
     await tx`
-      insert into site_sessions (token_hash, machine_id, session_id, expires_at)
-      values (${hashToken(token)}, ${machineId}, ${taken.sessionId}, now() + ${SITE_DAYS} * interval '1 day')`
+      insert into site_sessions (token_hash, machine_id, host, session_id, expires_at)
+      values (${hashToken(token)}, ${machineId}, ${cookieHost}, ${taken.sessionId}, now() + ${SITE_DAYS} * interval '1 day')`
     return { token, path: taken.path }
   })
 }

@@ -1,18 +1,25 @@
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { startBrowser, type TestBrowser } from '../../test/browser.ts'
+import { startResolver, type TestResolver } from '../dns/testing/resolver.ts'
 import { type Site, startSite } from '../https/testing/site.ts'
 
+let resolver: TestResolver
 let site: Site
 let browser: TestBrowser
 beforeAll(async () => {
-  site = await startSite()
+  resolver = await startResolver({ zones: [], port: () => 1 })
+  site = await startSite({ resolvers: [resolver.address] })
   browser = await startBrowser(['MAP *.shop.example 127.0.0.1'])
   await site.sql`update accounts set email = 'ada@example.com', email_proved_at = now() where id = ${site.ownerId}`
   await site.sql`insert into custom_domains (domain, machine_id) values ('www.shop.example', ${site.machineId})`
+  const [row] = await site.sql<{ proof: string }[]>`
+    select domain_proof as proof from accounts where id = ${site.ownerId}`
+  resolver.set('www.shop.example', { cname: `${row?.proof}.custom.localhost` })
 })
 afterAll(async () => {
   await browser?.[Symbol.asyncDispose]()
   await site?.[Symbol.asyncDispose]()
+  await resolver?.[Symbol.asyncDispose]()
 })
 
 it('a stranger at somebody’s own domain signs in by mail, is back there, and stays signed in', async () => {

@@ -5,6 +5,8 @@ import type { Dispatcher } from 'undici'
 import { sweepSiteSessions } from '../accounts/site-sessions.ts'
 import type { App, RunLine } from '../app.ts'
 import { httpsUrl, lobbyLine } from '../commands/machine-document.ts'
+import { publicAddresses } from '../dns/addresses.ts'
+import { HeldDomains } from '../domains/held.ts'
 import { DomainTable } from '../domains/table.ts'
 import { authorizer } from './access/authorize.ts'
 import { Grants, type LiveGrant } from './access/grants.ts'
@@ -88,6 +90,7 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
   })
   const domains = new DomainTable({ sql, news })
   const hosts = hostsOf(settings, routes, domains)
+  const held = new HeldDomains({ sql, settings, lookup: app.lookup, addresses: publicAddresses(settings) })
   const grants = new Grants({
     sql,
     log,
@@ -140,6 +143,7 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     codeSecret: app.codeSecret,
     root: authority.certificate,
     find: (site) => hosts.route(site),
+    isHeld: (host, machineId) => held.isHeld(host, machineId),
     installation: {
       domain: settings.domain,
       lobby: lobbyLine(settings, ''),

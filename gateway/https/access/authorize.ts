@@ -33,7 +33,7 @@ export function authorizer({ grants, paths, machineDomain }: AuthorizeOptions) {
     }
     const cookie = cookieOf(visit.fields, COOKIE)
     if (cookie === undefined) return withoutCredential(visit, route, paths)
-    return then(grants.byCookie(route.machineId, cookie), (grant) => {
+    return then(grants.byCookie(route.machineId, visit.host, cookie), (grant) => {
       if (!grant) return withoutCredential(visit, route, paths)
       // Another site's page gets of an open port what everybody gets, and not the visitor's name with it.
       if (isOpen(visit, route) && foreignPage(visit)) return publicly(visit)

@@ -48,10 +48,13 @@ export class Grants {
     this.#options = options
   }
 
-  /** @returns at once where it is remembered; undefined when the cookie opens this machine no more */
-  byCookie(machineId: number, cookie: string): Grant | undefined | Promise<Grant | undefined> {
-    const id = `c ${machineId} ${cookie}`
-    return this.#recall(id) ?? this.#look(id, () => this.#readCookie(machineId, cookie))
+  /**
+   * @param host where it is shown, without a port: a cookie is good where it was got
+   * @returns at once where it is remembered; undefined when the cookie does not open this machine there
+   */
+  byCookie(machineId: number, host: string, cookie: string): Grant | undefined | Promise<Grant | undefined> {
+    const id = `c ${machineId} ${host} ${cookie}`
+    return this.#recall(id) ?? this.#look(id, () => this.#readCookie(machineId, host, cookie))
   }
 
   /**
@@ -105,7 +108,7 @@ export class Grants {
     }
   }
 
-  async #readCookie(machineId: number, cookie: string): Promise<Grant | undefined> {
+  async #readCookie(machineId: number, host: string, cookie: string): Promise<Grant | undefined> {
     const { sql } = this.#options
     type Row = {
       id: number
@@ -118,7 +121,7 @@ export class Grants {
     const rows = await sql<Row[]>`
       select i.id, i.expires_at as "expiresAt", s.account_id as "accountId", s.email as "sessionEmail",
         case when a.email_proved_at is not null then a.email end as email
-      ${this.#sites} and i.token_hash = ${hashToken(cookie)} and i.machine_id = ${machineId}`
+      ${this.#sites} and i.token_hash = ${hashToken(cookie)} and i.machine_id = ${machineId} and i.host = ${host}`
     const row = rows[0]
     if (!row) return undefined
     const email = row.email ?? row.sessionEmail

@@ -53,6 +53,7 @@ export function sitePaths({ sql, domain, controlOrigin }: SitePathsOptions): Sit
             code: query.get('code') ?? '',
             machineId: visit.route.machineId,
             host: authorityOf(visit),
+            cookieHost: visit.host,
             state,
           })
     if (!taken)
@@ -102,7 +103,7 @@ export function sitePaths({ sql, domain, controlOrigin }: SitePathsOptions): Sit
     if (visit.method !== 'POST') return method('GET, POST')
     const foreign = foreignPage(visit)
     if (foreign) return { allow: false, problem: foreign }
-    const taken = await takeLink(sql, machineId, token)
+    const taken = await takeLink(sql, { machineId, host: visit.host, token })
     if (!taken) return gone()
     const maxAgeS = Math.max(1, Math.round((taken.expiresAt.getTime() - Date.now()) / 1000))
     return {

@@ -15,14 +15,17 @@ export type OpenOptions = {
   listenPorts: ReadonlySet<number>
   /** the machine behind a host */
   find(site: Exclude<Site, { kind: 'control' }>): MachineRoute | undefined | Promise<MachineRoute | undefined>
+  /** whether DNS still has a domain that somebody brought belong to the machine's account and lead here */
+  isHeld(host: string, machineId: number): Promise<boolean>
 }
 
 /**
  * `GET /open?to=HOST&path=PATH&state=STATE`: sends a signed-in browser on to a machine's host with a code for it.
  * It goes to machines' hosts only, domains that somebody brought among them, at ports that are Berth's, so it is no
- * way to be sent anywhere else.
+ * way to be sent anywhere else. A domain may have gone to somebody else since it was added, who would get the code:
+ * DNS is asked first.
  */
-export function addOpen({ app, sql, installation, show, refuse, settings, listenPorts, find }: Control): void {
+export function addOpen({ app, sql, installation, show, refuse, settings, listenPorts, find, isHeld }: Control): void {
   app.get('/open', async (context) => {
     const target = targetOf(context.req.query('to') ?? '', settings, listenPorts)
     const state = context.req.query('state') ?? ''
@@ -62,6 +65,14 @@ export function addOpen({ app, sql, installation, show, refuse, settings, listen
 <p><a href="/">Machines you can see</a></p>`,
         }),
       )
+    }
+    if (site.kind === 'domain' && route && !(await isHeld(site.domain, route.machineId))) {
+      return refuse(context, {
+        status: 403,
+        code: 'domain.not_held',
+        title: 'Not signed in there',
+        detail: `DNS does not show at the moment that ${site.domain} belongs to whoever runs ${name} and leads here, and it may be somebody else’s by now. ${installation.machineUrl(name)} is the machine’s own address.`,
+      })
     }
     const callback = `https://${host}/__berth/callback?${new URLSearchParams({ code })}`
     if (site.kind === 'machine') {
