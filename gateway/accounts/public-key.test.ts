@@ -94,10 +94,13 @@ describe('the wire form', () => {
     const blob = Buffer.concat([string('ecdsa-sha2-nistp256'), string('nistp256'), string(point)])
     expect(() => parsePublicKey(blob)).toThrow('that is not a valid ecdsa-sha2-nistp256 key')
     const modulus = string(Buffer.concat([Buffer.of(0), Buffer.alloc(256, 0xf1)]))
-    for (const exponent of [Buffer.of(1), Buffer.of(2), Buffer.alloc(9, 0x11)]) {
+    for (const exponent of [Buffer.of(1), Buffer.of(2), Buffer.alloc(5, 0x11)]) {
       const key = Buffer.concat([string('ssh-rsa'), string(exponent), modulus])
       expect(() => parsePublicKey(key)).toThrow('the exponent of that RSA key is unusual')
     }
+    const long = string(Buffer.concat([Buffer.of(0), Buffer.alloc(1025, 0xf1)]))
+    const key = Buffer.concat([string('ssh-rsa'), string(Buffer.of(1, 0, 1)), long])
+    expect(() => parsePublicKey(key)).toThrow('RSA keys have at most 8192 bits, this one has 8200')
   })
 
   it('never throws anything but a sentence, whatever the bytes', () => {

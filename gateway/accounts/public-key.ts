@@ -33,9 +33,10 @@ export class PublicKeyError extends Error {
 }
 
 const MIN_RSA_BITS = 2048
-const MAX_RSA_BITS = 16_384
-/** Verification time grows with the exponent's bits; 65537 is what everybody uses. */
-const MAX_RSA_EXPONENT_BYTES = 8
+/** Anybody may have a signature checked: the time that takes grows with the square of the bits … */
+const MAX_RSA_BITS = 8192
+/** … and with the exponent's; 65537 is what everybody uses. */
+const MAX_RSA_EXPONENT_BYTES = 4
 const MAX_BLOB_BYTES = 4096
 const MAX_COMMENT_LENGTH = 200
 

@@ -2,6 +2,7 @@
  * Who is let in at a machine's host. In this order: Berth's own paths; a token; the host's cookie; a port that is open
  * to all. Who has none of them signs in, when a person navigates, and gets 401 otherwise.
  */
+import { Rate } from '../control/rate.ts'
 import type { MachineRoute } from '../machines/routes.ts'
 import { foreignPage } from '../proxy/gate.ts'
 import type { Access, MaybePromise, Problem, Visit } from '../proxy/seams.ts'
@@ -10,6 +11,10 @@ import { COOKIE, cookieOf, fieldOf, isNavigation } from './fields.ts'
 import type { Grant, Grants } from './grants.ts'
 import { OWN_PREFIX, type SitePaths } from './site-paths.ts'
 
+/** From one address: each is a look-up, and of a key that is known a signature to check. */
+const BAD_TOKENS_A_MINUTE = 300
+const MINUTE_S = 60
+
 export type AuthorizeOptions = {
   grants: Grants
   paths: SitePaths
@@ -17,6 +22,17 @@ export type AuthorizeOptions = {
 }
 
 export function authorizer({ grants, paths, machineDomain }: AuthorizeOptions) {
+  const badTokens = new Rate(BAD_TOKENS_A_MINUTE)
+  const tooMany: Access = {
+    allow: false,
+    problem: {
+      status: 429,
+      code: 'request.too_many',
+      title: 'Too many bad tokens',
+      detail: 'Wait a minute, then try again.',
+      retryAfterS: MINUTE_S,
+    },
+  }
   return (visit: Visit): MaybePromise<Access> => {
     // What `resolve` gave is what comes back here.
     const route = visit.route as MachineRoute
@@ -25,11 +41,20 @@ export function authorizer({ grants, paths, machineDomain }: AuthorizeOptions) {
     const credential = credentialOf(visit.fields)
     if (credential) {
       const { token, inAuthorization } = credential
-      return then(grants.byToken(route.machineId, `${route.name}.${machineDomain}`, token), (grant) =>
-        grant
-          ? { ...admitted(grant, 'credential'), ...(inAuthorization ? { stripAuthorization: true } : {}) }
-          : { allow: false, answer: unauthorized(visit, 'auth.invalid', 'This token does not open this machine.') },
-      )
+      const admit = (grant: Grant): Access => ({
+        ...admitted(grant, 'credential'),
+        ...(inAuthorization ? { stripAuthorization: true } : {}),
+      })
+      const host = `${route.name}.${machineDomain}`
+      // Whoever is known goes on, also behind an address that others share.
+      const known = grants.recallToken(route.machineId, host, token)
+      if (known) return admit(known)
+      if (badTokens.isOver(visit.remoteAddress)) return tooMany
+      return then(grants.byToken(route.machineId, host, token), (grant) => {
+        if (grant) return admit(grant)
+        badTokens.exceeded(visit.remoteAddress)
+        return { allow: false, answer: unauthorized(visit, 'auth.invalid', 'This token does not open this machine.') }
+      })
     }
     const cookie = cookieOf(visit.fields, COOKIE)
     if (cookie === undefined) return withoutCredential(visit, route, paths)

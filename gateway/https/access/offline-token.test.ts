@@ -1,9 +1,11 @@
 import { createHash } from 'node:crypto'
 import { expect, it } from 'vitest'
 import { ECDSA, ED25519, type SignOptions, SoftwareAuthenticator, string } from '../../ssh/software-authenticator.ts'
-import { readOfflineToken } from './offline-token.ts'
+import { parseOfflineToken } from './offline-token.ts'
 
 const claims = JSON.stringify({ exp: Math.round(Date.now() / 1000) + 60 })
+
+const readOfflineToken = (token: string) => parseOfflineToken(token).verify()
 
 /** PROTOCOL.sshsig, by hand: ssh-keygen has no authenticator here. */
 function mint(device: SoftwareAuthenticator, options: SignOptions = {}, namespace = 'v0@demo.example'): string {

@@ -38,11 +38,23 @@ export class OfflineTokenError extends Error {
   override readonly name = 'OfflineTokenError'
 }
 
+/** A token whose signature nobody has looked at: what it says is what whoever sent it says. */
+export type UncheckedToken = {
+  /** wire form of the key that is said to have signed, as it was sent */
+  publicKey: Buffer
+  namespace: string
+  /**
+   * Checks the signature, which costs up to a millisecond: for keys that somebody here has.
+   * @throws OfflineTokenError
+   */
+  verify(): OfflineToken
+}
+
 /**
- * Reads a token and checks its signature against the key that it names, and its times.
+ * Reads a token and checks its times.
  * @throws OfflineTokenError
  */
-export function readOfflineToken(token: string, nowMs = Date.now()): OfflineToken {
+export function parseOfflineToken(token: string, nowMs = Date.now()): UncheckedToken {
   if (token.length > MAX_TOKEN_BYTES) throw new OfflineTokenError('the token is longer than 8 KiB')
   const [, payload, signature, more] = token.split('.')
   if (!token.startsWith(OFFLINE_PREFIX) || !payload || !signature || more !== undefined) {
@@ -54,14 +66,23 @@ export function readOfflineToken(token: string, nowMs = Date.now()): OfflineToke
   if (exp * 1000 <= nowMs) throw new OfflineTokenError('the token has expired')
   if (exp * 1000 > nowMs + MAX_LIFE_S * 1000) throw new OfflineTokenError('the token is good for more than 400 days')
   if (nbf * 1000 > nowMs) throw new OfflineTokenError('the token is not good yet')
-  const { publicKey, namespace } = checkSignature(decode(signature), bytes)
+  const envelope = sentencing(() => readEnvelope(decode(signature)))
+  const { publicKey } = envelope
+  const namespace = envelope.namespace.toString('utf8')
   return {
     publicKey,
     namespace,
-    expiresAtMs: exp * 1000,
-    notBeforeMs: nbf * 1000,
-    commands: cmds,
-    context: ctx === undefined ? undefined : printable(JSON.stringify(ctx)),
+    verify() {
+      sentencing(() => checkSignature(envelope, bytes))
+      return {
+        publicKey,
+        namespace,
+        expiresAtMs: exp * 1000,
+        notBeforeMs: nbf * 1000,
+        commands: cmds,
+        context: ctx === undefined ? undefined : printable(JSON.stringify(ctx)),
+      }
+    },
   }
 }
 
@@ -117,36 +138,47 @@ function refuseDuplicates(text: string): void {
   }
 }
 
-/** @returns who signed, for what @throws OfflineTokenError */
-function checkSignature(blob: Buffer, message: Buffer): { publicKey: Buffer; namespace: string } {
+/** PROTOCOL.sshsig, with the key as it was sent. */
+type Envelope = { publicKey: Buffer; namespace: Buffer; reserved: Buffer; hash: string; signature: Buffer }
+
+function readEnvelope(blob: Buffer): Envelope {
+  if (!blob.subarray(0, MAGIC.length).equals(MAGIC)) throw new OfflineTokenError('the token holds no SSH signature')
+  if (blob.readUInt32BE(MAGIC.length) !== VERSION) throw new OfflineTokenError('the signature has another version')
+  const reader = new WireReader(blob.subarray(MAGIC.length + 4))
+  const publicKey = reader.string()
+  const namespace = reader.string()
+  const reserved = reader.string()
+  const hash = reader.string().toString('latin1')
+  const signature = reader.string()
+  if (reader.remaining !== 0) throw new OfflineTokenError('the signature has bytes behind it')
+  if (hash !== 'sha256' && hash !== 'sha512') throw new OfflineTokenError('the signature uses another hash')
+  return { publicKey, namespace, reserved, hash, signature }
+}
+
+/** @throws OfflineTokenError */
+function checkSignature({ publicKey, namespace, reserved, hash, signature }: Envelope, message: Buffer): void {
+  const key = parsePublicKey(publicKey)
+  const reader = new WireReader(signature)
+  const digest = createHash(hash).update(message).digest()
+  const signed = Buffer.concat([MAGIC, ...[namespace, reserved, Buffer.from(hash), digest].map(wireString)])
+  const algorithm = reader.string().toString('latin1')
+  const rsa = /^rsa-sha2-(256|512)$/.exec(algorithm)
+  if (
+    !isSignedBy(key, {
+      algorithm: rsa ? 'ssh-rsa' : algorithm,
+      hash: rsa ? `sha${rsa[1]}` : undefined,
+      signed,
+      signature: bareSignature(algorithm, reader),
+    })
+  ) {
+    throw new OfflineTokenError('the signature is not right')
+  }
+}
+
+function sentencing<T>(read: () => T): T {
   try {
-    if (!blob.subarray(0, MAGIC.length).equals(MAGIC)) throw new OfflineTokenError('the token holds no SSH signature')
-    if (blob.readUInt32BE(MAGIC.length) !== VERSION) throw new OfflineTokenError('the signature has another version')
-    const reader = new WireReader(blob.subarray(MAGIC.length + 4))
-    const key = parsePublicKey(reader.string())
-    const namespace = reader.string()
-    const reserved = reader.string()
-    const hash = reader.string().toString('latin1')
-    const signature = new WireReader(reader.string())
-    if (reader.remaining !== 0) throw new OfflineTokenError('the signature has bytes behind it')
-    if (hash !== 'sha256' && hash !== 'sha512') throw new OfflineTokenError('the signature uses another hash')
-    const digest = createHash(hash).update(message).digest()
-    const signed = Buffer.concat([MAGIC, ...[namespace, reserved, Buffer.from(hash), digest].map(wireString)])
-    const algorithm = signature.string().toString('latin1')
-    const rsa = /^rsa-sha2-(256|512)$/.exec(algorithm)
-    if (
-      !isSignedBy(key, {
-        algorithm: rsa ? 'ssh-rsa' : algorithm,
-        hash: rsa ? `sha${rsa[1]}` : undefined,
-        signed,
-        signature: bareSignature(algorithm, signature),
-      })
-    ) {
-      throw new OfflineTokenError('the signature is not right')
-    }
-    return { publicKey: key.blob, namespace: namespace.toString('utf8') }
+    return read()
   } catch (cause) {
-    if (cause instanceof OfflineTokenError) throw cause
     if (cause instanceof PublicKeyError || cause instanceof RangeError) {
       throw new OfflineTokenError('the token holds no SSH signature', { cause })
     }

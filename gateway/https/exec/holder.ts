@@ -2,7 +2,7 @@
 import type { Sql } from '../../../migrations/connect.ts'
 import { hashToken } from '../../accounts/web-sessions.ts'
 import type { Caller } from '../../app.ts'
-import { OFFLINE_PREFIX, OfflineTokenError, readOfflineToken } from '../access/offline-token.ts'
+import { OFFLINE_PREFIX, OfflineTokenError, parseOfflineToken } from '../access/offline-token.ts'
 
 export type Holder = {
   caller: Caller
@@ -70,14 +70,15 @@ async function findStored(sql: Sql, token: string, address: string): Promise<Hol
 
 async function findOffline(sql: Sql, token: string, host: string, address: string): Promise<Holder | undefined> {
   try {
-    const { publicKey, namespace, expiresAtMs, commands } = readOfflineToken(token)
-    if (namespace !== `v0@${host}`) return undefined
+    const unchecked = parseOfflineToken(token)
+    if (unchecked.namespace !== `v0@${host}`) return undefined
     type Row = { keyId: number; fingerprint: string; accountId: number; isOwner: boolean; isSuspended: boolean }
     const [row] = await sql<Row[]>`
       select k.id as "keyId", k.fingerprint, a.id as "accountId", a.is_owner as "isOwner",
         a.suspended_at is not null as "isSuspended"
-      from keys k join accounts a on a.id = k.account_id where k.public_key = ${publicKey}`
+      from keys k join accounts a on a.id = k.account_id where k.public_key = ${unchecked.publicKey}`
     if (!row) return undefined
+    const { expiresAtMs, commands } = unchecked.verify()
     const { keyId, fingerprint, accountId, isOwner, isSuspended } = row
     return {
       grant: `key:${keyId}`,
