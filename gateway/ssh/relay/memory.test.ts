@@ -59,7 +59,9 @@ test('so does one with 30 such channels at once', async () => {
   ).toBeLessThan(boundBytes)
 })
 
-test('so does one that sends requests and reads no answers', async () => {
+// Thousands of small messages at once are garbage too, and on a busy machine its collection comes when it likes: that
+// makes a try worse, never better
+test('so does one that sends requests and reads no answers', { retry: 3 }, async () => {
   await using client = await RawClient.connect(gateway.port)
   expect(
     await growthWhile(() => {
