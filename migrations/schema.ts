@@ -98,6 +98,7 @@ export const mails = pgTable('mails', {
   attempts: integer('attempts').notNull().default(0),
   nextAttemptAt: time('next_attempt_at').notNull().defaultNow(),
   lastError: text('last_error'),
+  invitedBy: integer('invited_by'),
 })
 
 export type HostImage = { name: string; hash: string; sizeBytes: number; loginUser: string; description: string }

@@ -29,6 +29,9 @@ const MAX_SHARES = 200
 const MAX_LINKS = 100
 /** Mails that an account may have sent to strangers. */
 const INVITATIONS_A_DAY = 50
+/** Mails that one stranger gets, of one account and of all. */
+const INVITATIONS_TO_ONE_A_DAY = 5
+const INVITATIONS_FOR_ONE_A_DAY = 20
 
 export async function listShares(sql: Sql, machineId: number): Promise<{ shares: Share[]; links: ShareLink[] }> {
   const shares = await sql<Share[]>`
@@ -54,25 +57,34 @@ export async function addShare(
 ): Promise<{ added: boolean; accepted: boolean }> {
   return await sql.begin(async (tx) => {
     await tx`select from accounts where id = ${accountId} for update`
-    const [counts] = await tx<{ all: number; today: number }[]>`
-      select count(*) filter (where h.machine_id = ${machineId})::int as all,
-        count(*) filter (where h.created_at > now() - interval '1 day')::int as today
-      from shares h join machines m on m.id = h.machine_id where m.account_id = ${accountId}`
+    await tx`select pg_advisory_xact_lock(hashtextextended(${`berth.invitation.${email}`}, 0))`
+    // Of mails, not of shares, which can be removed. Indexes: mails_by_inviter, mails_by_invited.
+    const [counts] = await tx<{ all: number; sent: number; toOne: number; forOne: number }[]>`
+      select (select count(*) from shares where machine_id = ${machineId})::int as all,
+        (select count(*) from mails where invited_by = ${accountId} and created_at > now() - interval '1 day')::int as sent,
+        (select count(*) from mails where invited_by = ${accountId} and recipient = ${email}
+          and created_at > now() - interval '1 day')::int as "toOne",
+        (select count(*) from mails where invited_by is not null and recipient = ${email}
+          and created_at > now() - interval '1 day')::int as "forOne"`
     const [known] = await tx<{ accepted: boolean }[]>`
       select accepted_at is not null as accepted from shares where machine_id = ${machineId} and email = ${email}`
     if (known?.accepted) return { added: false, accepted: true }
     if (!known && (counts?.all ?? 0) >= MAX_SHARES) {
       throw new ShareError('share.too_many', `a machine is shared with at most ${MAX_SHARES} addresses`)
     }
-    if ((counts?.today ?? 0) >= INVITATIONS_A_DAY) {
+    if ((counts?.sent ?? 0) >= INVITATIONS_A_DAY) {
       throw new ShareError('share.busy', `an account sends at most ${INVITATIONS_A_DAY} invitations a day`)
+    }
+    if ((counts?.toOne ?? 0) >= INVITATIONS_TO_ONE_A_DAY || (counts?.forOne ?? 0) >= INVITATIONS_FOR_ONE_A_DAY) {
+      throw new ShareError('share.busy', `${email} was sent enough invitations for a day`)
     }
     const token = makeToken()
     await tx`
       insert into shares (machine_id, email, token_hash) values (${machineId}, ${email}, ${hashToken(token)})
       on conflict (machine_id, email) do update set token_hash = excluded.token_hash, created_at = now()`
     const { subject, body } = mail(token)
-    await tx`insert into mails (recipient, subject, body) values (${email}, ${subject}, ${body})`
+    await tx`
+      insert into mails (recipient, subject, body, invited_by) values (${email}, ${subject}, ${body}, ${accountId})`
     return { added: !known, accepted: false }
   })
 }
