@@ -1,9 +1,12 @@
 import { once } from 'node:events'
+import { constants } from 'node:http2'
 import type { AddressInfo } from 'node:net'
 import { createServer } from 'node:net'
-import { afterEach, beforeEach, describe, expect, it } from 'vitest'
+import { setImmediate } from 'node:timers/promises'
+import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest'
 import { ask, session } from '../testing/client2.ts'
 import { get, OK, rawOrigin, world } from '../testing/world.ts'
+import { Stream2 } from './stream2.ts'
 import type { ResponseReader } from './upstream.ts'
 import { type CutError, Upstream } from './upstream.ts'
 
@@ -62,6 +65,55 @@ describe('a machine’s answer over HTTP/2', () => {
     expect((await ask(client)).body).toBe('ok')
     const wire = await proxy.dial()
     expect(await wire.send(get('/999')).toEnd()).toMatch(/^HTTP\/1\.1 502 /)
+  })
+})
+
+describe('a stream that is over before the machine answers', () => {
+  const trailersToCome = { waitForTrailers: true }
+  const upload = { ':path': '/', ':method': 'POST', ':authority': 'demo.example.test' }
+
+  it('was revoked in the turn of the answer: nothing is said, and the connection lives on', async () => {
+    await using origin = await rawOrigin()
+    await using proxy = await world({
+      originPort: origin.port,
+      access: ({ target }) => ({ allow: true, by: 'cookie', grant: target }),
+    })
+    using client = session(proxy)
+    const revoked = ask(client, { ':path': '/revoked' })
+    const machine = await origin.accept()
+    await machine.until('\r\n\r\n')
+    // Closed, and not yet destroyed, when the answer is told.
+    const told = vi.spyOn(Stream2.prototype, 'head').mockImplementationOnce(function (this: Stream2, ...head) {
+      told.mockRestore()
+      proxy.https.revoke((grant) => grant === '/revoked')
+      this.head(...head)
+    })
+    machine.send(OK)
+    expect((await revoked).code).toBe(constants.NGHTTP2_CANCEL)
+    const next = ask(client)
+    const second = await origin.accept()
+    await second.until('\r\n\r\n')
+    second.send(OK)
+    expect((await next).body).toBe('ok')
+  })
+
+  it('was reset without an error during an upload that the machine does not read: the machine is let go', async () => {
+    await using origin = await rawOrigin()
+    await using proxy = await world({ originPort: origin.port })
+    using client = session(proxy)
+    const stream = client.request(upload, trailersToCome)
+    stream.on('error', () => {})
+    const taken = vi.spyOn(Upstream.prototype, 'write')
+    const machine = await origin.accept()
+    machine.socket.pause()
+    stream.write(Buffer.alloc(32 << 20))
+    while (!taken.mock.results.some(({ value }) => value === false)) await setImmediate()
+    taken.mockRestore()
+    stream.close(constants.NGHTTP2_NO_ERROR)
+    await ask(client, { ':authority': 'nobody.example.test' })
+    machine.send(OK)
+    machine.socket.resume()
+    expect(await machine.toEnd()).not.toMatch(/\r\n0\r\n\r\n$/)
   })
 })
 

@@ -37,6 +37,7 @@ export class Stream2 implements ResponseReader {
   #admitted: Admitted | undefined
   #upstream: Upstream | undefined
   #sent: 'nothing' | 'bodyToCome' | 'complete' = 'complete'
+  #receivedBytes = 0
   #requestTrailers: readonly Field[] = []
   #text = ''
   #retried = false
@@ -69,6 +70,11 @@ export class Stream2 implements ResponseReader {
     this.method = this.#head?.method ?? 'GET'
   }
 
+  /** Nothing more can be said: Node throws at a response to a stream that is closed, which comes before destroyed. */
+  get #isOver(): boolean {
+    return this.#stream.closed || this.#stream.destroyed
+  }
+
   get isControl(): boolean {
     return this.#directed?.site.kind === 'control'
   }
@@ -76,6 +82,8 @@ export class Stream2 implements ResponseReader {
   start(): void {
     const stream = this.#stream
     stream.on('error', () => {})
+    // A reset without an error leaves the stream until its last byte is read, which a slow machine may never do.
+    stream.on('aborted', () => this.#abandon())
     stream.on('close', () => this.#closed())
     const site = this.#directed?.site
     if (this.#error || !this.#head || !this.#facts || !site || site.kind === 'control') {
@@ -95,7 +103,7 @@ export class Stream2 implements ResponseReader {
       this.#context,
       () => this.#abort.signal,
     )
-    if (outcome instanceof Promise) outcome.then((decided) => stream.destroyed || this.#decided(decided))
+    if (outcome instanceof Promise) outcome.then((decided) => this.#isOver || this.#decided(decided))
     else this.#decided(outcome)
   }
 
@@ -166,6 +174,7 @@ export class Stream2 implements ResponseReader {
     })
     stream.on('data', (bytes: Buffer) => {
       if (!this.#upstream || bytes.length === 0) return
+      this.#receivedBytes += bytes.length
       if (chunked) this.#upstream.write(`${bytes.length.toString(16)}\r\n`)
       let more = this.#upstream.write(bytes)
       if (chunked) more = this.#upstream.write('\r\n')
@@ -176,14 +185,18 @@ export class Stream2 implements ResponseReader {
       if (stream.aborted || stream.rstCode || this.#sent !== 'bodyToCome') return
       if (chunked) this.#upstream?.write(`0\r\n${this.#requestTrailers.map(({ line }) => line).join('')}\r\n`)
       this.#sent = 'complete'
-      if (this.#responded) this.#release()
+      if (!this.#responded) return
+      // After a whole response a reset without an error looks like an end: of a declared length it may be short, and
+      // the machine would take the next visitor's request for the rest.
+      if (this.#framing.kind === 'length' && this.#receivedBytes !== this.#framing.bytes) this.#abandon()
+      else this.#release()
     })
   }
 
   // What the machine sends ---------------------------------------------------------------------------------------
 
   interim(head: ResponseHead): void {
-    if (this.#stream.destroyed || this.#stream.headersSent) return
+    if (this.#isOver || this.#stream.headersSent) return
     const headers = headersOf(head, passedResponseFields(head))
     try {
       this.#stream.additionalHeaders(headers)
@@ -199,7 +212,10 @@ export class Stream2 implements ResponseReader {
       return
     }
     const stream = this.#stream
-    if (stream.destroyed) return
+    if (this.#isOver) {
+      this.#abandon()
+      return
+    }
     const withBody = framing.kind !== 'none'
     const headers = headersOf(head, passedResponseFields(head))
     try {
@@ -222,7 +238,7 @@ export class Stream2 implements ResponseReader {
   }
 
   bytes(bytes: Buffer): void {
-    if (this.#stream.destroyed) return
+    if (this.#isOver) return
     this.#sentBytes += bytes.length
     this.#more = this.#stream.write(Buffer.from(bytes)) && this.#more
   }
@@ -234,7 +250,7 @@ export class Stream2 implements ResponseReader {
   ended(trailers: readonly Field[] | undefined): void {
     this.#trailers = trailers
     this.#responded = true
-    if (!this.#stream.destroyed && !this.#stream.writableEnded) this.#stream.end()
+    if (!this.#isOver && !this.#stream.writableEnded) this.#stream.end()
     if (this.#sent === 'complete') this.#release()
   }
 
@@ -242,7 +258,7 @@ export class Stream2 implements ResponseReader {
     this.#upstream = undefined
     if (this.#responded) {
       // Nobody takes the rest of the request; the response was complete (RFC 9113, 8.1).
-      if (!this.#stream.destroyed) this.#reset(constants.NGHTTP2_NO_ERROR)
+      if (!this.#isOver) this.#reset(constants.NGHTTP2_NO_ERROR)
       return
     }
     if (error.stale && this.#text !== '' && !this.#retried && this.#status === 0) {
@@ -271,7 +287,7 @@ export class Stream2 implements ResponseReader {
     const trailers: OutgoingHttpHeaders = Object.create(null)
     for (const { name, value } of passedTrailers(this.#trailers ?? [])) add(trailers, name, value)
     try {
-      if (!this.#stream.destroyed) this.#stream.sendTrailers(trailers)
+      if (!this.#isOver) this.#stream.sendTrailers(trailers)
     } catch {
       this.#cutCode = 'malformed'
       // nghttp2 is calling us: it must have returned before the stream is reset.
@@ -283,7 +299,7 @@ export class Stream2 implements ResponseReader {
 
   #answer(refused: Refused): void {
     const stream = this.#stream
-    if (stream.destroyed || stream.headersSent) return
+    if (this.#isOver || stream.headersSent) return
     if ('problem' in refused && refused.problem.status >= 500) this.#context.failed(refused.problem)
     const { status, fields, body }: Rendered = render(refused, this.#head?.fields ?? [], this.#context.seams.page)
     const headers: OutgoingHttpHeaders = Object.create(null)
@@ -309,7 +325,15 @@ export class Stream2 implements ResponseReader {
   }
 
   #reset(code: number): void {
+    this.#abandon()
     this.#stream.close(code)
+  }
+
+  /** Nothing of the machine is wanted any more, and what is left of the request is thrown away. */
+  #abandon(): void {
+    this.#upstream?.destroy()
+    this.#upstream = undefined
+    this.#stream.resume()
   }
 
   #closed(): void {
