@@ -335,6 +335,12 @@ export const acmeCertificates = pgTable('acme_certificates', {
   lease: integer('lease').notNull().default(0),
 })
 
+export const acmeOrders = pgTable('acme_orders', {
+  id: identity(),
+  accountId: integer('account_id'),
+  at: time('at').notNull().defaultNow(),
+})
+
 export const acmeChallenges = pgTable('acme_challenges', {
   id: identity(),
   kind: text('kind').notNull(),

@@ -129,7 +129,29 @@ describe('wanted certificates', () => {
     expect(taken.filter((name) => name !== 'theirs.example')).toHaveLength(15)
     expect(taken).toContain('theirs.example')
     await sql`update acme_certificates set try_at = now(), tried_at = now() - interval '61 minutes'`
+    await db.as('owner')`update acme_orders set at = now() - interval '61 minutes'`
     expect(await takeJob(sql)).toBeDefined()
+  })
+
+  it('count as asked for also when their domain was taken away since', async () => {
+    await using db = await testDatabase()
+    const { sql, machine, bring } = await world(db)
+    const demo = await machine('demo')
+    let asked = 0
+    for (let round = 0; round < 20; round++) {
+      await bring('again.example', demo)
+      await wantCertificates(sql, [], DIRECTORY)
+      const job = await takeJob(sql)
+      if (job) asked++
+      if (job) await noteFailure(sql, job, { problem: 'refused', wasOrdered: true })
+      await sql`delete from custom_domains`
+    }
+    expect(asked).toBe(15)
+    await wantCertificates(sql, [['berth.test']], DIRECTORY)
+    expect(await takeJob(sql)).toMatchObject({ name: 'berth.test' })
+    await db.as('owner')`update acme_orders set at = now() - interval '25 hours'`
+    await wantCertificates(sql, [], DIRECTORY)
+    expect(await sql`select from acme_orders`).toHaveLength(0)
   })
 
   it('of machines that are gone are wanted no more', async () => {

@@ -16,6 +16,8 @@ export type Job = {
   domain: string | null
   failures: number
   lease: number
+  /** what is counted against the bounds */
+  orderId: number
 }
 
 export type Held = {
@@ -47,6 +49,7 @@ const ORDERS_OF_ACCOUNT_AN_HOUR = 15
  * names changed, or that another directory issued, is due at once.
  */
 export async function wantCertificates(sql: Sql, own: readonly OwnNames[], directory: string): Promise<void> {
+  await sql`delete from acme_orders where at < now() - interval '1 day'`
   await sql`
     delete from custom_domains d using machines m where m.id = d.machine_id and m.observed_state = 'gone'`
   const names = own.map(([first]) => first ?? '')
@@ -70,21 +73,28 @@ export async function wantCertificates(sql: Sql, own: readonly OwnNames[], direc
 
 /** Takes the row that has been due longest, the installation's own first. @returns undefined when nothing may be asked for */
 export async function takeJob(sql: Sql): Promise<Job | undefined> {
+  // Indexes: acme_certificates_by_try, acme_orders_by_time, acme_orders_by_account.
   const rows = await sql<Job[]>`
-    update acme_certificates
-    set leased_until = now() + ${LEASE_MINUTES} * interval '1 minute', lease = lease + 1, tried_at = now()
-    where name = (
-      select c.name from acme_certificates c
-      where c.try_at <= now() and c.leased_until <= now()
-        and (select count(*) from acme_certificates where tried_at > now() - interval '1 hour') < ${ORDERS_AN_HOUR}
-        and (c.domain is null or (
-          select count(*) from acme_certificates same join custom_domains d on d.domain = same.domain
-            join machines m on m.id = d.machine_id
-          where same.tried_at > now() - interval '1 hour' and m.account_id = (
-            select m.account_id from custom_domains d join machines m on m.id = d.machine_id where d.domain = c.domain)
-        ) < ${ORDERS_OF_ACCOUNT_AN_HOUR})
-      order by c.domain is not null, c.try_at limit 1 for update skip locked)
-    returning name, names, domain, failures, lease`
+    with owned as (
+      select c.name, m.account_id from acme_certificates c left join custom_domains d on d.domain = c.domain
+        left join machines m on m.id = d.machine_id
+    ), taken as (
+      update acme_certificates
+      set leased_until = now() + ${LEASE_MINUTES} * interval '1 minute', lease = lease + 1, tried_at = now()
+      where name = (
+        select c.name from acme_certificates c
+        where c.try_at <= now() and c.leased_until <= now()
+          and (select count(*) from acme_orders where at > now() - interval '1 hour') < ${ORDERS_AN_HOUR}
+          and (c.domain is null or (
+            select count(*) from acme_orders o join owned on owned.account_id = o.account_id
+            where owned.name = c.name and o.at > now() - interval '1 hour'
+          ) < ${ORDERS_OF_ACCOUNT_AN_HOUR})
+        order by c.domain is not null, c.try_at limit 1 for update skip locked)
+      returning name, names, domain, failures, lease
+    ), ordered as (
+      insert into acme_orders (account_id) select owned.account_id from taken join owned using (name) returning id
+    )
+    select taken.*, ordered.id as "orderId" from taken, ordered`
   return rows[0]
 }
 
@@ -121,6 +131,7 @@ export async function noteFailure(
 ): Promise<void> {
   const minutes = RETRY_MINUTES[Math.min(job.failures, RETRY_MINUTES.length - 1)] ?? 0
   const waitS = minutes * 60 * (1 + Math.random() * JITTER)
+  if (!wasOrdered) await sql`delete from acme_orders where id = ${job.orderId}`
   await sql`
     update acme_certificates set failures = failures + 1, problem = ${problem.slice(0, 1000)}, leased_until = now(),
       tried_at = case when ${wasOrdered} then tried_at end,
