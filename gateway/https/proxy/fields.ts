@@ -118,8 +118,8 @@ const NEVER_A_TRAILER = new Set([
   'range',
 ])
 const DROPPED = new Set([...HOP_BY_HOP, ...OURS, 'host'])
-/** With `_` for `-` these become the real ones in CGI-like servers, so such spellings are dropped. */
-const NEVER_WITH_UNDERSCORE = new Set([
+/** With `_` or `.` for `-` these become the real ones in CGI-like servers and PHP, so such spellings are dropped. */
+const NEVER_SPELLED_OTHERWISE = new Set([
   ...DROPPED,
   'content-length',
   'content-type',
@@ -238,15 +238,18 @@ function isChunked(head: ResponseHead): boolean {
 
 function isDropped(name: string): boolean {
   if (DROPPED.has(name)) return true
-  if (name.includes('_')) {
+  if (SPELLED_OTHERWISE.test(name)) {
     const plain = dashed(name)
-    return NEVER_WITH_UNDERSCORE.has(plain) || OUR_PREFIXES.some((prefix) => plain.startsWith(prefix))
+    return NEVER_SPELLED_OTHERWISE.has(plain) || OUR_PREFIXES.some((prefix) => plain.startsWith(prefix))
   }
   return name.startsWith('x-') && OUR_PREFIXES.some((prefix) => name.startsWith(prefix))
 }
 
+const SPELLED_OTHERWISE = /[^a-z0-9-]/
+
+/** A field's name, lower case, as the most careless of servers may understand it. */
 function dashed(name: string): string {
-  return name.includes('_') ? name.replaceAll('_', '-') : name
+  return SPELLED_OTHERWISE.test(name) ? name.replaceAll(/[^a-z0-9]/g, '-') : name
 }
 
 function cookieLine({ value, line }: Field): string {

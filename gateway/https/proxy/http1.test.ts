@@ -43,7 +43,7 @@ async function seenByClient(answer: string, request = get(), end = false): Promi
 }
 
 describe('headers to the machine', () => {
-  it('say who and from where, and a client’s own copies are dropped, also with _ for -', async () => {
+  it('say who and from where, and a client’s own copies are dropped, also with _ or . for -', async () => {
     const text = await seenByMachine(
       get(
         '/',
@@ -59,6 +59,11 @@ describe('headers to the machine', () => {
         'X-BERTH-ANYTHING: evil',
         'X-ExeDev-UserID: evil',
         'X_ExeDev_Email: evil',
+        'X.Berth.User: evil',
+        'X.ExeDev-Email: evil',
+        "X-Berth~Token'Ctx: evil",
+        'X.Forwarded.For: 6.6.6.6',
+        'Content.Length: 5',
         'X-ExeDev-Token-Ctx: evil',
         'Content_Length: 5',
         'Transfer_Encoding: chunked',
@@ -71,7 +76,7 @@ describe('headers to the machine', () => {
         },
       },
     )
-    expect(text).not.toMatch(/evil|6\.6\.6\.6|Content_Length|Transfer_Encoding|Port: 1/i)
+    expect(text).not.toMatch(/evil|6\.6\.6\.6|Content.Length|Transfer_Encoding|Port: 1/i)
     for (const line of [
       'X-Forwarded-For: 127.0.0.1',
       'X-Forwarded-Proto: https',
@@ -142,7 +147,7 @@ describe('bodies and trailers', () => {
       '\nhel',
       'lo\r\n',
       '3\r\nabc\r\n0\r\nX-S',
-      'um: 9\r\nX_Berth_User: 1\r\nContent-Length: 3\r\n',
+      'um: 9\r\nX_Berth_User: 1\r\nX.ExeDev.Email: 1\r\nContent-Length: 3\r\n',
       '\r\n',
     ]) {
       wire.send(piece)
