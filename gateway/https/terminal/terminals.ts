@@ -19,6 +19,8 @@ export type TerminalsOptions = {
 
 /** Of one account at one gateway; each may hold 2 MiB on the way. */
 const ACCOUNT_MOST = 50
+/** News that come faster than Postgres answers: the page tries again by itself. */
+const READS_MOST = 5
 const PATH = /^\/terminal\/([a-z][a-z0-9-]{0,39})\/([^/?]+)\/socket\?/
 
 type Live = { accountId: number; grant: LiveGrant; visit: TerminalVisit }
@@ -83,14 +85,17 @@ export class Terminals {
     const { app, generation, follow } = this.#options
     const cookie = cookieOf([{ name: 'cookie', value: request.headers.cookie ?? '' }], COOKIE)
     await follow(place.machine)
-    for (;;) {
+    for (let reads = 1; ; reads++) {
       const before = generation()
       const session = cookie === undefined ? undefined : await findSession(app.sql, cookie)
       if (session === undefined) return socket.close(CLOSED.signedOut)
       const { accountId } = session
       const machine = accountId === null ? undefined : await app.machines.find(place.machine, { accountId })
       // Taken away while it was looked up: this would be nowhere to be found when live visits are looked at.
-      if (before !== generation()) continue
+      if (before !== generation()) {
+        if (reads < READS_MOST) continue
+        return socket.close(CLOSED.failed)
+      }
       if (accountId === null || !machine) return say(socket, `There is no machine called ${place.machine} for you.`)
       if (socket.readyState !== socket.OPEN) return
       if (this.#isClosed) return socket.close(CLOSED.restart)
