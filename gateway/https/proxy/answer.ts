@@ -27,6 +27,8 @@ export function render(refused: Refused, fields: readonly Field[], page: Seams['
     fields: made.fields,
     body: { type: html ? 'text/html; charset=utf-8' : 'application/json', text: made.text },
   })
+  // https://www.w3.org/TR/clear-site-data/
+  if (problem.clearCookies) rendered.fields.push(['Clear-Site-Data', '"cookies"'])
   if (problem.retryAfterS !== undefined) rendered.fields.push(['Retry-After', String(problem.retryAfterS)])
   return rendered
 }

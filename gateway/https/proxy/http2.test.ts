@@ -224,6 +224,34 @@ describe('HTTP/2 in front of HTTP/1.1', () => {
     expect((await ask(next)).status).toBe(200)
   })
 
+  it('as many cookies as a browser keeps are one header to the machine', async () => {
+    await using origin = await rawOrigin((wire) => wire.send(OK))
+    await using proxy = await world({ originPort: origin.port })
+    using client = session(proxy)
+    const cookie = Array.from({ length: 400 }, (_, n) => `c${n}=1`)
+    expect((await ask(client, { cookie })).status).toBe(200)
+    expect(origin.connections[0]?.text).toContain(`\r\nCookie: ${cookie.join('; ')}\r\n`)
+  })
+
+  it('more than fits is answered in words, and cookies are cleared only where they are what is too large', async () => {
+    await using origin = await rawOrigin((wire) => wire.send(OK))
+    await using proxy = await world({ originPort: origin.port })
+    using client = session(proxy)
+    const large = 'a'.repeat(4000)
+    const cookie = Array.from({ length: 20 }, (_, n) => `c${n}=${large}`)
+    for (const authority of ['demo.example.test', 'example.test']) {
+      const cleared = await ask(client, { cookie, accept: 'text/html', ':authority': authority })
+      expect([cleared.status, cleared.headers['clear-site-data']]).toEqual([431, '"cookies"'])
+      expect(cleared.body).toMatch(/<h1>Too many cookies/)
+    }
+    const link = await ask(client, { ':path': `/?${large.repeat(17)}`, cookie: 'a=1' })
+    expect([link.status, link.headers['clear-site-data']]).toEqual([431, undefined])
+    const many = Object.fromEntries(Array.from({ length: 130 }, (_, n) => [`x-${n}`, '1']))
+    const counted = await ask(client, { ...many, cookie: ['a=1', 'b=2'] })
+    expect([counted.status, counted.headers['clear-site-data']]).toEqual([431, undefined])
+    expect(origin.connections).toHaveLength(0)
+  })
+
   it('curl speaks it, uploads with it, and HTTP/1.1 when told to', async () => {
     await using origin = await nodeOrigin(async (request, response) => {
       let size = 0

@@ -40,7 +40,9 @@ export class Http2Client implements ClientConnection {
     this.#idleSinceMs = context.clock.nowMs
     const session = performServerHandshake(socket, {
       maxSessionMemory: 4,
-      maxHeaderListPairs: 128,
+      // A browser's every cookie is a field of its own. What is more than we take is counted where it can be answered,
+      // so more is let through here: beyond these Node resets the stream without a word.
+      maxHeaderListPairs: 512,
       maxOutstandingPings: 10,
       maxSendHeaderBlockLength: context.limits.headBytes,
       maxSettings: 32,
@@ -54,7 +56,7 @@ export class Http2Client implements ClientConnection {
         enablePush: false,
         maxConcurrentStreams: STREAMS,
         initialWindowSize: STREAM_WINDOW_BYTES,
-        maxHeaderListSize: context.limits.headBytes,
+        maxHeaderListSize: 2 * context.limits.headBytes,
       },
     } as Parameters<typeof performServerHandshake>[1])
     this.#session = session

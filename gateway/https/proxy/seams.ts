@@ -50,6 +50,8 @@ export type Problem = {
   title: string
   detail: string
   retryAfterS?: number
+  /** the browser is told to forget the cookies of the whole domain */
+  clearCookies?: boolean
   /** what the machine listens on, when nothing listens on the port that was asked for */
   listeningPorts?: readonly number[]
   route?: Route

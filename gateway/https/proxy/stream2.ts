@@ -10,7 +10,15 @@ import {
   type RequestFacts,
 } from './fields.ts'
 import { type Admitted, admit, direct, type Outcome, type Refused } from './gate.ts'
-import { type Field, type Framing, HeadError, type RequestHead, type ResponseHead, requestFraming } from './head.ts'
+import {
+  type Field,
+  type Framing,
+  HeadError,
+  MAX_FIELDS,
+  type RequestHead,
+  type ResponseHead,
+  requestFraming,
+} from './head.ts'
 import { CutError, type ResponseReader, type Upstream } from './upstream.ts'
 
 type Options = {
@@ -59,6 +67,7 @@ export class Stream2 implements ResponseReader {
       const { method, path, fields } = readHeaders(rawHeaders)
       const head: RequestHead = { method, target: path, minor: 1, fields }
       this.#head = head
+      refuseTooLarge(head.fields, rawHeaders, context.limits.headBytes)
       this.#facts = inspectRequest(head)
       this.#directed = direct(method, path, this.#facts.host, context)
       const declared = requestFraming(head)
@@ -416,10 +425,40 @@ function unspeakable(error: unknown): HeadError {
   return new HeadError(error instanceof Error ? error.message : String(error))
 }
 
+/**
+ * The bounds of an HTTP/1.1 head. Fields are counted with all cookies as one. Cookies are cleared only where they are what
+ * is too large: a link with an endless query must not sign anybody out.
+ */
+function refuseTooLarge(fields: readonly Field[], rawHeaders: readonly string[], mostBytes: number): void {
+  let bytes = 0
+  for (const text of rawHeaders) bytes += text.length
+  const cookieBytes = fields.find(({ name }) => name === 'cookie')?.value.length ?? 0
+  if (bytes > mostBytes && cookieBytes > mostBytes / 2) throw new CookiesTooLargeError()
+  if (bytes > mostBytes) throw new HeadError('request head too large', 431)
+  if (fields.length > MAX_FIELDS) throw new HeadError(`more than ${MAX_FIELDS} headers`, 431)
+}
+
+class CookiesTooLargeError extends HeadError {
+  constructor() {
+    super('too large cookies', 431)
+  }
+}
+
 function malformed(error: HeadError): Refused {
+  if (error instanceof CookiesTooLargeError) return { problem: COOKIES_TOO_LARGE }
   return {
     problem: { status: error.status, code: 'request.malformed', title: 'Not understood', detail: `${error.message}.` },
   }
+}
+
+/** Any machine's page can set cookies for all of the domain, which would lock the visitor out of everything else. */
+const COOKIES_TOO_LARGE = {
+  status: 431,
+  code: 'request.cookies_too_large',
+  title: 'Too many cookies',
+  detail:
+    'Your browser sent more cookies than fit into a request. It was told to clear them: load the page again, and sign in again. If that does not help, clear the cookies of this domain in its settings.',
+  clearCookies: true,
 }
 
 const BUSY = {

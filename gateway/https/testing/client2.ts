@@ -16,6 +16,7 @@ export function session(proxy: World, settings: Settings = {}): ClientHttp2Sessi
       options.all ? callback(null, [{ address: '127.0.0.1', family: 4 }]) : callback(null, '127.0.0.1', 4),
     port: proxy.port,
     servername: 'demo.example.test',
+    maxSendHeaderBlockLength: 262_144,
     settings: { enablePush: false, ...settings },
   } as Parameters<typeof connect>[1])
   opened.on('error', () => {})
