@@ -86,6 +86,7 @@ export const emailCodes = pgTable('email_codes', {
   codeHash: bytea('code_hash').notNull(),
   attemptsLeft: integer('attempts_left').notNull().default(5),
   expiresAt: time('expires_at').notNull(),
+  client: text('client').notNull().default(''),
 })
 
 export const mails = pgTable('mails', {

@@ -214,6 +214,18 @@ describe('mailed codes', () => {
     await expect(mailCode(sql, secret, elsewhere)).rejects.toThrow('too many codes')
     await mailCode(sql, secret, { email: 'c@example.com', publicKey: Buffer.from('other'), domain: 'b' })
   })
+
+  it('that a stranger asks for use up his own, and an address has twenty an hour', async () => {
+    await using database = await testDatabase()
+    const sql = database.as('berth_gateway')
+    let asked = 0
+    const ask = (client: string) =>
+      mailCode(sql, secret, { email: 'a@example.com', publicKey: Buffer.from(`${asked++}`), domain: 'b', client })
+    for (let n = 0; n < 5; n++) await ask('192.0.2.66')
+    await expect(ask('192.0.2.66')).rejects.toThrow('too many codes')
+    for (const client of ['192.0.2.1', '192.0.2.2', '192.0.2.3']) for (let n = 0; n < 5; n++) await ask(client)
+    await expect(ask('192.0.2.4')).rejects.toThrow('too many codes')
+  })
 })
 
 describe('an address', () => {

@@ -6,7 +6,20 @@ import type { Sql } from '../../migrations/connect.ts'
  * its hash is keyed with a secret that is not in the database.
  */
 const VALID_MINUTES = 10
+/** Of a key, and of an address for one client: a stranger who asks for somebody's codes uses up his own. */
 const MAX_CODES_PER_HOUR = 5
+/** Of an address, whoever asks: what a mailbox has to bear. */
+const MAX_CODES_PER_ADDRESS_AND_HOUR = 20
+
+export type CodeRequest = {
+  email: string
+  publicKey: Buffer
+  domain: string
+  /** who asks: an address group, or `account:<id>` */
+  client?: string
+  /** false: all is done as for an address that is known, and no mail comes of it; how long it takes tells nothing */
+  isKnown?: boolean
+}
 
 export class EmailCodeError extends Error {
   override readonly name = 'EmailCodeError'
@@ -15,31 +28,37 @@ export class EmailCodeError extends Error {
 /**
  * Makes a code for an address and a key and puts the mail into the outbox.
  * @param secret keys the hash
- * @throws EmailCodeError when the address or the key had too many codes within an hour
+ * @throws EmailCodeError when the address, the key or the client had too many codes within an hour
  */
 export async function mailCode(
   sql: Sql,
   secret: Buffer,
-  { email, publicKey, domain }: { email: string; publicKey: Buffer; domain: string },
+  { email, publicKey, domain, client = '', isKnown = true }: CodeRequest,
 ): Promise<void> {
   const address = email.toLowerCase()
   const code = String(randomInt(1_000_000)).padStart(6, '0')
   await sql.begin(async (tx) => {
     await tx`select pg_advisory_xact_lock(hashtextextended(${`berth.email.${address}`}, 0))`
     await tx`delete from email_codes where expires_at < now() - interval '1 hour'`
-    const recent = await tx`
-      select from email_codes where (email = ${address} or public_key = ${publicKey})
+    // Index: email_codes_by_email; those that are kept are few.
+    const [recent] = await tx<{ near: number; all: number }[]>`
+      select count(*) filter (where public_key = ${publicKey} or client = ${client})::int as near,
+        count(*) filter (where email = ${address})::int as all
+      from email_codes where (email = ${address} or public_key = ${publicKey})
         and expires_at > now() + ${VALID_MINUTES} * interval '1 minute' - interval '1 hour'`
-    if (recent.length >= MAX_CODES_PER_HOUR) {
+    if ((recent?.near ?? 0) >= MAX_CODES_PER_HOUR || (recent?.all ?? 0) >= MAX_CODES_PER_ADDRESS_AND_HOUR) {
       throw new EmailCodeError('too many codes were mailed there within an hour; try again later')
     }
     await tx`
-      insert into email_codes (email, public_key, code_hash, expires_at)
-      values (${address}, ${publicKey}, ${hash(secret, address, publicKey, code)},
+      insert into email_codes (email, public_key, code_hash, client, expires_at)
+      values (${address}, ${publicKey}, ${hash(secret, address, publicKey, code)}, ${client},
         now() + ${VALID_MINUTES} * interval '1 minute')`
+    await tx`savepoint mailing`
     await tx`
       insert into mails (recipient, subject, body) values (${address}, ${`Your code for ${domain}`},
         ${`The code is ${code}. It is good for ${VALID_MINUTES} minutes.\n\nSomebody gave this address at ${domain}. If that was not you, nothing needs to be done.\n`})`
+    if (isKnown) await tx`release savepoint mailing`
+    else await tx`rollback to savepoint mailing`
   })
 }
 

@@ -77,12 +77,15 @@ export async function takeSignInLink(sql: Sql, token: string, address: string): 
  */
 export async function identityOfReader(sql: Sql, email: string): Promise<WebIdentity | undefined> {
   // Indexes: accounts_email_key, shares_by_email.
-  const [account] = await sql<{ id: number; suspended: boolean }[]>`
+  // Both whatever comes of the first: how long it takes is to tell nothing.
+  const [[account], shared] = await Promise.all([
+    sql<{ id: number; suspended: boolean }[]>`
     select id, suspended_at is not null as suspended from accounts
-    where email = ${email} and (email_proved_at is not null or is_owner)`
+    where email = ${email} and (email_proved_at is not null or is_owner)`,
+    sql`select from shares where email = ${email} limit 1`,
+  ])
   if (account?.suspended) return undefined
   if (account) return { accountId: account.id, email }
-  const shared = await sql`select from shares where email = ${email} limit 1`
   return shared.length > 0 ? { accountId: null, email } : undefined
 }
 

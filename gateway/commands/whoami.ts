@@ -86,10 +86,11 @@ async function setEmail(context: Context, typed: string, code: string | undefine
 
 async function prove({ app, caller, ask }: Context, email: string, given: string | undefined): Promise<void> {
   // Codes at sign-up are bound to the key that asks; here an account asks, whatever signed it in.
-  const publicKey = Buffer.from(`account:${caller.accountId}`)
+  const client = `account:${caller.accountId}`
+  const publicKey = Buffer.from(client)
   if (given === undefined) {
     try {
-      await mailCode(app.sql, app.codeSecret, { email, publicKey, domain: app.settings.domain })
+      await mailCode(app.sql, app.codeSecret, { email, publicKey, domain: app.settings.domain, client })
     } catch (error) {
       if (error instanceof EmailCodeError) throw new CommandError('email.busy', 5, error.message)
       throw error

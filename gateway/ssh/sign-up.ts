@@ -5,6 +5,7 @@ import type { PublicKey } from '../accounts/public-key.ts'
 import { type App, type CommandIo, EXIT, type Terminal } from '../app.ts'
 import { sayDuration } from '../commands/values.ts'
 import { openSeat } from '../lobby/seat.ts'
+import { addressGroup } from './limits.ts'
 
 export type SignUpOptions = {
   app: App
@@ -153,9 +154,10 @@ class Dialog {
   }
 
   async #prove(email: string): Promise<boolean> {
-    const { app, key, codeSecret } = this.#options
+    const { app, key, codeSecret, address } = this.#options
     try {
-      await mailCode(app.sql, codeSecret, { email, publicKey: key.blob, domain: app.settings.domain })
+      const client = addressGroup(address)
+      await mailCode(app.sql, codeSecret, { email, publicKey: key.blob, domain: app.settings.domain, client })
     } catch (error) {
       if (!(error instanceof EmailCodeError)) throw error
       this.#say(`${error.message[0]?.toUpperCase()}${error.message.slice(1)}.`)

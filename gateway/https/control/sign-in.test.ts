@@ -58,6 +58,13 @@ describe('signing in by mail', () => {
     expect(unknown.status).toBe(known.status)
     expect(unknown.text.replaceAll('eve@', 'ada@')).toBe(known.text)
     expect(await codeFor(site, 'eve@example.com')).toBeUndefined()
+    // Nor by how long it takes: the same is written for both, but for the mail.
+    const rows = await site.sql`select email, client from email_codes order by email`
+    expect([...rows]).toEqual([
+      { email: 'ada@example.com', client: '127.0.0.1' },
+      { email: 'eve@example.com', client: '127.0.0.1' },
+    ])
+    expect(await site.sql`select from mails`).toHaveLength(1)
   })
 
   it('an address that an account merely typed opens neither the account nor what is shared with it', async () => {

@@ -16,6 +16,7 @@ import {
   peekSignInLink,
   takeSignInLink,
 } from '../../accounts/web-sessions.ts'
+import { addressGroup } from '../../ssh/limits.ts'
 import { COOKIE, safePath, setCookie } from '../access/fields.ts'
 import { html } from '../pages/html.ts'
 import { type Control, type ControlContext, cookieIn, formOf } from './app.ts'
@@ -54,11 +55,15 @@ export function addSignIn(control: Control): void {
     }
     const browser = makeToken()
     try {
-      if (await identityOfReader(sql, email)) {
-        await mailCode(sql, codeSecret, { email, publicKey: hashToken(browser), domain: installation.domain })
-      }
+      await mailCode(sql, codeSecret, {
+        email,
+        publicKey: hashToken(browser),
+        domain: installation.domain,
+        client: addressGroup(context.get('address')),
+        isKnown: (await identityOfReader(sql, email)) !== undefined,
+      })
     } catch (error) {
-      // Told to nobody: it would say that the address is known. The codes that were mailed are still good.
+      // The codes that were mailed are still good.
       if (!(error instanceof EmailCodeError)) throw error
     }
     context.header(...setCookie(CODE_COOKIE, browser, CODE_S), { append: true })
