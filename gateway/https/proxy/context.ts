@@ -16,6 +16,10 @@ export type ProxyLimits = {
   idleMs: number
   /** without a byte of a body moving, either way */
   stallMs: number
+  /** the same for a stream of an HTTP/2 connection for which as much is held as may be */
+  crowdedStallMs: number
+  /** bytes held for an HTTP/2 connection, of all its streams, from which on each stream holds no more than a little */
+  crowdedBytes: number
   /** how long a connection that was refused may go on sending */
   lingerMs: number
   /** a tunnel of which one side has ended */
@@ -28,6 +32,8 @@ export const PROXY_LIMITS: ProxyLimits = {
   headMs: 30_000,
   idleMs: 75_000,
   stallMs: 600_000,
+  crowdedStallMs: 60_000,
+  crowdedBytes: 2_097_152,
   lingerMs: 3_000,
   halfClosedMs: 60_000,
 }

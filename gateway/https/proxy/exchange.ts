@@ -44,6 +44,7 @@ export type ExchangeOptions = {
 export class Exchange implements ResponseReader {
   readonly method: string
   readonly coded = true
+  readonly sparing = false
   status = 0
   sentBytes = 0
   firstByteAtMs: number | undefined

@@ -133,6 +133,7 @@ it.each(['interim', 'head', 'bytes', 'flush', 'ended'] as const)(
       const reader: ResponseReader = {
         method: 'GET',
         coded: false,
+        sparing: false,
         interim: throwing('interim'),
         head: throwing('head'),
         bytes: throwing('bytes'),

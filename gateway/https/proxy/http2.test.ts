@@ -145,6 +145,31 @@ describe('HTTP/2 in front of HTTP/1.1', () => {
     expect((await ask(client, { ':path': '/small' })).body).toBe('ok')
   })
 
+  it('a hundred streams that are not read hold little together, and one that is read still gets through', async () => {
+    await using origin = await nodeOrigin((_request, response) => {
+      response.on('error', () => {}).end(Buffer.alloc(4 << 20))
+    })
+    await using proxy = await world({
+      originPort: origin.port,
+      access: { allow: true, by: 'cookie', grant: 'all' },
+    })
+    using client = session(proxy, { initialWindowSize: 16_384 })
+    const stuck = Array.from({ length: 100 }, (_, n) => {
+      const stream = client.request({ ':path': `/stuck/${n}`, ':authority': 'demo.example.test' })
+      stream.on('error', () => {})
+      return stream
+    })
+    await Promise.all(stuck.map((stream) => once(stream, 'response')))
+    expect((await ask(client, { ':path': '/read' })).body).toHaveLength(4 << 20)
+    proxy.https.revoke(() => true)
+    while (proxy.finished.length < 101) await new Promise((resolve) => setImmediate(resolve))
+    const sentBytes = proxy.finished
+      .filter(({ path }) => path.startsWith('/stuck/'))
+      .reduce((sum, exchange) => sum + exchange.sentBytes, 0)
+    // What the client's windows took, what may be held for all, and a first read of each.
+    expect(sentBytes).toBeLessThan(100 * 16_384 + (2 << 20) + 100 * 16_384 + 262_144)
+  })
+
   it('Host and :authority that differ are refused, as are targets that are no path', async () => {
     await using origin = await rawOrigin((wire) => wire.send(OK))
     await using proxy = await world({ originPort: origin.port })

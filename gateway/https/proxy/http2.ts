@@ -23,6 +23,7 @@ export class Http2Client implements ClientConnection {
   readonly #context: ProxyContext
   readonly #session: ServerHttp2Session
   readonly #streams = new Set<Stream2>()
+  readonly #held = { bytes: 0 }
   readonly #onGone: (client: Http2Client) => void
   #idleSinceMs: number
   #lastBytes = 0
@@ -64,6 +65,7 @@ export class Http2Client implements ClientConnection {
     session.on('stream', (stream, _headers, flags, rawHeaders: string[]) => {
       const taken = new Stream2(context, stream, rawHeaders, {
         remoteAddress,
+        held: this.#held,
         complete: (flags & constants.NGHTTP2_FLAG_END_STREAM) !== 0,
         onGone: () => this.#forget(taken),
       })

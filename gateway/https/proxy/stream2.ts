@@ -23,6 +23,8 @@ import { CutError, type ResponseReader, type Upstream } from './upstream.ts'
 
 type Options = {
   remoteAddress: string
+  /** what is held of responses for all streams of the connection; each adds and takes its own */
+  held: { bytes: number }
   /** the request has no body */
   complete: boolean
   onGone: () => void
@@ -53,10 +55,13 @@ export class Stream2 implements ResponseReader {
   #firstByteAtMs: number | undefined
   #sentBytes = 0
   #trailers: readonly Field[] | undefined
-  #more = true
+  /** of the response, not taken by the client yet */
+  #heldBytes = 0
+  #paused = false
   #responded = false
   #cutCode: CutError['code'] | undefined
   #stalledAtMs: number | undefined
+  #resetByUs = false
 
   /** @param rawHeaders names and values in turn, as they came */
   constructor(context: ProxyContext, stream: ServerHttp2Stream, rawHeaders: readonly string[], options: Options) {
@@ -79,6 +84,11 @@ export class Stream2 implements ResponseReader {
     this.method = this.#head?.method ?? 'GET'
   }
 
+  /** While the connection holds as much as it may, a stream reads on only when all it had was taken, and little. */
+  get sparing(): boolean {
+    return this.#options.held.bytes >= this.#context.limits.crowdedBytes
+  }
+
   /** Nothing more can be said: Node throws at a response to a stream that is closed, which comes before destroyed. */
   get #isOver(): boolean {
     return this.#stream.closed || this.#stream.destroyed
@@ -91,8 +101,11 @@ export class Stream2 implements ResponseReader {
   start(): void {
     const stream = this.#stream
     stream.on('error', () => {})
-    // A reset without an error leaves the stream until its last byte is read, which a slow machine may never do.
-    stream.on('aborted', () => this.#abandon())
+    // Node leaves a stream that its client reset without an error until all its bytes are read and written: never.
+    stream.on('aborted', () => {
+      this.#abandon()
+      if (!this.#resetByUs) process.nextTick(() => stream.destroy())
+    })
     stream.on('close', () => this.#closed())
     const site = this.#directed?.site
     if (this.#error || !this.#head || !this.#facts || !site || site.kind === 'control') {
@@ -117,9 +130,12 @@ export class Stream2 implements ResponseReader {
   }
 
   tick(nowMs: number): void {
-    if (!this.#stream.writableNeedDrain) this.#stalledAtMs = undefined
+    const { stallMs, crowdedStallMs } = this.#context.limits
+    if (this.#heldBytes === 0) this.#stalledAtMs = undefined
     else if (this.#stalledAtMs === undefined) this.#stalledAtMs = nowMs
-    else if (nowMs - this.#stalledAtMs > this.#context.limits.stallMs) this.#reset(constants.NGHTTP2_CANCEL)
+    else if (nowMs - this.#stalledAtMs > (this.sparing ? crowdedStallMs : stallMs)) {
+      this.#reset(constants.NGHTTP2_CANCEL)
+    }
   }
 
   revoke(isRevoked: (grant: string, machineId: number) => boolean): void {
@@ -237,23 +253,34 @@ export class Stream2 implements ResponseReader {
     this.#status = head.status
     this.#firstByteAtMs = performance.now()
     this.#text = ''
-    if (withBody) {
-      stream.on('wantTrailers', () => this.#sendTrailers())
-      stream.on('drain', () => {
-        this.#more = true
-        this.#upstream?.resume()
-      })
-    }
+    if (withBody) stream.on('wantTrailers', () => this.#sendTrailers())
   }
 
   bytes(bytes: Buffer): void {
     if (this.#isOver) return
     this.#sentBytes += bytes.length
-    this.#more = this.#stream.write(Buffer.from(bytes)) && this.#more
+    this.#heldBytes += bytes.length
+    this.#options.held.bytes += bytes.length
+    if (!this.#stream.write(Buffer.from(bytes), this.#onTaken)) this.#paused = true
   }
 
   flush(): boolean {
-    return this.#more
+    if (this.sparing && this.#heldBytes > 0) this.#paused = true
+    return !this.#paused
+  }
+
+  /** The client has taken something: it does not stall. Once it has all, there is more, whatever other streams hold. */
+  readonly #onTaken = (): void => {
+    this.#settle(this.#stream.destroyed ? 0 : this.#stream.writableLength)
+    this.#stalledAtMs = undefined
+    if (this.#heldBytes > 0 || !this.#paused) return
+    this.#paused = false
+    this.#upstream?.resume()
+  }
+
+  #settle(heldBytes: number): void {
+    this.#options.held.bytes += heldBytes - this.#heldBytes
+    this.#heldBytes = heldBytes
   }
 
   ended(trailers: readonly Field[] | undefined): void {
@@ -334,6 +361,7 @@ export class Stream2 implements ResponseReader {
   }
 
   #reset(code: number): void {
+    this.#resetByUs = true
     this.#abandon()
     this.#stream.close(code)
   }
@@ -347,6 +375,7 @@ export class Stream2 implements ResponseReader {
 
   #closed(): void {
     this.#abort.abort()
+    this.#settle(0)
     this.#upstream?.destroy()
     this.#upstream = undefined
     this.#options.onGone()

@@ -12,6 +12,12 @@ const MAX_INTERIM_RESPONSES = 32
  */
 const READ_BUFFER = Buffer.allocUnsafeSlow(262_144)
 
+/**
+ * The first read of a response, and every read of a reader that is sparing: what one read brings has to be held for a
+ * client that does not take it, and an HTTP/2 client may have many such streams.
+ */
+const FIRST_BUFFER = READ_BUFFER.subarray(0, 16_384)
+
 /** How an exchange ended before its response was complete. */
 export class CutError extends Error {
   override readonly name = 'CutError'
@@ -31,6 +37,8 @@ export type ResponseReader = {
   readonly method: string
   /** true: the body's bytes come as they are coded; false: the payload alone */
   readonly coded: boolean
+  /** true: what one read brings is to be little */
+  readonly sparing: boolean
   /** 1xx other than 101 */
   interim(head: ResponseHead): void
   /** the final head, or 101: then `bytes` carries the tunnel */
@@ -95,7 +103,7 @@ export class Upstream {
       keepAlive: true,
       keepAliveInitialDelay: 60_000,
       allowHalfOpen: true,
-      onread: { buffer: READ_BUFFER, callback: (bytes) => this.#read(READ_BUFFER.subarray(0, bytes)) },
+      onread: { buffer: () => this.#nextBuffer(), callback: (bytes) => this.#read(READ_BUFFER.subarray(0, bytes)) },
     })
     this.#connectTimer = setTimeout(
       () => this.#fail(new CutError('timeout', 'the machine does not answer')),
@@ -153,6 +161,12 @@ export class Upstream {
   release(): void {
     this.#reader = undefined
     this.served++
+  }
+
+  /** Asked after each read. Both buffers begin at the same byte. */
+  #nextBuffer(): Buffer {
+    const passing = this.#state === 'body' || this.#state === 'tunnel'
+    return passing && this.#reader?.sparing === false ? READ_BUFFER : FIRST_BUFFER
   }
 
   #read(buffer: Buffer): boolean {
