@@ -32,7 +32,8 @@ beforeAll(async () => {
     const up = await client.exec('head -c 10000000 > /dev/null', { windowBytes: mib })
     up.send(10_000_000)
     await up.closed
-    client.flood(100_000)
+    // As many as any test sends: the room that their garbage takes is there, too
+    client.flood(200_000)
     await client.answered
   }
 })
@@ -59,9 +60,7 @@ test('so does one with 30 such channels at once', async () => {
   ).toBeLessThan(boundBytes)
 })
 
-// Thousands of small messages at once are garbage too, and on a busy machine its collection comes when it likes: that
-// makes a try worse, never better
-test('so does one that sends requests and reads no answers', { retry: 3 }, async () => {
+test('so does one that sends requests and reads no answers', async () => {
   await using client = await RawClient.connect(gateway.port)
   expect(
     await growthWhile(() => {
