@@ -175,6 +175,21 @@ export const machines = pgTable('machines', {
   webPort: integer('web_port'),
   webPublic: boolean('web_public').notNull().default(false),
   token: uuid('token').notNull().default(sql`gen_random_uuid()`),
+  sleepNever: boolean('sleep_never').notNull().default(false),
+  holdUntil: time('hold_until'),
+  observedAwakeBecause: text('observed_awake_because'),
+  observedIdleSince: time('observed_idle_since'),
+  observedAsleepBecause: text('observed_asleep_because'),
+  observedAsleepAt: time('observed_asleep_at'),
+  observedSavedBytes: int8('observed_saved_bytes'),
+})
+
+export type ActivityKind = 'ssh' | 'https' | 'websocket'
+
+export const machineActivity = pgTable('machine_activity', {
+  machineId: integer('machine_id').primaryKey(),
+  at: time('at').notNull(),
+  what: text('what').$type<ActivityKind>().notNull(),
 })
 
 export const machineNames = pgTable('machine_names', {

@@ -39,6 +39,12 @@ export type MachineSpec = {
   /** shared, read-only: the guest's /dev/vdb */
   readonly tools?: string
   readonly network?: { readonly tap: string; readonly mac: string }
+  /**
+   * Directory that `save` of a driver with the same `stateVersion` filled: the guest goes on from there instead of
+   * booting, and stands still until `resume`. It may have been another machine's: everything else is taken from this
+   * specification, which must name the same cpus, memory, kernel and devices.
+   */
+  readonly restoreFrom?: string
 }
 
 /**
@@ -64,6 +70,8 @@ export type Hypervisor = {
   readonly agent: { readonly socketPath: string; readonly vsockPort?: number }
   /** FIFO that the guest's console comes out of; what nobody reads in time is dropped by the hypervisor. */
   readonly consolePath: string
+  /** As its driver's, of the very process that runs: its binary may have been replaced since it was started. */
+  readonly stateVersion: string
   state(): Promise<GuestState>
   /** @returns what ends the subscription; `exited` is always the last event and comes once */
   on(listener: (event: HypervisorEvent) => void): () => void
@@ -73,6 +81,13 @@ export type Hypervisor = {
   resume(): Promise<void>
   /** Presses the power button (ACPI); what the guest makes of it is its business. */
   powerButton(): Promise<void>
+  /**
+   * Writes all of a guest that stands still (memory without its empty pages, processors, devices; not its disk) into
+   * `directory`: empty, and owned by the machine's uid. It is written out, not only handed to the kernel, when this
+   * returns. The guest goes on standing still, and `resume` lets it go on whether this succeeded or not.
+   * @throws HypervisorError; with an ErrnoException as its cause when the file could not be written, ENOSPC among them
+   */
+  save(directory: string): Promise<void>
   /** @param targetBytes memory that the guest shall give back, 0 for none */
   setBalloon(targetBytes: number): Promise<void>
   /** @returns memory that the guest has given back, in bytes */
@@ -96,6 +111,8 @@ export type HypervisorDriver = {
   readonly name: 'qemu' | 'cloud-hypervisor'
   readonly version: string
   readonly accelerator: Accelerator
+  /** What a saved guest needs of whoever restores it, compared as it is: hypervisor, version, kind of machine, processor. */
+  readonly stateVersion: string
   /**
    * @throws HypervisorError with a sentence when it does not come up; nothing is left running then. `hypervisor.gone`:
    * somebody killed it meanwhile, and another try may do

@@ -13,8 +13,12 @@ export const files = {
 
 export type QemuSettings = {
   readonly accelerator: Accelerator
+  /** see qemu-state.ts; tests: the newest */
+  readonly machineType?: string
   /** descriptor of /dev/vhost-net in the new process; QEMU's user could not open it */
   readonly vhostDescriptor?: number
+  /** descriptor of a saved guest to go on with */
+  readonly stateDescriptor?: number
 }
 
 /**
@@ -43,7 +47,7 @@ export function qemuArguments(spec: MachineSpec, settings: QemuSettings): string
     ['-no-user-config'],
     ['-display', 'none'],
     // What no machine uses is left out: less to emulate, less to attack.
-    ['-M', 'q35,usb=off,smm=off,vmport=off,sata=off,smbus=off,hpet=off'],
+    ['-M', `${settings.machineType ?? 'q35'},usb=off,smm=off,vmport=off,sata=off,smbus=off,hpet=off`],
     ['-accel', emulated ? `tcg,thread=multi,tb-size=${translationBufferMiB}` : 'kvm'],
     ['-cpu', emulated ? emulatedCpu : 'host'],
     ['-smp', String(spec.cpus)],
@@ -68,6 +72,7 @@ export function qemuArguments(spec: MachineSpec, settings: QemuSettings): string
     ['-chardev', `socket,id=agent,path=${files.agent},server=on,wait=off`],
     ['-device', 'virtserialport,chardev=agent,name=berth.agent,bus=serial.0,nr=1'],
     ['-device', 'pvpanic-pci'],
+    ...(settings.stateDescriptor === undefined ? [] : [['-incoming', `fd:${settings.stateDescriptor}`]]),
   ]
   return args.flat()
 }

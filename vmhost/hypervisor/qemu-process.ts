@@ -1,9 +1,11 @@
 import { createHash } from 'node:crypto'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import { setWeight, unconfine } from './cgroup.ts'
-import { type GuestState, type Hypervisor, HypervisorError, type HypervisorEvent } from './driver.ts'
+import { type GuestState, type Hypervisor, HypervisorError, type HypervisorEvent, hypervisorUid } from './driver.ts'
 import { awaitExit, isAlive, type ProcessIdentity, setNice, signalProcess } from './process.ts'
 import { files } from './qemu-command.ts'
+import { stateFile, stateVersion, writeState } from './qemu-state.ts'
 import { asObject, connectQmp, type QmpClient, type QmpEvent } from './qmp.ts'
 
 const quitLimitMs = 10_000
@@ -11,6 +13,7 @@ const quitLimitMs = 10_000
 export const killLimitMs = 10_000
 /** How often a process that this vmhost did not start is looked at; its QMP socket closing tells sooner. */
 const watchEveryMs = 1_000
+const restoredLookMs = 5
 /**
  * The least there is: twenty that yield still take a seventh of what two that do not get. @see sched(7), cgroup-v2 "cpu.weight"
  */
@@ -29,6 +32,7 @@ export class QemuProcess implements Hypervisor {
   #qmp: QmpClient | undefined
   #watch: NodeJS.Timeout | undefined
   #released = false
+  #stateVersion = ''
 
   constructor(machineId: number, directory: string, identity: ProcessIdentity, exited: Promise<string> | undefined) {
     this.machineId = machineId
@@ -44,6 +48,10 @@ export class QemuProcess implements Hypervisor {
     return this.#identity.pid
   }
 
+  get stateVersion(): string {
+    return this.#stateVersion
+  }
+
   /** Connects to QMP; QEMU is there and answers when this returns. */
   async attach(timeoutMs: number, signal?: AbortSignal): Promise<void> {
     const qmp = await connectQmp(join(this.#directory, files.qmp), {
@@ -52,6 +60,9 @@ export class QemuProcess implements Hypervisor {
       ...(signal ? { signal } : {}),
     })
     this.#qmp = qmp
+    const type = String(await qmp.execute('qom-get', { path: '/machine', property: 'type' }, timeoutMs))
+    const { enabled } = asObject(await qmp.execute('query-kvm', undefined, timeoutMs))
+    this.#stateVersion = stateVersion(type.replace(/-machine$/, ''), enabled === true ? 'kvm' : 'tcg')
     const look = () => {
       isAlive(this.#identity).then((alive) => {
         if (!alive) this.#ended('the process is gone')
@@ -63,6 +74,18 @@ export class QemuProcess implements Hypervisor {
     })
     this.#watch = setInterval(look, watchEveryMs)
     this.#watch.unref()
+  }
+
+  /** Waits until a QEMU that was started with a saved guest has read all of it; the guest stands still then. */
+  async restored(limitMs: number): Promise<void> {
+    const deadline = performance.now() + limitMs
+    // It reads in its main loop, which answers nothing meanwhile.
+    while (asObject(await this.#execute('query-status', undefined, limitMs)).status === 'inmigrate') {
+      if (performance.now() > deadline) {
+        throw new HypervisorError('hypervisor.timeout', `QEMU has not read the saved memory in ${limitMs / 1000} s`)
+      }
+      await sleep(restoredLookMs)
+    }
   }
 
   async state(): Promise<GuestState> {
@@ -94,6 +117,15 @@ export class QemuProcess implements Hypervisor {
 
   async resume(): Promise<void> {
     await this.#execute('cont')
+  }
+
+  async save(directory: string): Promise<void> {
+    await writeState({
+      execute: (command, args) => this.#execute(command, args),
+      uid: hypervisorUid(this.machineId),
+      directory: this.#directory,
+      target: join(directory, stateFile),
+    })
   }
 
   async powerButton(): Promise<void> {

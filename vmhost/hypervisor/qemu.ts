@@ -1,5 +1,5 @@
 import { execFile, spawn } from 'node:child_process'
-import { closeSync, openSync } from 'node:fs'
+import { closeSync, constants, fstatSync, openSync } from 'node:fs'
 import { chown, lchown, mkdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
@@ -16,6 +16,7 @@ import { kvmGroups, privileges } from './privileges.ts'
 import { awaitExit, findProcesses, identify, type ProcessIdentity, signalProcess } from './process.ts'
 import { files, qemuArguments } from './qemu-command.ts'
 import { groupName, killLimitMs, QemuProcess } from './qemu-process.ts'
+import { machineType, stateFile, stateVersion } from './qemu-state.ts'
 
 const execFileAsync = promisify(execFile)
 
@@ -33,6 +34,8 @@ export type QemuDriverOptions = {
 const binary = 'qemu-system-x86_64'
 const startLimitMs = 60_000
 const adoptLimitMs = 30_000
+/** What the slowest disk reads in a millisecond: a saved guest has as much more time as it is large. */
+const restoredPerMsBytes = 30_000
 /** A control socket that closes and the end of its process are seen in either order. */
 const exitEventLimitMs = 200
 /** Guests go before Postgres and the gateway when the kernel must kill somebody. */
@@ -57,6 +60,7 @@ export function qemuDriver(options: QemuDriverOptions): HypervisorDriver {
     name: 'qemu',
     version: options.version,
     accelerator: options.accelerator,
+    stateVersion: stateVersion(machineType(options.version), options.accelerator),
     start: (spec) => start(spec, options),
     adopt: (machineId, directory) => adopt(machineId, directory, options),
     destroy,
@@ -73,9 +77,19 @@ async function start(spec: MachineSpec, options: QemuDriverOptions): Promise<Hyp
   const log = openSync(join(spec.directory, files.log), 'w', 0o600)
   const vhost = openVhost()
   const failed = new AbortController()
+  let saved: number | undefined
   try {
-    const stdio: ('ignore' | number)[] = ['ignore', log, log, ...(vhost === undefined ? [] : [vhost])]
-    const settings = { accelerator: options.accelerator, ...(vhost === undefined ? {} : { vhostDescriptor: 3 }) }
+    saved = spec.restoreFrom === undefined ? undefined : openState(spec.restoreFrom)
+    const stdio: ('ignore' | number)[] = ['ignore', log, log]
+    const pass = (descriptor: number) => stdio.push(descriptor) - 1
+    const settings = {
+      accelerator: options.accelerator,
+      machineType: machineType(options.version),
+      ...(vhost === undefined ? {} : { vhostDescriptor: pass(vhost) }),
+      ...(saved === undefined ? {} : { stateDescriptor: pass(saved) }),
+    }
+    const limitMs =
+      (options.startLimitMs ?? startLimitMs) + (saved === undefined ? 0 : fstatSync(saved).size / restoredPerMsBytes)
     const child = spawn('setpriv', [...privileges(uid, groups), binary, ...qemuArguments(spec, settings)], {
       cwd: spec.directory,
       env: { PATH: process.env.PATH ?? '/usr/bin:/bin', LC_ALL: 'C' },
@@ -94,7 +108,8 @@ async function start(spec: MachineSpec, options: QemuDriverOptions): Promise<Hyp
       if (!identity) throw new HypervisorError('hypervisor.gone', await exited)
       await limit(spec, identity.pid, options)
       const running = new QemuProcess(spec.machineId, spec.directory, identity, exited)
-      await running.attach(options.startLimitMs ?? startLimitMs, failed.signal)
+      await running.attach(limitMs, failed.signal)
+      if (saved !== undefined) await running.restored(limitMs)
       return running
     } catch (error) {
       // Ended by somebody else's signal, not by itself: nothing is wrong with the machine.
@@ -107,6 +122,7 @@ async function start(spec: MachineSpec, options: QemuDriverOptions): Promise<Hyp
   } finally {
     closeSync(log)
     if (vhost !== undefined) closeSync(vhost)
+    if (saved !== undefined) closeSync(saved)
   }
 }
 
@@ -170,6 +186,15 @@ function openVhost(): number | undefined {
     return openSync('/dev/vhost-net', 'r+')
   } catch {
     return undefined
+  }
+}
+
+/** Opened here because it is root's. Never what a link leads to: whoever took over a QEMU would have another file read. */
+function openState(directory: string): number {
+  try {
+    return openSync(join(directory, stateFile), constants.O_RDONLY | constants.O_NOFOLLOW)
+  } catch (error) {
+    throw new HypervisorError('hypervisor.start', 'There is no saved guest to restore', { cause: error })
   }
 }
 

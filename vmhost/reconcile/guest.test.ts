@@ -138,6 +138,8 @@ function attend(ready = false, options: { bootLimitMs?: number } = {}): Guest {
     pid: process.pid,
     agent: { socketPath: join(directory, 'agent.sock') },
     consolePath: join(directory, 'fifo'),
+    stateVersion: 'test',
+    save: nothing,
     state: async () => 'running',
     on: (listener) => {
       raise = listener

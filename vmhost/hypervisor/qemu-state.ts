@@ -1,0 +1,152 @@
+import { createHash } from 'node:crypto'
+import { readFileSync } from 'node:fs'
+import { type FileHandle, lchown, open, rm } from 'node:fs/promises'
+import { createServer, type Socket } from 'node:net'
+import { pipeline } from 'node:stream/promises'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { type Accelerator, HypervisorError } from './driver.ts'
+import { asObject } from './qmp.ts'
+
+/** A guest's state within the directory that it is saved to: QEMU's own migration stream. */
+export const stateFile = 'state'
+
+/**
+ * The versioned kind of machine, under which QEMU keeps what a guest sees the same from one release to the next.
+ * @param version as `qemu --version` says it, e.g. `7.2.22`
+ */
+export function machineType(version: string): string {
+  const release = /^(\d+\.\d+)\./.exec(version)
+  return release ? `pc-q35-${release[1]}` : 'q35'
+}
+
+/**
+ * @see driver.ts, `stateVersion`: fixes of one release read each other's states, which is what security updates are.
+ * A processor that is handed through must be the same one.
+ */
+export function stateVersion(machineType: string, accelerator: Accelerator): string {
+  return ['qemu', machineType, accelerator, ...(accelerator === 'kvm' ? [processor()] : [])].join(' ')
+}
+
+function processor(): string {
+  const lines = readFileSync('/proc/cpuinfo', 'latin1').split('\n\n')[0]?.split('\n') ?? []
+  const what = lines.filter((line) => /^(model name|flags)\s/.test(line)).join('\n')
+  return createHash('sha256').update(what).digest('hex').slice(0, 12)
+}
+
+export type StateWriting = {
+  /** QMP of the QEMU whose guest stands still */
+  readonly execute: (command: string, args?: object) => Promise<unknown>
+  /** of QEMU's user */
+  readonly uid: number
+  /** working directory of QEMU, which only root may write to */
+  readonly directory: string
+  readonly target: string
+}
+
+/** Nothing came for so long: it never will. A disk that is busy with others takes seconds. */
+const silenceLimitMs = 60_000
+const lookAgainMs = 10
+const socketName = 'saving.sock'
+
+/**
+ * Has QEMU write its guest into a file. It may start no process (`exec:`) and open no file here, so it hands the bytes
+ * over a socket, and this process writes them.
+ * @see https://www.qemu.org/docs/master/devel/migration/main.html
+ */
+export async function writeState({ execute, uid, directory, target }: StateWriting): Promise<void> {
+  const path = `${directory}/${socketName}`
+  const file = await open(target, 'wx', 0o600)
+  const receiver = createReceiver(file)
+  try {
+    await rm(path, { force: true })
+    await receiver.listen(path)
+    await lchown(path, uid, uid)
+    // The default, 128 MiB/s, is meant for networks that others use too. Its guest stands still, so nothing is sent twice.
+    await execute('migrate-set-parameters', { 'max-bandwidth': 2 ** 40 })
+    await execute('migrate', { uri: `unix:${socketName}` })
+    await untilCompleted(execute, receiver)
+    await receiver.done
+  } catch (error) {
+    await execute('migrate_cancel').catch(() => {})
+    await untilOver(execute).catch(() => {})
+    // A disk that is full is the cause, and that QEMU could not get rid of its bytes is what came of it.
+    const cause = receiver.failure ?? error
+    const words = cause instanceof Error ? cause.message : String(cause)
+    throw new HypervisorError('hypervisor.refused', `The memory could not be written: ${words}`, { cause })
+  } finally {
+    receiver.close()
+    await file.close().catch(() => {})
+    await rm(path, { force: true })
+  }
+}
+
+type Execute = StateWriting['execute']
+
+async function untilCompleted(execute: Execute, receiver: Receiver): Promise<void> {
+  for (let heardAt = performance.now(), heard = 0; ; ) {
+    const { status, 'error-desc': why } = asObject(await execute('query-migrate'))
+    if (status === 'completed') return
+    if (status === 'failed' || status === 'cancelled' || receiver.failure) {
+      throw new HypervisorError('hypervisor.refused', `QEMU stopped half way${why ? `: ${why}` : ''}`)
+    }
+    if (receiver.bytes !== heard) {
+      heard = receiver.bytes
+      heardAt = performance.now()
+    } else if (performance.now() - heardAt > silenceLimitMs) {
+      throw new HypervisorError('hypervisor.timeout', `Nothing came from QEMU for ${silenceLimitMs / 1000} s`)
+    }
+    await sleep(lookAgainMs)
+  }
+}
+
+/** Only then does `cont` do something: one that is still being cancelled would refuse it. */
+async function untilOver(execute: Execute): Promise<void> {
+  for (const deadline = performance.now() + 5_000; performance.now() < deadline; await sleep(lookAgainMs)) {
+    const { status } = asObject(await execute('query-migrate'))
+    if (status === undefined || ['none', 'completed', 'failed', 'cancelled'].includes(String(status))) return
+  }
+}
+
+type Receiver = {
+  listen(path: string): Promise<void>
+  /** Resolves when all that was sent is on the disk. */
+  readonly done: Promise<void>
+  readonly failure: unknown
+  readonly bytes: number
+  close(): void
+}
+
+function createReceiver(file: FileHandle): Receiver {
+  const server = createServer()
+  const { promise: done, resolve, reject } = Promise.withResolvers<void>()
+  let connection: Socket | undefined
+  let failure: unknown
+  done.catch((error: unknown) => {
+    failure = error
+  })
+  server.once('connection', (socket) => {
+    connection = socket
+    server.close()
+    pipeline(socket, file.createWriteStream({ autoClose: false, highWaterMark: 1 << 20 }))
+      .then(() => file.sync())
+      .then(resolve, reject)
+  })
+  return {
+    listen: (path) =>
+      new Promise((listening, failed) => {
+        server.once('error', failed)
+        server.listen({ path }, listening)
+      }),
+    done,
+    get failure() {
+      return failure
+    },
+    get bytes() {
+      return connection?.bytesRead ?? 0
+    },
+    close() {
+      server.close()
+      connection?.destroy()
+    },
+  }
+}
