@@ -24,7 +24,7 @@ import type { Volume } from './volume.ts'
  * Files of machines, and copies of what set-up made that machines depend on.
  *
  *     images/<name>-<hash>.raw   disks that machines are cloned from
- *     boot/<hash>/               kernel, initramfs and tools disk, kept as long as a machine runs with them
+ *     boot/<hash>/               kernel, initramfs and tools disk, kept as long as a machine runs, or sleeps, with them
  *     machines/<id>/             root's, but root.raw and run/, which are the machine's own
  *     machines/.new-… .gone-…    half made, half removed: swept when a vmhost starts
  *
@@ -36,6 +36,8 @@ export type Store = {
   images(): Promise<Image[]>
   /** The kernel, initramfs and tools disk that machines start with now, copied into the store. */
   currentBoot(): Promise<BootSet>
+  /** One that machines were started with before; undefined when it is not kept any more. */
+  keptBoot(hash: string): Promise<BootSet | undefined>
   /** Copies an image into the store unless it is there; callers at the same time share one copy. */
   importImage(image: Image): Promise<string>
   /**
@@ -52,7 +54,7 @@ export type Store = {
   /** Removes a machine's files; nothing happens when there are none. */
   removeMachine(machineId: number): Promise<void>
   listMachines(): Promise<number[]>
-  /** Removes what was left half done, images that were replaced, and boot sets that nobody in `bootInUse` runs with. */
+  /** Removes what was left half done, images that were replaced, and boot sets that nobody in `bootInUse` runs or sleeps with. */
   sweep(bootInUse: ReadonlySet<string>): Promise<void>
   directoryOf(machineId: number): string
   space(): Promise<Space>
@@ -171,12 +173,13 @@ class FileStore implements Store {
       await run('sync', ['-f', work])
       await rename(work, target)
     })
-    return {
-      hash,
-      kernel: join(target, 'vmlinuz'),
-      initrd: join(target, 'initrd'),
-      tools: join(target, 'tools.erofs'),
-    }
+    return bootSet(hash, target)
+  }
+
+  async keptBoot(hash: string): Promise<BootSet | undefined> {
+    if (!/^[0-9a-f]{8,64}$/.test(hash)) return undefined
+    const target = join(this.volume.path, 'boot', hash)
+    return (await stat(target).catch(() => undefined)) ? bootSet(hash, target) : undefined
   }
 
   async importImage(image: Image): Promise<string> {
@@ -320,6 +323,15 @@ class FileStore implements Store {
       .finally(() => this.#importing.delete(target))
     this.#importing.set(target, made)
     return made
+  }
+}
+
+function bootSet(hash: string, folder: string): BootSet {
+  return {
+    hash,
+    kernel: join(folder, 'vmlinuz'),
+    initrd: join(folder, 'initrd'),
+    tools: join(folder, 'tools.erofs'),
   }
 }
 

@@ -1,0 +1,82 @@
+import { existsSync, mkdirSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterEach, beforeEach, expect, test } from 'vitest'
+import {
+  beginMemory,
+  findMemory,
+  forgetMemory,
+  keepMemory,
+  memoryBytes,
+  memoryFolder,
+  type SavedMemory,
+  spendMemory,
+} from './memory.ts'
+
+const uid = 2_000_007
+const saved: SavedMemory = {
+  format: 1,
+  stateVersion: 'qemu pc-q35-7.2 tcg',
+  bootSet: '0123456789abcdef',
+  commandLine: 'console=hvc0',
+  cpus: 1,
+  memoryBytes: 2 ** 29,
+  boot: 3,
+  at: '2026-11-23T05:00:00.000Z',
+}
+const nothing = { damaged: false, used: false, unfinished: false }
+let directory: string
+
+beforeEach(() => {
+  directory = mkdtempSync(join(tmpdir(), 'berth-memory-'))
+})
+afterEach(() => rmSync(directory, { recursive: true }))
+
+async function sleeping(): Promise<void> {
+  const folder = await beginMemory(directory, uid)
+  writeFileSync(join(folder, 'state'), Buffer.alloc(100_000, 1))
+  await keepMemory(directory, uid, saved)
+}
+
+test('what is being written is no memory yet, belongs to the hypervisor, and starts anew after it was cut off', async () => {
+  const folder = await beginMemory(directory, uid)
+  expect(statSync(folder)).toMatchObject({ uid, gid: uid })
+  writeFileSync(join(folder, 'state'), 'half')
+  expect(await findMemory(directory)).toEqual({ ...nothing, unfinished: true })
+  expect(existsSync(join(await beginMemory(directory, uid), 'state'))).toBe(false)
+})
+
+test('what was kept is found with what it needs, root’s alone to change, and counted in blocks', async () => {
+  await sleeping()
+  expect(await findMemory(directory)).toEqual({ ...nothing, saved })
+  expect(statSync(memoryFolder(directory))).toMatchObject({ uid: 0, gid: uid })
+  expect(await memoryBytes(directory)).toBeGreaterThanOrEqual(100_000)
+})
+
+test('memory that was spent is never found as memory again', async () => {
+  await sleeping()
+  await spendMemory(directory)
+  expect(await findMemory(directory)).toEqual({ ...nothing, used: true })
+  // The next sleep takes the remains away, in case nobody else has.
+  await sleeping()
+  expect(await findMemory(directory)).toEqual({ ...nothing, saved })
+})
+
+test('everything is forgotten, whatever there is', async () => {
+  await sleeping()
+  mkdirSync(join(directory, 'memory.used'))
+  await beginMemory(directory, uid)
+  await forgetMemory(directory)
+  expect(await findMemory(directory)).toEqual(nothing)
+  await forgetMemory(directory)
+})
+
+test.each([
+  ['cut short', '{"format":1,'],
+  ['of a format that is not known', JSON.stringify({ ...saved, format: 2 })],
+  ['with a boot set that is a path', JSON.stringify({ ...saved, bootSet: '../../etc' })],
+])('a record %s is damaged memory, not none', async (_, text) => {
+  await sleeping()
+  writeFileSync(join(memoryFolder(directory), 'saved.json'), text)
+  expect(await findMemory(directory)).toEqual({ ...nothing, damaged: true })
+})
