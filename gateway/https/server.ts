@@ -42,14 +42,16 @@ export type HttpsOptions = Seams & {
   controlUpgrade?: (request: import('node:http').IncomingMessage, socket: Duplex, head: Buffer) => void
   access?: AccessLog
   metrics?: HttpsMetrics
-  limits?: Partial<ProxyLimits & PoolLimits & ListenerLimits>
+  limits?: Partial<HttpsLimits>
   /** bound already, half-open connections allowed; `settings.https` is bound here unless given */
   listeners?: readonly NetServer[]
 }
 
+export type HttpsLimits = ProxyLimits & PoolLimits & ListenerLimits
+
 export type ListenerLimits = { connections: number; connectionsPerAddress: number; handshakeMs: number; tickMs: number }
 
-const LISTENER_LIMITS: ListenerLimits = {
+export const LISTENER_LIMITS: ListenerLimits = {
   connections: 40_000,
   connectionsPerAddress: 10_000,
   handshakeMs: 10_000,
@@ -77,7 +79,7 @@ export type HttpsServer = {
  * @throws when an address cannot be listened on
  */
 export async function startHttps(options: HttpsOptions): Promise<HttpsServer> {
-  const limits = { ...PROXY_LIMITS, ...POOL_LIMITS, ...LISTENER_LIMITS, ...options.limits }
+  const limits: HttpsLimits = { ...PROXY_LIMITS, ...POOL_LIMITS, ...LISTENER_LIMITS, ...options.limits }
   const clock = new Clock(limits.tickMs)
   const pool = new UpstreamPool(clock, limits)
   const clients = new Set<ClientConnection>()

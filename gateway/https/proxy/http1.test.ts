@@ -4,7 +4,10 @@ import { once } from 'node:events'
 import { createServer, type RequestListener } from 'node:http'
 import type { AddressInfo } from 'node:net'
 import { describe, expect, it } from 'vitest'
+import { LISTENER_LIMITS } from '../server.ts'
 import { get, OK, rawOrigin, type WorldOptions, world } from '../testing/world.ts'
+import { PROXY_LIMITS } from './context.ts'
+import { POOL_LIMITS } from './pool.ts'
 import { type Visit, WakeError } from './seams.ts'
 
 async function nodeOrigin(listener: RequestListener) {
@@ -389,6 +392,18 @@ describe('connections to a machine', () => {
     origin.connections[0]?.socket.once('data', () => origin.connections[0]?.socket.destroy())
     await wire.send(get('/3')).until(/(ok[\s\S]*){3}$/)
     expect(origin.connections).toHaveLength(2)
+  })
+
+  it('close long before a client’s do: each has an idle time of its own', async () => {
+    await using origin = await rawOrigin((wire) => wire.socket.write(OK))
+    await using proxy = await world({ originPort: origin.port, limits: { upstreamIdleMs: 100 } })
+    const wire = await proxy.dial()
+    await wire.send(get('/1')).until(/ok$/)
+    await origin.connections[0]?.toEnd()
+    await wire.send(get('/2')).until(/ok[\s\S]*ok$/)
+    expect(origin.connections).toHaveLength(2)
+    const names = [PROXY_LIMITS, POOL_LIMITS, LISTENER_LIMITS].flatMap((limits) => Object.keys(limits))
+    expect(names).toEqual([...new Set(names)])
   })
 
   it('a POST is never sent twice', async () => {

@@ -6,12 +6,18 @@ export type PoolLimits = {
   perPort: number
   /** idle ones kept for it */
   idlePerPort: number
-  idleMs: number
+  /** below the 5 s after which Node's own servers close theirs */
+  upstreamIdleMs: number
   connectTimeoutMs: number
 }
 
 /** `perPort` stays below the 28,000 source ports that Linux has for one destination. */
-export const POOL_LIMITS: PoolLimits = { perPort: 20_000, idlePerPort: 64, idleMs: 4_000, connectTimeoutMs: 10_000 }
+export const POOL_LIMITS: PoolLimits = {
+  perPort: 20_000,
+  idlePerPort: 64,
+  upstreamIdleMs: 4_000,
+  connectTimeoutMs: 10_000,
+}
 
 /** How long a connection may have been idle for a request that must not be sent twice. */
 const FRESH_MS = 1_500
@@ -114,6 +120,9 @@ export class UpstreamPool {
   }
 
   #idleMs({ keepAliveMs }: Upstream): number {
-    return Math.min(this.#limits.idleMs, keepAliveMs === undefined ? Number.POSITIVE_INFINITY : keepAliveMs - 1_500)
+    return Math.min(
+      this.#limits.upstreamIdleMs,
+      keepAliveMs === undefined ? Number.POSITIVE_INFINITY : keepAliveMs - 1_500,
+    )
   }
 }

@@ -1,0 +1,128 @@
+import { writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { type Hypervisor, hypervisorUid, type MachineSpec } from '../hypervisor/driver.ts'
+import type { MachineNetwork } from '../network/types.ts'
+import { memoryFolder, type SavedMemory } from '../storage/memory.ts'
+import type { BootSet, MachineFiles } from '../storage/store.ts'
+import { makeHostKey, publicPart } from './identity.ts'
+import { ownFiles } from './ownership.ts'
+import type { MachineRow, Observation } from './rows.ts'
+import { type CheckedMachine, checkMachine, commandLine, MachineError } from './specification.ts'
+import type { World } from './world.ts'
+
+/**
+ * The steps to a hypervisor with a guest in it: booted from its disk, or restored from its memory. What they have
+ * begun when they fail is taken away by whoever called them.
+ */
+export type Starting = {
+  readonly row: MachineRow
+  readonly world: World
+  observe(seen: Observation): void
+  /** from here on the host's network has something for it */
+  connecting(network: MachineNetwork): void
+}
+
+export type Started = {
+  readonly hypervisor: Hypervisor
+  readonly files: MachineFiles
+  /** hash of the boot set that it runs with */
+  readonly bootSet: string
+  readonly cpus: number
+  readonly memoryBytes: number
+  readonly startedAt: Date
+}
+
+/** What a machine was restored with is not to be had here any more; the message says what. */
+export class LostMemoryError extends Error {
+  override readonly name = 'LostMemoryError'
+}
+
+/** Makes the machine's disk when it has none, and boots from it. */
+export async function bootFromDisk(starting: Starting): Promise<Started> {
+  const { row, world, observe } = starting
+  const machine = checkMachine(row, { network: world.guest.network, memoryBytes: world.memoryBytes })
+  const there = await ownFiles(world.store, row)
+  const connecting = await connect(starting, machine)
+  const [files, bootSet] = await Promise.all([disk(machine, there, world), world.store.currentBoot()])
+  const observedHostKey = publicPart(files.hostKey)
+  observe({ observedStage: 'network', observedHostKey, observedLoginUser: files.record.loginUser })
+  const { cpus, memoryBytes } = machine
+  const spec = { cpus, memoryBytes, commandLine: commandLine(machine, world.guest, world.driver.accelerator === 'tcg') }
+  return start(starting, { files, bootSet, connecting, spec })
+}
+
+/**
+ * Restores a guest, which stands still then, with what it was saved with.
+ * @throws LostMemoryError when that is not to be had any more
+ */
+export async function restoreMemory(starting: Starting, saved: SavedMemory): Promise<Started> {
+  const { row, world } = starting
+  const machine = checkMachine(row, { network: world.guest.network, memoryBytes: world.memoryBytes })
+  const files = await ownFiles(world.store, row)
+  if (!files) throw new MachineError('Its disk is not on this server any more')
+  const { stateVersion } = world.driver
+  if (saved.stateVersion !== stateVersion)
+    throw new LostMemoryError(`it was saved by ${saved.stateVersion}, and this server runs ${stateVersion}`)
+  const bootSet = await world.store.keptBoot(saved.bootSet)
+  if (!bootSet) throw new LostMemoryError('the kernel that it was saved with is not on this server any more')
+  const connecting = await connect(starting, machine)
+  const restoreFrom = memoryFolder(files.directory)
+  return start(starting, { files, bootSet, connecting, spec: { ...saved, restoreFrom } })
+}
+
+/** The network is made ready while the disk is. */
+async function connect({ row, world, connecting }: Starting, machine: CheckedMachine) {
+  // A process of this machine's that could not be adopted, or was started a moment before a kill -9.
+  await world.driver.destroy(row.id, world.store.directoryOf(row.id))
+  const network = { machineId: row.id, address: machine.address, uid: hypervisorUid(row.id) }
+  connecting(network)
+  const card = world.network.ensureMachine(network)
+  card.catch(() => {})
+  // In an object: whoever awaits this shall not wait for the card.
+  return { card }
+}
+
+async function start(
+  { row, world, observe }: Starting,
+  wanted: {
+    files: MachineFiles
+    bootSet: BootSet
+    connecting: { card: Promise<{ tap: string; mac: string }> }
+    spec: Pick<MachineSpec, 'cpus' | 'memoryBytes' | 'commandLine' | 'restoreFrom'>
+  },
+): Promise<Started> {
+  const { files, bootSet, connecting, spec } = wanted
+  const { cpus, memoryBytes, commandLine, restoreFrom } = spec
+  const card = await connecting.card
+  await writeFile(join(files.directory, 'boot'), bootSet.hash, { mode: 0o600 })
+  observe({ observedStage: 'boot' })
+  const startedAt = new Date()
+  const hypervisor = await world.driver.start({
+    machineId: row.id,
+    directory: files.directory,
+    cpus,
+    memoryBytes,
+    kernel: bootSet.kernel,
+    initrd: bootSet.initrd,
+    commandLine,
+    disk: files.disk,
+    tools: bootSet.tools,
+    network: card,
+    ...(restoreFrom === undefined ? {} : { restoreFrom }),
+  })
+  return { hypervisor, files, bootSet: bootSet.hash, cpus, memoryBytes, startedAt }
+}
+
+async function disk(machine: MachineRow, there: MachineFiles | undefined, { store }: World): Promise<MachineFiles> {
+  if (there) {
+    if (machine.diskBytes > there.diskBytes) await store.growDisk(machine.id, machine.diskBytes)
+    return there
+  }
+  // Never a fresh disk in place of one that was lost: that would look like everything in it had been deleted.
+  if (machine.hostKey !== null) throw new MachineError('Its disk is not on this server any more')
+  const image = (await store.images()).find(({ name }) => name === machine.image)
+  if (!image) throw new MachineError(`There is no image called ${machine.image} on this server`)
+  const hostKey = makeHostKey(machine.name).privateKey
+  const { diskBytes, token } = machine
+  return store.createMachine(machine.id, { image, diskBytes, uid: hypervisorUid(machine.id), hostKey, token })
+}
