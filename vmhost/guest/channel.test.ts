@@ -301,6 +301,33 @@ test('a machine that floods the channel is read slowly', async () => {
   server.close()
 })
 
+test.each([
+  ['zeros', 0],
+  ['what never ends in a frame', 1],
+])('so is one that floods it with %s', async (_name, byte) => {
+  const flood = Buffer.alloc(1 << 20, byte)
+  let taken = 0
+  const server = await pretend((frame, socket) => {
+    if (!frame.nonce) return
+    socket.write(helloAnswer(frame.nonce))
+    const more = () =>
+      socket.write(flood, (error) => {
+        if (error) return
+        taken += flood.length
+        more()
+      })
+    more()
+  })
+  let warned = 0
+  const channel = open({ log: { debug() {}, warn: () => warned++ } })
+  await channel.ready()
+  await expect.poll(() => warned, { timeout: 5_000 }).toBe(3)
+  // A part of a MiB each second, and what lies in the buffers of both sides.
+  expect(taken).toBeLessThan(3 * (1 << 20))
+  channel.close()
+  server.close()
+})
+
 test('a machine that answers nothing is asked no more than it has room for', async () => {
   const server = await pretend((frame, socket) => {
     if (frame.nonce) socket.write(helloAnswer(frame.nonce))

@@ -94,6 +94,8 @@ const reconnectFirstMs = 20
 const reconnectMostMs = 1_000
 /** A machine is hostile: what it may make this process read in a second. */
 const mostFramesPerSecond = 500
+/** Bytes count too, whether they make frames or not: so many are as good as a frame. A report has some 4 KiB. */
+const bytesPerFrame = 256
 /** And what it may make this process hold for it by not reading, or not answering: four of the largest identities. */
 const mostUnreadBytes = 4 * maxFrameBytes
 const mostUnanswered = 16
@@ -245,7 +247,7 @@ class SocketChannel implements AgentChannel {
         this.#greet()
       }
       const frames = reader.push(rest)
-      this.#bound(socket, frames.length)
+      this.#bound(socket, Math.max(frames.length, chunk.length / bytesPerFrame))
       for (const frame of frames) this.#receive(frame)
     })
     // 'close' follows every 'error' and does what there is to do.
