@@ -71,6 +71,46 @@ describe('HTTP/2 in front of HTTP/1.1', () => {
     expect(answer.trailers['x-berth-user']).toBeUndefined()
   })
 
+  it('a body that is said to be empty, and ends later, has one length for the machine', async () => {
+    await using origin = await rawOrigin((wire) => wire.send(OK))
+    await using proxy = await world({ originPort: origin.port })
+    using client = session(proxy)
+    expect((await ask(client, { ':method': 'POST', 'content-length': '0' }, '')).body).toBe('ok')
+    expect(origin.connections[0]?.text).toMatch(/\r\ncontent-length: 0\r\n/)
+    expect(origin.connections[0]?.text).not.toMatch(/chunked|\r\n0\r\n/i)
+    expect((await ask(client)).body).toBe('ok')
+    expect(origin.connections).toHaveLength(1)
+  })
+
+  it('trailers that come before the request is let in are passed on all the same', async () => {
+    await using origin = await rawOrigin((wire, bytes) => bytes.endsWith('\r\n\r\n') && wire.send(OK))
+    const asked = Promise.withResolvers<void>()
+    const decided = Promise.withResolvers<void>()
+    await using proxy = await world({
+      originPort: origin.port,
+      access: async ({ target }) => {
+        if (target === '/slow') {
+          asked.resolve()
+          await decided.promise
+        }
+        return { allow: true, by: 'public' }
+      },
+    })
+    using client = session(proxy)
+    const stream = client.request(
+      { ':path': '/slow', ':method': 'POST', ':authority': 'demo.example.test' },
+      { waitForTrailers: true },
+    )
+    stream.on('wantTrailers', () => stream.sendTrailers({ 'x-sum': '2' }))
+    stream.end('hi')
+    await asked.promise
+    // Answered behind it on the same connection: all of the first has come.
+    await ask(client, { ':authority': 'nobody.example.test' })
+    decided.resolve()
+    await read(stream)
+    expect(origin.connections[0]?.text).toMatch(/2\r\nhi\r\n0\r\nx-sum: 2\r\n\r\n$/)
+  })
+
   it('HEAD, 204 and 304 have no body; 103 comes before the answer', async () => {
     await using origin = await rawOrigin((wire, bytes) => {
       if (bytes.startsWith('HEAD')) wire.send('HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n')

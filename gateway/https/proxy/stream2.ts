@@ -3,6 +3,7 @@ import { type Rendered, render } from './answer.ts'
 import { type Finished, noteFault, type ProxyContext, upstreamProblem } from './context.ts'
 import {
   field,
+  fieldValue,
   inspectRequest,
   machineHead,
   passedResponseFields,
@@ -75,8 +76,7 @@ export class Stream2 implements ResponseReader {
       refuseTooLarge(head.fields, rawHeaders, context.limits.headBytes)
       this.#facts = inspectRequest(head)
       this.#directed = direct(method, path, this.#facts.host, context)
-      const declared = requestFraming(head)
-      this.#framing = options.complete ? { kind: 'none' } : declared.kind === 'none' ? { kind: 'chunked' } : declared
+      this.#framing = framingOf(head, options.complete)
     } catch (error) {
       if (!(error instanceof HeadError)) throw error
       this.#error = error
@@ -107,6 +107,8 @@ export class Stream2 implements ResponseReader {
       if (!this.#resetByUs) process.nextTick(() => stream.destroy())
     })
     stream.on('close', () => this.#closed())
+    // Told once, perhaps before the request is let in.
+    if (!this.#options.complete) stream.on('trailers', (_headers, _flags, raw) => this.#keepTrailers(raw))
     const site = this.#directed?.site
     if (this.#error || !this.#head || !this.#facts || !site || site.kind === 'control') {
       this.#answer(malformed(this.#error ?? new HeadError('malformed request')))
@@ -172,6 +174,7 @@ export class Stream2 implements ResponseReader {
       return
     }
     if (this.#framing.kind !== 'none') this.#sendBody()
+    else if (!this.#options.complete) this.#stream.resume()
   }
 
   #connect(): boolean {
@@ -184,19 +187,19 @@ export class Stream2 implements ResponseReader {
     return this.#upstream !== undefined
   }
 
+  #keepTrailers(rawHeaders: readonly string[] = []): void {
+    const fields: Field[] = []
+    for (let at = 0; at + 1 < rawHeaders.length; at += 2) {
+      const name = rawHeaders[at] ?? ''
+      if (!name.startsWith(':')) fields.push(field(name, rawHeaders[at + 1] ?? ''))
+    }
+    this.#requestTrailers = passedTrailers(fields)
+  }
+
   #sendBody(): void {
     const stream = this.#stream
     const chunked = this.#framing.kind === 'chunked'
     this.#sent = 'bodyToCome'
-    stream.on('trailers', (_headers, _flags, rawHeaders?: readonly string[]) => {
-      if (!rawHeaders) return
-      const fields: Field[] = []
-      for (let at = 0; at + 1 < rawHeaders.length; at += 2) {
-        const name = rawHeaders[at] ?? ''
-        if (!name.startsWith(':')) fields.push(field(name, rawHeaders[at + 1] ?? ''))
-      }
-      this.#requestTrailers = passedTrailers(fields)
-    })
     stream.on('data', (bytes: Buffer) => {
       if (!this.#upstream || bytes.length === 0) return
       this.#receivedBytes += bytes.length
@@ -432,6 +435,15 @@ function readHeaders(rawHeaders: readonly string[]): { method: string; path: str
   // Browsers send one field for each cookie; HTTP/1.1 has one for all (RFC 9113, 8.2.3).
   if (cookies.length > 0) fields.push(field('Cookie', cookies.join('; ')))
   return { method, path, fields: [field('Host', named), ...fields] }
+}
+
+/** @param isComplete the stream ended with its head */
+function framingOf(head: RequestHead, isComplete: boolean): Framing {
+  const declared = requestFraming(head)
+  if (isComplete) return { kind: 'none' }
+  if (declared.kind !== 'none') return declared
+  // A length of 0 passes as it stands, and nghttp2 lets no byte come behind it: chunks beside it would contradict it.
+  return fieldValue(head.fields, 'content-length') === undefined ? { kind: 'chunked' } : declared
 }
 
 function headersOf(head: ResponseHead, fields: readonly Field[]): OutgoingHttpHeaders {
