@@ -52,6 +52,8 @@ export class Http1Client implements ClientConnection {
   #deadlineAtMs: number
   #usedAtMs = 0
   #stalledAtMs: number | undefined
+  /** since when nothing is read of the client, whose leaving is not seen either */
+  #unreadSinceMs: number | undefined
   #abort: AbortController | undefined
 
   /** @param reset closes the TCP connection so that the client sees an error (RST) */
@@ -80,6 +82,10 @@ export class Http1Client implements ClientConnection {
     if (!this.#socket.writableNeedDrain) this.#stalledAtMs = undefined
     else if (this.#stalledAtMs === undefined) this.#stalledAtMs = nowMs
     else if (nowMs - this.#stalledAtMs > this.#context.limits.stallMs) {
+      this.destroy()
+      return
+    }
+    if (this.#unreadSinceMs !== undefined && nowMs - this.#unreadSinceMs > this.#context.limits.stallMs) {
       this.destroy()
       return
     }
@@ -115,7 +121,7 @@ export class Http1Client implements ClientConnection {
         return
       case 'tunnel':
         this.#used()
-        if (this.#request?.exchange?.write(chunk) === false) this.#socket.pause()
+        if (this.#request?.exchange?.write(chunk) === false) this.#stopReading()
         return
       case 'gate':
       case 'wait':
@@ -259,7 +265,7 @@ export class Http1Client implements ClientConnection {
     if (later) {
       const held = this.#held
       this.#held = NOTHING
-      this.#socket.resume()
+      this.#readOn()
       if (this.#phase === 'body') this.#readBody(held)
       else this.#held = held
     }
@@ -301,13 +307,23 @@ export class Http1Client implements ClientConnection {
       this.#deadlineAtMs = Number.POSITIVE_INFINITY
       if (next < chunk.length) this.#hold(chunk.subarray(next))
       if (request.answered) this.#exchangeEnded(request)
-    } else if (!more) this.#socket.pause()
+    } else if (!more) this.#stopReading()
   }
 
   /** Keeps what came ahead of its time, and stops reading when it is much. */
   #hold(chunk: Buffer): void {
     this.#held = this.#held.length > 0 ? Buffer.concat([this.#held, chunk]) : chunk
-    if (this.#held.length > this.#context.limits.heldBytes) this.#socket.pause()
+    if (this.#held.length > this.#context.limits.heldBytes) this.#stopReading()
+  }
+
+  #stopReading(): void {
+    this.#unreadSinceMs ??= this.#context.clock.nowMs
+    this.#socket.pause()
+  }
+
+  #readOn(): void {
+    this.#unreadSinceMs = undefined
+    this.#socket.resume()
   }
 
   // Answering ----------------------------------------------------------------------------------------------------
@@ -320,8 +336,8 @@ export class Http1Client implements ClientConnection {
     const held = this.#held
     this.#held = NOTHING
     // Bytes that came along with the upgrade are the first of the tunnel.
-    if (held.length > 0 && exchange?.write(held) === false) this.#socket.pause()
-    else this.#socket.resume()
+    if (held.length > 0 && exchange?.write(held) === false) this.#stopReading()
+    else this.#readOn()
   }
 
   #responseEnded(request: Request): void {
@@ -361,11 +377,11 @@ export class Http1Client implements ClientConnection {
     // Not from within the callback that ended the last exchange: a thousand requests sent ahead would nest as deep.
     setImmediate(() => {
       if (this.#phase !== 'head') return
-      this.#socket.resume()
+      this.#readOn()
       this.#readHeads(held)
     })
     // Until then new bytes must not overtake these.
-    this.#socket.pause()
+    this.#stopReading()
   }
 
   #cut(request: Request, error: CutError, answered: boolean): void {
@@ -429,9 +445,13 @@ export class Http1Client implements ClientConnection {
   #linger(): void {
     this.#phase = 'linger'
     this.#held = NOTHING
-    this.#deadlineAtMs = this.#context.clock.nowMs + this.#context.limits.lingerMs
-    this.#socket.end()
-    this.#socket.resume()
+    const { clock, limits } = this.#context
+    // What was written may have a slow reader: a cut before it is out would be a clean end to many.
+    this.#deadlineAtMs = clock.nowMs + limits.stallMs
+    this.#socket.end(() => {
+      this.#deadlineAtMs = clock.nowMs + limits.lingerMs
+    })
+    this.#readOn()
   }
 
   #handOver(buffer: Buffer): void {
@@ -453,7 +473,7 @@ export class Http1Client implements ClientConnection {
   }
 
   readonly #onUpstreamDrained = (): void => {
-    if (this.#phase === 'body' || this.#phase === 'tunnel') this.#socket.resume()
+    if (this.#phase === 'body' || this.#phase === 'tunnel') this.#readOn()
   }
 
   readonly #onEnd = (): void => {

@@ -74,6 +74,8 @@ export class Http2Client implements ClientConnection {
         taken.start()
       } else compatible(control).emit('stream', stream, _headers, flags, rawHeaders)
     })
+    // The socket may stay half open, and a client that is gone would be missed as long as nothing can be sent to it.
+    socket.once('end', () => session.destroy())
     session.on('error', () => {})
     session.on('close', () => this.#onGone(this))
   }

@@ -1,0 +1,87 @@
+/** Clients that leave, or that read slowly, while nothing can be read of them or written to them. */
+import { once } from 'node:events'
+import { setImmediate } from 'node:timers/promises'
+import { expect, it, vi } from 'vitest'
+import { session } from '../testing/client2.ts'
+import { get, rawOrigin, type World, world } from '../testing/world.ts'
+import { Upstream } from './upstream.ts'
+
+const MEBIBYTE = 1 << 20
+
+/** Resolves when the machine takes no more of what it is sent. */
+async function untilMachineIsFull(send: () => void): Promise<void> {
+  const written = vi.spyOn(Upstream.prototype, 'write')
+  send()
+  while (!written.mock.results.some(({ value }) => value === false)) await setImmediate()
+  written.mockRestore()
+}
+
+const connections = async ({ https }: World) =>
+  /^berth_https_connections (\d+)$/m.exec(await https.metrics.registry.metrics())?.[1]
+
+it('an HTTP/2 client that is gone is noticed while its windows are full, and the machine let go', async () => {
+  await using origin = await rawOrigin((wire) => {
+    wire.socket.write('HTTP/1.1 200 OK\r\nContent-Length: 1073741824\r\n\r\n')
+    wire.socket.write(Buffer.alloc(MEBIBYTE))
+  })
+  await using proxy = await world({ originPort: origin.port })
+  using client = session(proxy, { initialWindowSize: 16_384 })
+  const stuck = client.request({ ':path': '/', ':authority': 'demo.example.test' })
+  stuck.on('error', () => {})
+  await once(stuck, 'response')
+  const machine = await origin.accept()
+  client.destroy()
+  await machine.toEnd()
+})
+
+it('a client that left a tunnel is noticed in the time of a stall, also when the machine in it reads nothing', async () => {
+  await using origin = await rawOrigin()
+  await using proxy = await world({ originPort: origin.port, limits: { stallMs: 300 } })
+  const wire = await proxy.dial()
+  wire.send(get('/', 'Connection: Upgrade', 'Upgrade: echo'))
+  const machine = await origin.accept()
+  await machine.until('\r\n\r\n')
+  machine.socket.pause()
+  machine.send('HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n')
+  await wire.until('\r\n\r\n')
+  await untilMachineIsFull(() => wire.socket.write(Buffer.alloc(64 * MEBIBYTE)))
+  wire.socket.destroy()
+  await expect.poll(() => connections(proxy), { timeout: 4_000, interval: 20 }).toBe('0')
+})
+
+it('requests sent ahead by a client that left hold nothing for longer than a stall', async () => {
+  await using origin = await rawOrigin()
+  await using proxy = await world({ originPort: origin.port, limits: { stallMs: 300 } })
+  const wire = await proxy.dial()
+  wire.send(get())
+  const machine = await origin.accept()
+  await machine.until('\r\n\r\n')
+  wire.send(get('/ahead').repeat(10_000))
+  await new Promise((resolve) => wire.socket.once('drain', resolve))
+  wire.socket.destroy()
+  await machine.toEnd()
+})
+
+it('a slow reader gets all of a last answer, however long it takes', async () => {
+  await using origin = await rawOrigin((wire) => {
+    wire.socket.write(`HTTP/1.1 200 OK\r\nContent-Length: ${16 * MEBIBYTE}\r\n\r\n`)
+    wire.socket.write(Buffer.alloc(16 * MEBIBYTE))
+  })
+  await using proxy = await world({ originPort: origin.port, limits: { lingerMs: 100 } })
+  const { socket } = await proxy.dial()
+  socket.removeAllListeners('data')
+  let bytes = 0
+  socket.on('data', (chunk: Buffer) => {
+    bytes += chunk.length
+    if (proxy.finished.length > 0) return
+    socket.pause()
+    setTimeout(() => proxy.finished.length === 0 && socket.resume(), 1)
+  })
+  socket.write(get('/', 'Connection: close'))
+  await expect.poll(() => proxy.finished.length, { timeout: 20_000, interval: 1 }).toBe(1)
+  // Longer than a connection lingers: there is no event to wait for when it does not close.
+  await new Promise((resolve) => setTimeout(resolve, 600))
+  socket.resume()
+  await once(socket, 'end')
+  expect(bytes).toBeGreaterThan(16 * MEBIBYTE)
+})
