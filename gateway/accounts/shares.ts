@@ -27,6 +27,8 @@ export class ShareError extends Error {
 
 const MAX_SHARES = 200
 const MAX_LINKS = 100
+/** Browsers that one link lets in at a time: nobody who has it fills the database. */
+const MAX_BROWSERS_OF_LINK = 10_000
 /** Mails that an account may have sent to strangers. */
 const INVITATIONS_A_DAY = 50
 /** Mails that one stranger gets, of one account and of all. */
@@ -184,10 +186,14 @@ export async function takeLink(
   { machineId, host, token }: { machineId: number; host: string; token: string },
 ): Promise<{ token: string; expiresAt: Date } | undefined> {
   return await sql.begin(async (tx) => {
+    // Index: site_sessions_by_link.
     const rows = await tx<{ id: number }[]>`
       update share_links set uses_left = uses_left - 1, used = used + 1
       where token_hash = ${hashToken(token)} and machine_id = ${machineId}
-        and (uses_left is null or uses_left > 0) and (expires_at is null or expires_at > now()) returning id`
+        and (uses_left is null or uses_left > 0) and (expires_at is null or expires_at > now())
+        and (select count(*) from site_sessions i where i.link_id = share_links.id and i.expires_at > now())
+          < ${MAX_BROWSERS_OF_LINK}
+      returning id`
     const link = rows[0]
     if (!link) return undefined
     const cookie = makeToken()

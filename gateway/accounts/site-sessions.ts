@@ -10,6 +10,8 @@ import { hashToken, makeToken } from './web-sessions.ts'
 const CODE_SECONDS = 60
 /** After that the browser goes through the control host again, which nobody notices who is still signed in. */
 const SITE_DAYS = 7
+/** Of one browser, for all hosts: what a program that signs in again and again leaves behind is bounded. */
+const MAX_SITES = 1000
 
 export type SiteTrip = {
   sessionId: number
@@ -54,6 +56,10 @@ export async function takeSiteCode(
     const taken = rows[0]
     if (!taken) return undefined
     const token = makeToken()
+    // Index: site_sessions_by_session.
+    await tx`
+      delete from site_sessions where id in (
+        select id from site_sessions where session_id = ${taken.sessionId} order by id desc offset ${MAX_SITES - 1})`
     await tx`
       insert into site_sessions (token_hash, machine_id, host, session_id, expires_at)
       values (${hashToken(token)}, ${machineId}, ${cookieHost}, ${taken.sessionId}, now() + ${SITE_DAYS} * interval '1 day')`
