@@ -108,7 +108,10 @@ export function sitePaths({ sql, domain, controlOrigin }: SitePathsOptions): Sit
     const maxAgeS = Math.max(1, Math.round((taken.expiresAt.getTime() - Date.now()) / 1000))
     return {
       allow: false,
-      answer: { status: 303, fields: [['Location', '/'], setCookie(COOKIE, taken.token, maxAgeS), NO_STORE] },
+      answer: {
+        status: 303,
+        fields: [['Location', '/'], setCookie(COOKIE, taken.token, maxAgeS), NO_STORE, NO_REFERRER],
+      },
     }
   }
 
@@ -131,6 +134,8 @@ export function sitePaths({ sql, domain, controlOrigin }: SitePathsOptions): Sit
 }
 
 const NO_STORE: [string, string] = ['Cache-Control', 'no-store']
+/** What follows goes to the machine, which need not learn the link that led there. */
+const NO_REFERRER: [string, string] = ['Referrer-Policy', 'no-referrer']
 
 /** The host as the browser wrote it, without the port where it is the usual one. */
 function authorityOf(visit: Visit): string {

@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import type { Page } from 'playwright-core'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { screenshot, startBrowser, type TestBrowser } from '../../../test/browser.ts'
+import { addLink } from '../../accounts/shares.ts'
 import { createSignInLink } from '../../accounts/web-sessions.ts'
 import { type Site, startSite } from '../testing/site.ts'
 
@@ -78,6 +79,16 @@ describe('in a browser', () => {
     await page.getByRole('button', { name: 'Sign out everywhere' }).click()
     await page.goto(site.machine())
     await page.getByRole('heading', { name: 'Sign in' }).waitFor()
+  })
+
+  it('a shared link opens the machine, which does not learn the link', async () => {
+    const { token } = await addLink(site.sql, { machineId: site.machineId })
+    const page = await browser.open()
+    await page.goto(`${site.machine()}/__berth/link/${token}`)
+    await page.getByRole('button', { name: 'Open demo' }).click()
+    await page.waitForURL(`${site.machine()}/`)
+    expect(JSON.stringify(site.asked.at(-1))).not.toContain(token)
+    expect(await page.evaluate(() => document.referrer)).not.toContain(token)
   })
 
   const pages: { name: string; as?: 'owner' | 'other'; open(page: Page): Promise<unknown>; heading: RegExp }[] = [
