@@ -8,7 +8,7 @@ import { faultSentence } from '../fault.ts'
 import { MachineNotReadyError, stageInWords } from '../machines.ts'
 import { serveJumps } from './jump.ts'
 import { relayConnection } from './relay/relay.ts'
-import { type SessionRequest, serveSessions } from './session.ts'
+import { MAX_SESSIONS, type SessionRequest, serveSessions } from './session.ts'
 import { callerOf, lookUp, type Route, routeOf } from './sign-in.ts'
 import { SIGN_UP_REFUSED, type SignUpOptions, signUpOnTerminal, signUpSentence } from './sign-up.ts'
 
@@ -54,7 +54,8 @@ export function serveMachine(client: Connection, app: App, caller: Caller, route
 /** `ssh host`: the lobby, and jumps to machines. */
 export function serveAccount(client: Connection, app: App, lobby: Lobby, caller: Caller, route: LobbyRoute): Served {
   serveJumps(client, app, caller)
-  return serveSessions(client, app.log, (request) => runInLobby(app, lobby, caller, route, request))
+  const handler = (request: SessionRequest) => runInLobby(app, lobby, caller, route, request)
+  return serveSessions(client, app.log, handler, () => MAX_SESSIONS.member)
 }
 
 /** A key that no account has: nothing but signing up, and then the lobby. */
@@ -67,7 +68,7 @@ export function serveSignUp(
 ): void {
   let member: { caller: Caller; route: LobbyRoute } | undefined
   let asking = false
-  const sessions = serveSessions(client, app.log, async (request) => {
+  const handler = async (request: SessionRequest) => {
     if (member) return await runInLobby(app, lobby, member.caller, member.route, request)
     const { io } = request
     if (!io.terminal || asking) {
@@ -83,7 +84,9 @@ export function serveSignUp(
       asking = false
     }
     return await runInLobby(app, lobby, member.caller, member.route, request)
-  })
+  }
+  const most = () => (member ? MAX_SESSIONS.member : MAX_SESSIONS.stranger)
+  const sessions = serveSessions(client, app.log, handler, most)
 }
 
 /** Looks the new account up as its next connection would: the name that was typed may be one that cannot be recorded. */
@@ -101,10 +104,11 @@ async function becomeMember({
 
 /** A suspended account is told so; it signed in correctly, and silence would look like a fault. */
 export function serveSuspended(client: Connection, app: App): void {
-  serveSessions(client, app.log, async ({ io }) => {
+  const handler = async ({ io }: SessionRequest) => {
     io.stderr.write(`${suspendedSentence(app)}${io.terminal ? '\r' : ''}\n`)
     return EXIT.notAllowed
-  })
+  }
+  serveSessions(client, app.log, handler, () => MAX_SESSIONS.stranger)
 }
 
 export function suspendedSentence(app: App): string {

@@ -33,6 +33,8 @@ export type SshServerOptions = {
 const KEEPALIVE_INTERVAL_MS = 30_000
 const KEEPALIVE_COUNT_MAX = 4
 const MAX_CHANNELS = 512
+/** What is taken on a session of the lobby before somebody reads it; a setup script and a file of keys have 64 KiB. */
+const SESSION_WINDOW_BYTES = 256 * 1024
 /** After a drain's deadline, clients get this long to read why. */
 const LAST_WORDS_MS = 500
 const RESTARTING = 'Berth is restarting; try again in a moment'
@@ -55,7 +57,7 @@ export class SshServer {
     this.#limits = { ...DEFAULT_LIMITS, ...options.limits }
     this.#addresses = new AddressLimits(this.#limits)
     this.#live = new LiveConnections(options.app.sql, options.app.news, options.app.log)
-    // `maxChannels` comes with the patch in ssh/patches, so ssh2's type does not know it.
+    // The last two come with the patch in ssh/patches, so ssh2's type does not know them.
     const config = {
       hostKeys: options.hostKeys,
       algorithms: serverAlgorithms,
@@ -63,6 +65,7 @@ export class SshServer {
       keepaliveInterval: KEEPALIVE_INTERVAL_MS,
       keepaliveCountMax: KEEPALIVE_COUNT_MAX,
       maxChannels: MAX_CHANNELS,
+      sessionWindow: SESSION_WINDOW_BYTES,
     }
     this.#ssh = new ssh2.Server(config, (client, { header }) => this.#greet(client, header.versions.software))
   }

@@ -2,6 +2,7 @@ import type { Connection, ServerChannel, Session } from 'ssh2'
 import type { CommandIo, Terminal } from '../app.ts'
 import { faultSentence } from '../fault.ts'
 import type { Log } from '../log.ts'
+import { rejectChannel } from './internals.ts'
 
 /** One session channel of the lobby: what was asked for, and the streams to answer on. */
 export type SessionRequest = {
@@ -24,15 +25,30 @@ const MAX_ENV_VALUE_LENGTH = 4096
 const MAX_COLUMNS_ROWS = 2000
 
 /**
+ * Sessions at once on one connection, as OpenSSH's MaxSessions: each may hold some of what its client sends and nobody
+ * reads, and of what its client does not read, until the client closes it. Who has no account needs one.
+ */
+export const MAX_SESSIONS = { member: 16, stranger: 2 } as const
+
+/**
  * Serves session channels that stay in the gateway. Everything is accepted in the tick in which it is asked for:
  * ssh2 loses what the client sends before that.
+ * @param most sessions at once; those beyond are refused with a sentence
  */
-export function serveSessions(client: Connection, log: Log, handler: SessionHandler): Sessions {
+export function serveSessions(client: Connection, log: Log, handler: SessionHandler, most: () => number): Sessions {
   const open = new Set<(sentence: string) => void>()
-  client.on('session', (accept) => {
+  let count = 0
+  client.on('session', (accept, reject) => {
+    if (count >= most()) {
+      rejectChannel(client, reject, `at most ${most()} sessions at once on one connection of the lobby`)
+      return
+    }
     const session = accept()
     // ssh2's type says it may be undefined when the client is gone already.
     if (!session) return
+    count++
+    // When the client has closed it too: until then it may send.
+    session.on('close', () => count--)
     serveSession(session, log, handler, open)
   })
   return {

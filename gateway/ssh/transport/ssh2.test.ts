@@ -234,6 +234,35 @@ describe('a session', () => {
     expect(((await error) as [Error])[0].message).toContain('Channel window exceeded')
   })
 
+  test('takes no more than its server says before somebody reads, and all of it then', async () => {
+    const accepted = Promise.withResolvers<ServerChannel>()
+    await using server = await serve({
+      sessionWindow: 64 * 1024,
+      onSession: (session) => session.on('exec', (accept) => accepted.resolve(accept())),
+    })
+    const client = await server.raw()
+    const end = await client.exec('cat')
+    const size = 1_000_000
+    let sent = 0
+    const pump = () => {
+      while (sent < size && end.sendWindowBytes > 0) {
+        const now = Math.min(end.sendWindowBytes, size - sent, 32 * 1024)
+        sent += now
+        end.sendData(Buffer.alloc(now))
+      }
+      if (sent === size) end.sendEof()
+    }
+    end.sink = { ...deafSink, onRoom: pump }
+    pump()
+    const channel = await accepted.promise
+    await expect.poll(() => sent - channel.readableLength).toBe(0)
+    // What it holds, and its window once more
+    expect(sent).toBeLessThanOrEqual(2 * 64 * 1024)
+    let received = 0
+    for await (const bytes of channel) received += bytes.length
+    expect(received).toBe(size)
+  })
+
   test('of a client that does not read holds its writer back', async () => {
     const written = Promise.withResolvers<ServerChannel>()
     await using server = await serve({
@@ -253,6 +282,29 @@ describe('a session', () => {
     await expect.poll(() => socket.writableLength).toBeGreaterThan(1024 * 1024)
     await new Promise((resolve) => setTimeout(resolve, 300))
     expect(socket.writableLength).toBeLessThan(2 * 1024 * 1024)
+  })
+})
+
+describe('the outputs of a session', () => {
+  test('arrive whole and apart when both have to wait for the client', async () => {
+    const size = 3_000_000
+    await using server = await serve({
+      onSession: (session) =>
+        session.on('exec', async (accept) => {
+          const channel = accept()
+          const write = (to: NodeJS.WritableStream, bytes: Buffer) =>
+            new Promise<void>((resolve) => to.write(bytes, () => resolve()))
+          // One that waited is done when the other begins to wait; then both wait at once
+          await write(channel, Buffer.alloc(size, 'a'))
+          await write(channel.stderr, Buffer.alloc(size, 'b'))
+          await Promise.all([write(channel, Buffer.alloc(size, 'c')), write(channel.stderr, Buffer.alloc(size, 'd'))])
+          finish(channel, 3)
+        }),
+    })
+    const { status, stdout, stderr } = await server.ssh(['-n'], 'anything')
+    expect([status, stdout.length, stderr.length]).toEqual([3, 2 * size, 2 * size])
+    expect(stdout.equals(Buffer.concat([Buffer.alloc(size, 'a'), Buffer.alloc(size, 'c')]))).toBe(true)
+    expect(stderr.equals(Buffer.concat([Buffer.alloc(size, 'b'), Buffer.alloc(size, 'd')]))).toBe(true)
   })
 })
 
@@ -394,6 +446,7 @@ async function serve(
     rekeyBytes?: number
     rekeyMs?: number
     maxChannels?: number
+    sessionWindow?: number
   } = {},
 ): Promise<TestServer> {
   const { onSession, onClient, refuse, ...limits } = options
