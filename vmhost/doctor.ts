@@ -2,7 +2,7 @@ import { constants } from 'node:fs'
 import { access } from 'node:fs/promises'
 import { freemem, totalmem } from 'node:os'
 import type { DoctorFinding } from '../migrations/schema.ts'
-import type { AcceleratorChoice } from './hypervisor/probe.ts'
+import type { HypervisorChoice } from './hypervisor/choose.ts'
 import { parseCidr } from './network/address.ts'
 import { findClosed, findOutwards } from './network/forwarding.ts'
 import { type Kernel, readKernel } from './network/kernel.ts'
@@ -12,7 +12,7 @@ import type { Store } from './storage/store.ts'
 
 export type DoctorContext = {
   readonly store: Store
-  readonly accelerator: AcceleratorChoice
+  readonly hypervisor: Pick<HypervisorChoice, 'accelerator' | 'reason' | 'proved' | 'concerns'>
   readonly unknownDisks: readonly number[]
   /** why hypervisors have no limits; undefined: they have */
   readonly cgroupProblem: string | undefined
@@ -26,7 +26,8 @@ const memoryLeastBytes = 0.5 * GiB
 export async function examine(context: DoctorContext): Promise<DoctorFinding[]> {
   const kernel = await readKernel()
   return [
-    kvm(context.accelerator),
+    kvm(context.hypervisor),
+    ...context.hypervisor.concerns.map(({ message, remedy }) => bad('hypervisor', message, remedy)),
     reflink(context.store),
     await space(context.store),
     memory(),
@@ -39,7 +40,7 @@ export async function examine(context: DoctorContext): Promise<DoctorFinding[]> 
   ]
 }
 
-function kvm({ accelerator, reason, proved }: AcceleratorChoice): DoctorFinding {
+function kvm({ accelerator, reason, proved }: DoctorContext['hypervisor']): DoctorFinding {
   if (accelerator === 'kvm' && proved) return good('kvm', `Machines run under KVM: ${reason}`)
   const remedy =
     'Use a server with hardware virtualisation, switch it on in the firmware, and load kvm_intel or kvm_amd'

@@ -6,10 +6,11 @@ import pino, { type Logger } from 'pino'
 import { connect } from '../migrations/connect.ts'
 import { examine } from './doctor.ts'
 import { prepareCgroups } from './hypervisor/cgroup.ts'
+import { chooseHypervisor } from './hypervisor/choose.ts'
 import { hypervisorOverheadBytes } from './hypervisor/driver.ts'
 import { openDevices } from './hypervisor/privileges.ts'
-import { bootId, chooseAccelerator, nestedAvailable } from './hypervisor/probe.ts'
-import { qemuDriver, qemuVersion } from './hypervisor/qemu.ts'
+import { bootId, nestedAvailable } from './hypervisor/probe.ts'
+import { qemuVersion } from './hypervisor/qemu.ts'
 import { readKernel } from './network/kernel.ts'
 import { createNetwork } from './network/network.ts'
 import { describeResolvers } from './network/resolvers.ts'
@@ -73,25 +74,32 @@ async function main(): Promise<void> {
     prepareCgroups(),
     network.prepareHost(),
   ])
-  const notices = [
-    ...(cgroupProblem ? [`hypervisors have no limits of their own: ${cgroupProblem}`] : []),
-    ...describeResolvers(settings, await readKernel()),
-  ]
-  for (const notice of notices) log.warn(notice)
   const store = await openStore(volume, join(settings.dataDirectory, 'artifacts'))
   const bootSet = await store.currentBoot().catch((error: unknown) => {
     log.error({ err: error }, 'no machine can be started')
     return undefined
   })
-  const accelerator = await chooseAccelerator({
-    wanted: settings.accelerator,
+  const hypervisor = await chooseHypervisor({
+    wanted: settings.hypervisor,
+    accelerator: settings.accelerator,
+    program: settings.cloudHypervisor,
+    searchPath: process.env.PATH ?? '/usr/local/bin:/usr/bin',
     kernel: bootSet?.kernel,
     qemuVersion: version,
-    cachePath: join(settings.dataDirectory, 'vmhost', 'kvm.json'),
+    cgroups: cgroupProblem === undefined,
+    store: volume.path,
+    cache: join(settings.dataDirectory, 'vmhost'),
   })
-  const accelerated = accelerator.accelerator === 'kvm'
-  if (accelerated) log.info({ reason: accelerator.reason }, 'machines run under KVM')
-  else log.warn({ reason: accelerator.reason }, 'machines are emulated')
+  const { driver, accelerator, reason, proved, concerns } = hypervisor
+  const notices = [
+    ...(cgroupProblem ? [`hypervisors have no limits of their own: ${cgroupProblem}`] : []),
+    ...concerns.map(({ message }) => message),
+    ...describeResolvers(settings, await readKernel()),
+  ]
+  for (const notice of notices) log.warn(notice)
+  const accelerated = accelerator === 'kvm'
+  if (accelerated) log.info({ hypervisor: driver.name, reason }, 'machines run under KVM')
+  else log.warn({ reason }, 'machines are emulated')
 
   const rows = new Rows(sql, lease)
   const outbox = new Outbox(rows, log, () => stop.abort('lease lost'))
@@ -99,7 +107,7 @@ async function main(): Promise<void> {
   const memoryForMachines = totalmem() - reservedBytes(totalmem())
   const reconciler = createReconciler({
     world: {
-      driver: qemuDriver({ accelerator: accelerator.accelerator, version, cgroups: cgroupProblem === undefined }),
+      driver,
       store,
       network,
       rows,
@@ -125,12 +133,12 @@ async function main(): Promise<void> {
       machine_overhead_bytes: hypervisorOverheadBytes,
       store_bytes: space.totalBytes,
       store_free_bytes: Math.max(0, space.freeBytes - space.reserveBytes),
-      hypervisor: `qemu ${version}`,
-      accelerator: accelerator.accelerator,
-      accelerator_reason: accelerator.reason,
+      hypervisor: `${driver.name} ${driver.version}`,
+      accelerator,
+      accelerator_reason: reason,
       nested: accelerated && nestedAvailable(),
       images: images.map(({ init: _, ...image }) => image),
-      doctor: await examine({ store, accelerator, unknownDisks, cgroupProblem, settings }),
+      doctor: await examine({ store, hypervisor, unknownDisks, cgroupProblem, settings }),
       version: productVersion,
     })
   }
@@ -149,8 +157,10 @@ async function main(): Promise<void> {
 
   const ready: ReadyMessage = {
     ready: true,
-    hypervisor: `qemu ${version}`,
-    ...accelerator,
+    hypervisor: `${driver.name} ${driver.version}`,
+    accelerator,
+    reason,
+    proved,
     store: volume.path,
     storeKind: volume.kind,
     ...reconciler.counts(),

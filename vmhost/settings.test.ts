@@ -13,6 +13,7 @@ describe('the settings of a vmhost', () => {
       ntp: 'pool.ntp.org',
       allow: [],
       hypervisor: 'auto',
+      cloudHypervisor: undefined,
       accelerator: 'auto',
       logLevel: 'info',
       publicPorts: [],
@@ -31,7 +32,8 @@ describe('the settings of a vmhost', () => {
 
   test.each([
     ['BERTH_ACCEL', 'xen', 'BERTH_ACCEL is "xen": expected auto, kvm or tcg'],
-    ['BERTH_HYPERVISOR', 'cloud-hypervisor', 'BERTH_HYPERVISOR is "cloud-hypervisor": expected auto or qemu'],
+    ['BERTH_HYPERVISOR', 'xen', 'BERTH_HYPERVISOR is "xen": expected auto, cloud-hypervisor or qemu'],
+    ['CLOUD_HYPERVISOR', 'ch', 'CLOUD_HYPERVISOR is "ch": expected the absolute path of a program'],
     ['BERTH_NETWORK', '10.42.0.1/16', /^BERTH_NETWORK is "10\.42\.0\.1\/16": expected an IPv4 network/],
     ['BERTH_RESOLVERS', '1.1.1.1,x', /^BERTH_RESOLVERS is "1\.1\.1\.1,x": expected IPv4 addresses/],
     ['BERTH_NTP', 'a b', 'BERTH_NTP is "a b": expected a host name or IPv4 address'],

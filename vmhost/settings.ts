@@ -14,7 +14,9 @@ export type Settings = {
   readonly ntp: string
   /** private networks that machines may reach */
   readonly allow: readonly string[]
-  readonly hypervisor: 'auto' | 'qemu'
+  readonly hypervisor: 'auto' | 'cloud-hypervisor' | 'qemu'
+  /** the program, where it is not in PATH */
+  readonly cloudHypervisor: string | undefined
   readonly accelerator: 'auto' | 'kvm' | 'tcg'
   readonly logLevel: string
   /** what the gateway on this server listens on, if it can: of these, machines may reach those that it has; none without a gateway */
@@ -61,7 +63,11 @@ const variables = z.object({
     (values) => values.every((text) => cidr(text) !== undefined),
     'IPv4 networks separated by commas, such as 192.168.7.0/24',
   ),
-  BERTH_HYPERVISOR: z.enum(['auto', 'qemu'], 'auto or qemu').default('auto'),
+  BERTH_HYPERVISOR: z.enum(['auto', 'cloud-hypervisor', 'qemu'], 'auto, cloud-hypervisor or qemu').default('auto'),
+  CLOUD_HYPERVISOR: z
+    .string()
+    .refine((path) => path.startsWith('/') && !path.includes('\0'), 'the absolute path of a program')
+    .optional(),
   BERTH_ACCEL: z.enum(['auto', 'kvm', 'tcg'], 'auto, kvm or tcg').default('auto'),
   BERTH_LOG: z
     .enum(['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'], 'trace, debug, info, warn, error or fatal')
@@ -91,6 +97,7 @@ export function parseSettings(env: Readonly<Record<string, string | undefined>>)
     ntp: v.BERTH_NTP,
     allow: v.BERTH_ALLOW,
     hypervisor: v.BERTH_HYPERVISOR,
+    cloudHypervisor: v.CLOUD_HYPERVISOR,
     accelerator: v.BERTH_ACCEL,
     logLevel: v.BERTH_LOG,
     // Without a gateway, what listens on these ports is a service of the server like any other.

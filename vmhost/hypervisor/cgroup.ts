@@ -1,3 +1,4 @@
+import { createHash } from 'node:crypto'
 import { mkdir, readFile, rmdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { hypervisorOverheadBytes } from './driver.ts'
@@ -31,6 +32,11 @@ export async function prepareCgroups(): Promise<string | undefined> {
   } catch (error) {
     return `cgroup v2 cannot be written: ${(error as Error).message}`
   }
+}
+
+/** Two data directories on one server may each have a machine 1. */
+export function groupName(machineId: number, directory: string): string {
+  return `vm${machineId}-${createHash('sha256').update(directory).digest('hex').slice(0, 8)}`
 }
 
 /** Puts a process into a group of its own with these limits. Call only where `prepareCgroups` said yes. */

@@ -1,6 +1,6 @@
 /**
- * What a hypervisor must be able to do for the rest of the vmhost. QEMU is the first driver; Cloud Hypervisor takes
- * the same seat, so nothing above this file may know which one runs.
+ * What a hypervisor must be able to do for the rest of the vmhost. QEMU and Cloud Hypervisor take the same seat, so
+ * nothing above this folder may know which one runs.
  *
  * A hypervisor process belongs to its machine and not to the vmhost: it runs in a session and under a user of its
  * own, and a vmhost that starts, after a kill -9 of the one before, finds it by `find` and takes it over by `adopt`.
@@ -113,6 +113,8 @@ export type HypervisorDriver = {
   readonly accelerator: Accelerator
   /** What a saved guest needs of whoever restores it, compared as it is: hypervisor, version, kind of machine, processor. */
   readonly stateVersion: string
+  /** Whether a guest that was saved with this `stateVersion` can be restored here: by this driver's own or another kept program. */
+  restores(stateVersion: string): Promise<boolean>
   /**
    * @throws HypervisorError with a sentence when it does not come up; nothing is left running then. `hypervisor.gone`:
    * somebody killed it meanwhile, and another try may do

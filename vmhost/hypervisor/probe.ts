@@ -26,7 +26,7 @@ export type ProbeOptions = {
 /** An idle server needs 1 s for it; a kernel that hangs after the firmware is what is looked for. */
 const probeLimitMs = 20_000
 /** Without a root this is where every kernel ends, having run its drivers on all CPUs: as much proof as wanted. */
-const marker = 'Kernel panic - not syncing: VFS'
+export const kernelGaveUp = 'Kernel panic - not syncing: VFS'
 
 /**
  * /dev/kvm may exist and still not run an ordinary kernel (nested and para-virtual servers), so it is believed only
@@ -45,13 +45,8 @@ export async function chooseAccelerator(options: ProbeOptions): Promise<Accelera
 
 /** @returns undefined when KVM runs a guest, else why not */
 async function proveKvm(options: ProbeOptions): Promise<string | undefined> {
-  try {
-    accessSync('/dev/kvm', constants.R_OK | constants.W_OK)
-  } catch {
-    return '/dev/kvm is missing: the processor has no virtualisation, or it is switched off'
-  }
-  const access = kvmGroups()
-  if ('problem' in access) return access.problem
+  const closed = kvmProblem()
+  if (closed !== undefined) return closed
   if (!options.kernel) return 'there is no guest kernel yet to prove KVM with'
   const facts = [bootId(), release(), options.qemuVersion, options.kernel].join(' ')
   const kept = await readFile(options.cachePath, 'utf8').catch(() => '')
@@ -62,6 +57,17 @@ async function proveKvm(options: ProbeOptions): Promise<string | undefined> {
   await writeFile(`${options.cachePath}.new`, JSON.stringify({ facts, problem: problem ?? null }))
   await rename(`${options.cachePath}.new`, options.cachePath)
   return problem
+}
+
+/** @returns why no hypervisor comes to KVM here; undefined when they do, which proves nothing yet */
+export function kvmProblem(): string | undefined {
+  try {
+    accessSync('/dev/kvm', constants.R_OK | constants.W_OK)
+  } catch {
+    return '/dev/kvm is missing: the processor has no virtualisation, or it is switched off'
+  }
+  const access = kvmGroups()
+  return 'problem' in access ? access.problem : undefined
 }
 
 /** The server's boot, as a UUID. @see proc(5), /proc/sys/kernel/random/boot_id */
@@ -91,7 +97,7 @@ function tryKernel(kernel: string, limitMs: number): Promise<string | undefined>
     }, limitMs)
     child.stdout.on('data', (chunk: Buffer) => {
       seen = (seen + chunk.toString('latin1')).slice(-4096)
-      if (seen.includes(marker)) finish(undefined)
+      if (seen.includes(kernelGaveUp)) finish(undefined)
     })
     child.stderr.on('data', (chunk: Buffer) => {
       errors = (errors + chunk.toString('utf8')).slice(0, 4096)

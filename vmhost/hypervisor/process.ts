@@ -1,6 +1,7 @@
 import { readdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { setPriority } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { HypervisorError } from './driver.ts'
 
 /**
  * A process that stays the same one: a pid alone may have been given to another process since it was read, the pid
@@ -8,7 +9,11 @@ import { setTimeout as sleep } from 'node:timers/promises'
  */
 export type ProcessIdentity = { readonly pid: number; readonly startTicks: number }
 
+/** From SIGKILL to the end of a process. */
+export const killLimitMs = 10_000
 const lookAgainMs = 20
+/** Guests go before Postgres and the gateway when the kernel must kill somebody. */
+const oomScoreAdjustment = 300
 
 /** @returns undefined when there is no such process, or only the zombie of one */
 export async function identify(pid: number): Promise<ProcessIdentity | undefined> {
@@ -42,6 +47,18 @@ export async function awaitExit(one: ProcessIdentity, limitMs: number): Promise<
     await sleep(lookAgainMs)
   }
   return true
+}
+
+/** Ends a process by SIGKILL and returns when it is gone. @throws HypervisorError `hypervisor.timeout` */
+export async function endProcess(one: ProcessIdentity): Promise<void> {
+  await signalProcess(one, 'SIGKILL')
+  if (await awaitExit(one, killLimitMs)) return
+  throw new HypervisorError('hypervisor.timeout', `Process ${one.pid} does not end, even by SIGKILL`)
+}
+
+/** @see proc_pid_oom_score_adj(5) */
+export async function yieldToOom(pid: number): Promise<void> {
+  await writeFile(`/proc/${pid}/oom_score_adj`, String(oomScoreAdjustment)).catch(() => {})
 }
 
 /**

@@ -1,16 +1,13 @@
-import { createHash } from 'node:crypto'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { setWeight, unconfine } from './cgroup.ts'
+import { groupName, setWeight, unconfine } from './cgroup.ts'
 import { type GuestState, type Hypervisor, HypervisorError, type HypervisorEvent, hypervisorUid } from './driver.ts'
-import { awaitExit, isAlive, type ProcessIdentity, setNice, signalProcess } from './process.ts'
+import { awaitExit, isAlive, killLimitMs, type ProcessIdentity, setNice, signalProcess } from './process.ts'
 import { files } from './qemu-command.ts'
 import { stateFile, stateVersion, writeState } from './qemu-state.ts'
 import { asObject, connectQmp, type QmpClient, type QmpEvent } from './qmp.ts'
 
 const quitLimitMs = 10_000
-/** From SIGKILL to the end of a process. */
-export const killLimitMs = 10_000
 /** How often a process that this vmhost did not start is looked at; its QMP socket closing tells sooner. */
 const watchEveryMs = 1_000
 const restoredLookMs = 5
@@ -216,9 +213,4 @@ export class QemuProcess implements Hypervisor {
     if (this.#released) return
     for (const listener of [...this.#listeners]) listener(event)
   }
-}
-
-/** Two data directories on one server may each have a machine 1. */
-export function groupName(machineId: number, directory: string): string {
-  return `vm${machineId}-${createHash('sha256').update(directory).digest('hex').slice(0, 8)}`
 }

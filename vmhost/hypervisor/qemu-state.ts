@@ -1,10 +1,9 @@
-import { createHash } from 'node:crypto'
-import { readFileSync } from 'node:fs'
 import { type FileHandle, lchown, open, rm } from 'node:fs/promises'
 import { createServer, type Socket } from 'node:net'
 import { pipeline } from 'node:stream/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { type Accelerator, HypervisorError } from './driver.ts'
+import { processorKind } from './processor.ts'
 import { asObject } from './qmp.ts'
 
 /** A guest's state within the directory that it is saved to: QEMU's own migration stream. */
@@ -24,13 +23,7 @@ export function machineType(version: string): string {
  * A processor that is handed through must be the same one.
  */
 export function stateVersion(machineType: string, accelerator: Accelerator): string {
-  return ['qemu', machineType, accelerator, ...(accelerator === 'kvm' ? [processor()] : [])].join(' ')
-}
-
-function processor(): string {
-  const lines = readFileSync('/proc/cpuinfo', 'latin1').split('\n\n')[0]?.split('\n') ?? []
-  const what = lines.filter((line) => /^(model name|flags)\s/.test(line)).join('\n')
-  return createHash('sha256').update(what).digest('hex').slice(0, 12)
+  return ['qemu', machineType, accelerator, ...(accelerator === 'kvm' ? [processorKind()] : [])].join(' ')
 }
 
 export type StateWriting = {

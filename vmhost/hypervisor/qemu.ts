@@ -1,9 +1,9 @@
 import { execFile, spawn } from 'node:child_process'
 import { closeSync, constants, fstatSync, openSync } from 'node:fs'
-import { chown, lchown, mkdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises'
+import { chown, lchown, mkdir, readFile, rename, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { confine, unconfine } from './cgroup.ts'
+import { confine, groupName, unconfine } from './cgroup.ts'
 import {
   type Accelerator,
   type Hypervisor,
@@ -13,9 +13,9 @@ import {
   type MachineSpec,
 } from './driver.ts'
 import { kvmGroups, privileges } from './privileges.ts'
-import { awaitExit, findProcesses, identify, type ProcessIdentity, signalProcess } from './process.ts'
+import { awaitExit, endProcess, findProcesses, identify, yieldToOom } from './process.ts'
 import { files, qemuArguments } from './qemu-command.ts'
-import { groupName, killLimitMs, QemuProcess } from './qemu-process.ts'
+import { QemuProcess } from './qemu-process.ts'
 import { machineType, stateFile, stateVersion } from './qemu-state.ts'
 
 const execFileAsync = promisify(execFile)
@@ -38,8 +38,6 @@ const adoptLimitMs = 30_000
 const restoredPerMsBytes = 30_000
 /** A control socket that closes and the end of its process are seen in either order. */
 const exitEventLimitMs = 200
-/** Guests go before Postgres and the gateway when the kernel must kill somebody. */
-const oomScoreAdjustment = 300
 
 /** @returns e.g. `7.2.22`. @throws HypervisorError when QEMU is not installed */
 export async function qemuVersion(): Promise<string> {
@@ -61,6 +59,7 @@ export function qemuDriver(options: QemuDriverOptions): HypervisorDriver {
     version: options.version,
     accelerator: options.accelerator,
     stateVersion: stateVersion(machineType(options.version), options.accelerator),
+    restores: async (state) => state === stateVersion(machineType(options.version), options.accelerator),
     start: (spec) => start(spec, options),
     adopt: (machineId, directory) => adopt(machineId, directory, options),
     destroy,
@@ -114,7 +113,7 @@ async function start(spec: MachineSpec, options: QemuDriverOptions): Promise<Hyp
     } catch (error) {
       // Ended by somebody else's signal, not by itself: nothing is wrong with the machine.
       const killed = identity && (await awaitExit(identity, exitEventLimitMs)) && (await exited).startsWith('ended by')
-      if (identity) await end(identity)
+      if (identity) await endProcess(identity)
       if (killed) throw new HypervisorError('hypervisor.gone', 'QEMU was killed while it started', { cause: error })
       const said = await lastWords(spec.directory)
       throw new HypervisorError('hypervisor.start', `QEMU did not start${said ? `: ${said}` : ''}`, { cause: error })
@@ -142,16 +141,9 @@ async function adopt(
 
 async function destroy(machineId: number, directory: string): Promise<number> {
   const found = await findProcesses(hypervisorUid(machineId), directory)
-  await Promise.all(found.map(end))
+  await Promise.all(found.map(endProcess))
   await unconfine(groupName(machineId, directory))
   return found.length
-}
-
-async function end(identity: ProcessIdentity): Promise<void> {
-  await signalProcess(identity, 'SIGKILL')
-  if (!(await awaitExit(identity, killLimitMs))) {
-    throw new HypervisorError('hypervisor.timeout', `Process ${identity.pid} does not end, even by SIGKILL`)
-  }
 }
 
 /**
@@ -200,7 +192,7 @@ function openState(directory: string): number {
 
 async function limit(spec: MachineSpec, pid: number, options: QemuDriverOptions): Promise<void> {
   if (options.cgroups) await confine(groupName(spec.machineId, spec.directory), pid, spec)
-  await writeFile(`/proc/${pid}/oom_score_adj`, String(oomScoreAdjustment)).catch(() => {})
+  await yieldToOom(pid)
 }
 
 async function lastWords(directory: string): Promise<string> {

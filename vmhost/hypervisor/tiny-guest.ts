@@ -7,8 +7,9 @@ import { promisify } from 'node:util'
 const execFileAsync = promisify(execFile)
 
 /**
- * Guests of a few bytes for the driver's tests: kernels by the boot protocol's header, whose 16-bit set-up code does
- * one thing. They are there in a tenth of a second under emulation, where Linux takes several.
+ * Guests of a few bytes for the drivers' tests: kernels by the boot protocol's header whose 16-bit set-up code does one
+ * thing, or that are entered by the PVH protocol. They are there in a tenth of a second under emulation, where Linux
+ * takes several.
  */
 export type TinyGuest = 'idle' | 'powersOff' | 'resets' | 'panics'
 
@@ -91,15 +92,79 @@ pointer:
 `
 }
 
-/** Assembles the guest into `path`, readable for every hypervisor. */
-export async function makeTinyGuest(path: string, guest: TinyGuest): Promise<void> {
+/** Assembles the guest into `path`, readable for every hypervisor, as a machine with a firmware boots it: QEMU. */
+export function makeTinyGuest(path: string, guest: TinyGuest): Promise<void> {
+  return assemble(source(guest), path, async (object) => {
+    await execFileAsync('objcopy', ['-O', 'binary', '-j', '.text', object, path])
+  })
+}
+
+/** The same for Cloud Hypervisor, which has no firmware and enters a kernel in 32-bit protected mode. */
+export function makeTinyPvhGuest(path: string, guest: TinyGuest): Promise<void> {
+  return assemble(pvhSource(guest), path, async (object) => {
+    await execFileAsync('ld', ['-m', 'elf_x86_64', '-z', 'noexecstack', '-Ttext=0x100000', '-o', path, object])
+  })
+}
+
+async function assemble(text: string, path: string, link: (object: string) => Promise<void>): Promise<void> {
   const work = await mkdtemp(join(tmpdir(), 'berth-tiny-'))
   try {
-    await writeFile(join(work, 'guest.s'), source(guest))
-    await execFileAsync('as', ['--32', '-o', join(work, 'guest.o'), join(work, 'guest.s')])
-    await execFileAsync('objcopy', ['-O', 'binary', '-j', '.text', join(work, 'guest.o'), path])
+    const object = join(work, 'guest.o')
+    await writeFile(join(work, 'guest.s'), text)
+    await execFileAsync('as', [text.includes('.code16') ? '--32' : '--64', '-o', object, join(work, 'guest.s')])
+    await link(object)
     await chmod(path, 0o644)
   } finally {
     await rm(work, { recursive: true })
   }
+}
+
+const pvhBehaviour: Record<TinyGuest, string> = {
+  idle: '',
+  // the sleep control register of its DSDT: SLP_TYP 5, SLP_EN
+  powersOff: 'movw $0x600, %dx; movb $0x34, %al; outb %al, %dx',
+  // i8042: pulse the reset line
+  resets: 'movw $0x64, %dx; movb $0xfe, %al; outb %al, %dx',
+  panics: `
+    xorl %ecx, %ecx
+  1: movl %ecx, %eax
+    shll $11, %eax
+    orl $0x80000000, %eax
+    movl %eax, %ebx
+    movw $0xcf8, %dx
+    outl %eax, %dx
+    movw $0xcfc, %dx
+    inl %dx, %eax
+    cmpl $0x00111b36, %eax
+    je 2f
+    incl %ecx
+    cmpl $32, %ecx
+    jb 1b
+    jmp idle
+  2: movl %ebx, %eax
+    orl $0x10, %eax
+    movw $0xcf8, %dx
+    outl %eax, %dx
+    movw $0xcfc, %dx
+    inl %dx, %eax
+    andl $0xfffffff0, %eax
+    movb $1, (%eax)`,
+}
+
+/** @see https://xenbits.xen.org/docs/unstable/misc/pvh.html, the note XEN_ELFNOTE_PHYS32_ENTRY says where it begins */
+function pvhSource(guest: TinyGuest): string {
+  return `
+  .section .note.pvh, "a", @note
+  .long 4, 8, 18
+  .asciz "Xen"
+  .quad _start
+  .text
+  .code32
+  .globl _start
+_start:
+  ${pvhBehaviour[guest]}
+idle:
+  hlt
+  jmp idle
+`
 }

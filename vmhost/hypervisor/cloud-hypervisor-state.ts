@@ -1,0 +1,158 @@
+import { execFile } from 'node:child_process'
+import { constants } from 'node:fs'
+import { chmod, chown, copyFile, type FileHandle, link, mkdir, open, rename, rm, writeFile } from 'node:fs/promises'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+import type { CloudHypervisorApi } from './cloud-hypervisor-api.ts'
+import { files, releaseFile, restoredConfig, savedFiles } from './cloud-hypervisor-config.ts'
+import { abilitiesOf } from './cloud-hypervisor-version.ts'
+import { HypervisorError, hypervisorUid, type MachineSpec } from './driver.ts'
+import { processorKind } from './processor.ts'
+
+const execFileAsync = promisify(execFile)
+
+/**
+ * @see driver.ts, `stateVersion`: a state is promised to be read by the very release that wrote it, and by no other.
+ * @param version the release, e.g. `v53.0`
+ */
+export function stateVersion(version: string): string {
+  return `cloud-hypervisor ${version} kvm ${processorKind()}`
+}
+
+/** @returns the release that reads such a state here; undefined when none does: another hypervisor, or processor */
+export function releaseOf(state: string): string | undefined {
+  const version = /^cloud-hypervisor (\S+) /.exec(state)?.[1]
+  return version !== undefined && stateVersion(version) === state ? version : undefined
+}
+
+/** What the slowest disk takes in a millisecond: saving and restoring have as much more time as the guest is large. */
+const perMsBytes = 30_000
+const leastLimitMs = 60_000
+
+export function stateLimitMs(memoryBytes: number): number {
+  return leastLimitMs + Math.ceil(memoryBytes / perMsBytes)
+}
+
+export type StateWriting = {
+  readonly api: CloudHypervisorApi
+  readonly machineId: number
+  /** the machine's, which is the process's working directory */
+  readonly directory: string
+  readonly target: string
+  /** what the guest was promised */
+  readonly memoryBytes: number
+  /** the release, e.g. `v53.0` */
+  readonly version: string
+}
+
+/**
+ * Has Cloud Hypervisor write its guest. It reaches nothing but its own folder, so the files come to be there and are
+ * moved away.
+ */
+export async function writeState(writing: StateWriting): Promise<void> {
+  const { api, machineId, directory, target, memoryBytes, version } = writing
+  const uid = hypervisorUid(machineId)
+  const folder = join(directory, files.save)
+  try {
+    await makeFolder(folder, uid)
+    await api.put('vm.snapshot', { destination_url: `file://${files.save}` }, stateLimitMs(memoryBytes))
+    for (const name of Object.values(savedFiles)) {
+      const file = await openPlain(join(folder, name), uid)
+      try {
+        // One write each, and its outcome not looked at: on a full disk the end is missing and all seems well.
+        if (name !== savedFiles.memory) JSON.parse(await file.readFile('utf8'))
+        else if (!abilitiesOf(version).savesSparsely) await digHoles(join(folder, name))
+        await file.sync()
+        await rename(join(folder, name), join(target, name))
+      } finally {
+        await file.close()
+      }
+    }
+    await writeFile(join(target, releaseFile), version, { flag: 'wx', mode: 0o600, flush: true })
+  } catch (error) {
+    const cause = error instanceof HypervisorError && error.cause instanceof Error ? error.cause : error
+    const words = error instanceof Error ? error.message : String(error)
+    throw new HypervisorError('hypervisor.refused', `The memory could not be written: ${words}`, { cause })
+  } finally {
+    await rm(folder, { recursive: true, force: true })
+  }
+}
+
+/**
+ * Lays a saved guest out for the process that is to go on with it.
+ * @returns body of `vm.restore`
+ */
+export async function prepareRestore(spec: MachineSpec & { restoreFrom: string }, landlock: boolean): Promise<object> {
+  const uid = hypervisorUid(spec.machineId)
+  const folder = join(spec.directory, files.restore)
+  await makeFolder(folder, uid)
+  const config = await readSaved(spec.restoreFrom, savedFiles.config)
+  const path = join(folder, savedFiles.config)
+  await writeFile(path, JSON.stringify(restoredConfig(config, spec, landlock)), { flag: 'wx', mode: 0o600 })
+  await chown(path, uid, uid)
+  for (const name of [savedFiles.state, savedFiles.memory]) {
+    await share(join(spec.restoreFrom, name), join(folder, name), uid)
+  }
+  return { source_url: `file://${files.restore}` }
+}
+
+/** Which release saved a guest. */
+export function savedRelease(directory: string): Promise<string> {
+  return readSaved(directory, releaseFile)
+}
+
+async function readSaved(directory: string, name: string): Promise<string> {
+  try {
+    await using file = await open(join(directory, name), constants.O_RDONLY | constants.O_NOFOLLOW)
+    return await file.readFile('utf8')
+  } catch (cause) {
+    throw new HypervisorError('hypervisor.start', 'There is no saved guest to restore', { cause })
+  }
+}
+
+/** What was laid out takes disk as long as it is there, and is not read again. */
+export async function endRestore(directory: string): Promise<void> {
+  await rm(join(directory, files.restore), { recursive: true, force: true })
+}
+
+async function makeFolder(path: string, uid: number): Promise<void> {
+  await rm(path, { recursive: true, force: true })
+  await mkdir(path, { mode: 0o700 })
+  await chown(path, uid, uid)
+}
+
+/** Never what a link leads to: the folder is open to a process that its guest may have taken over. */
+async function openPlain(path: string, uid: number): Promise<FileHandle> {
+  const file = await open(path, constants.O_RDWR | constants.O_NOFOLLOW | constants.O_NONBLOCK)
+  const found = await file.stat()
+  if (found.isFile() && found.uid === uid && found.nlink === 1) return file
+  await file.close()
+  throw new HypervisorError('hypervisor.refused', `${path} is not what was to be written`)
+}
+
+/** Gives `from` to this user as `to`: the file itself where it is theirs, else a copy that shares its blocks. */
+async function share(from: string, to: string, uid: number): Promise<void> {
+  const file = await open(from, constants.O_RDONLY | constants.O_NOFOLLOW)
+  try {
+    const found = await file.stat()
+    if (!found.isFile()) throw new HypervisorError('hypervisor.start', `${from} is no saved guest`)
+    if (
+      found.uid === uid &&
+      (await link(from, to).then(
+        () => true,
+        () => false,
+      ))
+    )
+      return
+    await copyFile(`/proc/self/fd/${file.fd}`, to, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE)
+    await chown(to, uid, uid)
+    await chmod(to, 0o600)
+  } finally {
+    await file.close()
+  }
+}
+
+/** What no page was ever written to is nothing but zeroes in the file of a release that leaves no holes. */
+async function digHoles(path: string): Promise<void> {
+  await execFileAsync('fallocate', ['--dig-holes', path])
+}

@@ -1,0 +1,232 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { chmodSync, readdirSync, readFileSync } from 'node:fs'
+import { chown, mkdir, mkdtemp, rm, truncate, writeFile } from 'node:fs/promises'
+import { getPriority, tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { createInterface } from 'node:readline'
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest'
+import {
+  type Hypervisor,
+  type HypervisorDriver,
+  type HypervisorEvent,
+  hypervisorUid,
+  type MachineSpec,
+} from './driver.ts'
+import { identify } from './process.ts'
+import { qemuVersion } from './qemu.ts'
+import { type Subject, subjects } from './testing/subjects.ts'
+import type { TinyGuest } from './tiny-guest.ts'
+
+/**
+ * What every driver must do, with real hypervisors and guests of a few bytes. Cloud Hypervisor's is run where
+ * CLOUD_HYPERVISOR names its program and KVM works; nested.test.ts runs this file in a guest that has KVM where it does not.
+ */
+
+const machineId = 41
+/** Closed to everybody else, as /root is: a hypervisor gets to its files all the same. */
+let home: string
+let store: string
+let directory: string
+let subject: Subject
+let driver: HypervisorDriver
+const running: Hypervisor[] = []
+
+beforeAll(async () => {
+  home = await mkdtemp(join(tmpdir(), 'berth-driver-'))
+  chmodSync(home, 0o700)
+  store = join(home, 'store')
+  await mkdir(store)
+  chmodSync(store, 0o711)
+})
+afterEach(async () => {
+  if (subject.absent !== undefined) return
+  for (const one of running.splice(0)) await one.kill()
+  await driver.destroy(machineId, directory)
+})
+afterAll(() => rm(home, { recursive: true }))
+
+async function specOf(guest: TinyGuest): Promise<MachineSpec> {
+  directory = join(store, 'machines', String(machineId))
+  const uid = hypervisorUid(machineId)
+  await rm(directory, { recursive: true, force: true })
+  await mkdir(directory, { recursive: true })
+  chmodSync(join(store, 'machines'), 0o711)
+  await chown(directory, 0, uid)
+  chmodSync(directory, 0o750)
+  const disk = join(directory, 'root.raw')
+  await writeFile(disk, '', { mode: 0o600 })
+  await truncate(disk, 64 << 20)
+  await chown(disk, uid, uid)
+  const kernel = join(store, guest)
+  await subject.makeGuest(kernel, guest)
+  return { machineId, directory, cpus: 2, memoryBytes: 64 << 20, kernel, commandLine: 'a, b', disk }
+}
+
+async function boot(guest: TinyGuest) {
+  const one = await driver.start(await specOf(guest))
+  running.push(one)
+  return one
+}
+
+function next(one: Hypervisor, type: HypervisorEvent['type']): Promise<HypervisorEvent> {
+  return new Promise((resolve) => {
+    const stop = one.on((event) => {
+      if (event.type !== type) return
+      stop()
+      resolve(event)
+    })
+  })
+}
+
+describe.each(subjects)('the driver of $name', (candidate) => {
+  beforeEach(async ({ skip }) => {
+    subject = candidate
+    if (candidate.absent !== undefined) skip(candidate.absent)
+    driver = await candidate.driver(store)
+  })
+
+  test("runs a guest under the machine's own uid, without groups or capabilities, seccomp on, in its own session", async () => {
+    const one = await boot('idle')
+    expect(await one.state()).toBe('running')
+    const status = readFileSync(`/proc/${one.pid}/status`, 'utf8')
+    expect(status).toMatch(/^Uid:\t2000041\t2000041\t2000041\t2000041$/m)
+    expect(status).toMatch(/^Gid:\t2000041\t/m)
+    expect(status).toMatch(/^Groups:\t\s*$/m)
+    expect(status).toMatch(/^CapBnd:\t0+$/m)
+    expect(status).toMatch(/^NoNewPrivs:\t1$/m)
+    for (const thread of readdirSync(`/proc/${one.pid}/task`)) {
+      const filtered = readFileSync(`/proc/${one.pid}/task/${thread}/status`, 'utf8')
+      expect(filtered).toMatch(/^Seccomp:\t2$/m)
+    }
+    const stat = readFileSync(`/proc/${one.pid}/stat`, 'utf8')
+    const session = stat.slice(stat.lastIndexOf(')') + 2).split(' ')[3]
+    expect(Number(session)).toBe(one.pid)
+  })
+
+  test('keeps a guest that switched itself off until somebody has asked why', async () => {
+    const one = await driver.start(await specOf('powersOff'))
+    running.push(one)
+    const event = (await one.state()) === 'shutdown' ? { byGuest: true } : await next(one, 'shutdown')
+    expect(event).toMatchObject({ byGuest: true })
+    expect(await one.state()).toBe('shutdown')
+    const exited = next(one, 'exited')
+    await one.quit()
+    await exited
+    expect(await identify(one.pid)).toBeUndefined()
+  })
+
+  test('reports a panic and keeps the guest for the report', async () => {
+    const one = await boot('panics')
+    if ((await one.state()) !== 'panicked') await next(one, 'panicked')
+    expect(await one.state()).toBe('panicked')
+  })
+
+  test('reports a reboot and goes on', async () => {
+    const one = await boot('resets')
+    expect(await next(one, 'reset')).toMatchObject({ byGuest: true })
+    expect(await one.state()).toBe('running')
+  })
+
+  test('tells when the process was killed by somebody else', async () => {
+    const one = await boot('idle')
+    const exited = next(one, 'exited')
+    process.kill(one.pid, 'SIGKILL')
+    expect(await exited).toMatchObject({ type: 'exited' })
+    await expect(one.state()).rejects.toMatchObject({ code: 'hypervisor.gone' })
+  })
+
+  test('says in words of the hypervisor why it does not start, and leaves nothing running', async () => {
+    const spec = await specOf('idle')
+    await rm(spec.disk)
+    await expect(driver.start(spec)).rejects.toThrow(subject.missingDisk)
+    expect(await driver.destroy(machineId, directory)).toBe(0)
+  })
+
+  test('refuses a second hypervisor for the same machine and leaves the first alone', async () => {
+    const one = await boot('idle')
+    const spec = { machineId, directory, cpus: 1, memoryBytes: 64 << 20, kernel: join(store, 'idle'), commandLine: '' }
+    await expect(driver.start({ ...spec, disk: join(directory, 'root.raw') })).rejects.toThrow(/already runs/)
+    expect(await one.state()).toBe('running')
+  })
+
+  test('adopts the hypervisor of an owner that was killed by SIGKILL', async () => {
+    const spec = await specOf('idle')
+    const module = new URL('./testing/subjects.ts', import.meta.url).href
+    const owner = spawn(
+      process.execPath,
+      [
+        '--input-type=module',
+        '-e',
+        `import { subjects } from ${JSON.stringify(module)}
+         const driver = await subjects[${subjects.indexOf(candidate)}].driver(${JSON.stringify(store)})
+         const one = await driver.start(${JSON.stringify(spec)})
+         console.log(one.pid)
+         setInterval(() => {}, 1000)`,
+      ],
+      { stdio: ['ignore', 'pipe', 'inherit'] },
+    )
+    const [line] = await once(createInterface({ input: owner.stdout }), 'line')
+    owner.kill('SIGKILL')
+    await once(owner, 'exit')
+    const adopted = await driver.adopt(machineId, directory)
+    if (!adopted) throw new Error('not found')
+    running.push(adopted)
+    expect(adopted.pid).toBe(Number(line))
+    expect(await adopted.state()).toBe('running')
+    const exited = next(adopted, 'exited')
+    await adopted.quit()
+    await exited
+  })
+
+  test('a released hypervisor runs on and is adopted', async () => {
+    const one = await driver.start(await specOf('idle'))
+    one.release()
+    const again = await driver.adopt(machineId, directory)
+    if (!again) throw new Error('not found')
+    running.push(again)
+    expect(again.pid).toBe(one.pid)
+  })
+
+  test('one that yielded when its vmhost was killed yields no more once it is adopted', async () => {
+    const nices = (pid: number) => {
+      const threads = readdirSync(`/proc/${pid}/task`).map((thread) => getPriority(Number(thread)))
+      return [...new Set(threads)]
+    }
+    const one = await driver.start(await specOf('idle'))
+    await one.yieldToOthers(true)
+    expect(nices(one.pid)).toEqual([19])
+    one.release()
+    const again = await driver.adopt(machineId, directory)
+    if (!again) throw new Error('not found')
+    running.push(again)
+    expect(nices(again.pid)).toEqual([0])
+  })
+
+  test('a hypervisor that does not answer is not adopted, and ended all the same', async () => {
+    const one = await driver.start(await specOf('idle'))
+    one.release()
+    process.kill(one.pid, 'SIGSTOP')
+    await expect(
+      (await subject.driver(store, { adoptLimitMs: 300 })).adopt(machineId, directory),
+    ).rejects.toMatchObject({ code: 'hypervisor.timeout' })
+    expect(await driver.destroy(machineId, directory)).toBe(1)
+    expect(await identify(one.pid)).toBeUndefined()
+  })
+
+  test('quit has a limit when the hypervisor hangs', async () => {
+    const one = await boot('idle')
+    process.kill(one.pid, 'SIGSTOP')
+    await one.quit(200)
+    expect(await identify(one.pid)).toBeUndefined()
+  })
+
+  test('nothing runs: nothing is adopted', async () => {
+    await specOf('idle')
+    expect(await driver.adopt(machineId, directory)).toBeUndefined()
+  })
+})
+
+test("QEMU's version is known", async () => {
+  expect(await qemuVersion()).toMatch(/^\d+\.\d+/)
+})

@@ -1,0 +1,37 @@
+import { access, readlink } from 'node:fs/promises'
+import { join } from 'node:path'
+import { releaseFile } from './cloud-hypervisor-config.ts'
+import { type Hypervisor, type HypervisorDriver, hypervisorUid } from './driver.ts'
+import { findProcesses } from './process.ts'
+
+/**
+ * A driver for machines that are started, together with one for those that an earlier choice has started or saved: an
+ * operator who installs Cloud Hypervisor, or takes it away, loses none that runs or sleeps under the other.
+ * @param preferred starts machines
+ * @param other looks after what is its own
+ */
+export function withEarlier(preferred: HypervisorDriver, other: HypervisorDriver): HypervisorDriver {
+  const ownerOf = (isQemu: boolean) => [preferred, other].find(({ name }) => (name === 'qemu') === isQemu) ?? preferred
+  return {
+    ...preferred,
+    restores: async (state) => (await preferred.restores(state)) || (await other.restores(state)),
+    async start(spec) {
+      if (spec.restoreFrom === undefined) return preferred.start(spec)
+      return ownerOf(!(await isThere(join(spec.restoreFrom, releaseFile)))).start(spec)
+    },
+    async adopt(machineId: number, directory: string): Promise<Hypervisor | undefined> {
+      const [running] = await findProcesses(hypervisorUid(machineId), directory)
+      if (!running) return undefined
+      // What a process was started from is the kernel's to say, whoever has taken it over.
+      const program = await readlink(`/proc/${running.pid}/exe`).catch(() => '')
+      return ownerOf(/\/qemu-system-[^/]+$/.test(program.replace(/ \(deleted\)$/, ''))).adopt(machineId, directory)
+    },
+  }
+}
+
+function isThere(path: string): Promise<boolean> {
+  return access(path).then(
+    () => true,
+    () => false,
+  )
+}
