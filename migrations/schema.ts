@@ -130,7 +130,7 @@ export const hosts = pgTable('hosts', {
 
 export type DesiredState = 'running' | 'stopped' | 'asleep' | 'paused' | 'trashed' | 'gone'
 export type ObservedState = 'creating' | 'running' | 'asleep' | 'stopped' | 'trashed' | 'gone' | 'failed'
-export type StartStage = 'waiting' | 'disk' | 'network' | 'boot' | 'ssh' | 'ready'
+export type StartStage = 'waiting' | 'image' | 'disk' | 'network' | 'boot' | 'ssh' | 'ready'
 export type SetupState = 'waiting' | 'running' | 'done' | 'failed'
 
 export const machines = pgTable('machines', {
@@ -173,6 +173,7 @@ export const machines = pgTable('machines', {
   observedMemoryBytes: int8('observed_memory_bytes'),
   observedAt: time('observed_at').notNull().defaultNow(),
   webPort: integer('web_port'),
+  observedWebPort: integer('observed_web_port'),
   webPublic: boolean('web_public').notNull().default(false),
   token: uuid('token').notNull().default(sql`gen_random_uuid()`),
   sleepNever: boolean('sleep_never').notNull().default(false),
@@ -258,6 +259,18 @@ export const webSessions = pgTable('web_sessions', {
   tokenHash: bytea('token_hash').notNull(),
   accountId: integer('account_id'),
   email: text('email'),
+export type ImageStep = 'waiting' | 'resolving' | 'fetching' | 'reading' | 'unpacking' | 'making'
+
+export const imagePulls = pgTable('image_pulls', {
+  machineId: integer('machine_id').primaryKey(),
+  at: time('at').notNull().defaultNow(),
+  step: text('step').$type<ImageStep>().notNull(),
+  doneBytes: int8('done_bytes'),
+  totalBytes: int8('total_bytes'),
+  layersDone: integer('layers_done'),
+  layers: integer('layers'),
+})
+
   address: text('address').notNull().default(''),
   createdAt: time('created_at').notNull().defaultNow(),
   lastUsedAt: time('last_used_at').notNull().defaultNow(),

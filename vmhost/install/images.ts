@@ -258,8 +258,12 @@ export async function makeDisk(file: string, root: string): Promise<number> {
   // Inode tables, bitmaps and the journal come on top of the content.
   const metadataBytes = Math.ceil(Number(count) * 512 + contentBytes / 32) + 64 * 1024 * 1024
   const mebibytes = Math.ceil((contentBytes + metadataBytes + SLACK_BYTES) / (1024 * 1024))
+  // An image of many small files has more of them than the usual number of inodes for its size.
+  const inodes = Math.ceil(Number(count) * 1.25) + 1024
+  const many = inodes > (mebibytes * 1024 * 1024) / 16384 ? ['-N', String(inodes)] : []
   await mkdir(dirname(file), { recursive: true })
-  await run('mke2fs', ['-q', '-F', '-t', 'ext4', '-L', 'root', '-d', root, ...FILESYSTEM, file, `${mebibytes}M`])
+  const options = ['-q', '-F', '-t', 'ext4', '-L', 'root', '-d', root, ...FILESYSTEM, ...many]
+  await run('mke2fs', [...options, file, `${mebibytes}M`])
   await chmod(file, 0o644)
   // mke2fs leaves a last block group out that is too small to be worth its tables.
   return (await stat(file)).size

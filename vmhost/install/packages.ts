@@ -36,17 +36,20 @@ export const HOST_PACKAGES = [
 
 /**
  * What `npm test` needs besides: the SSH clients and servers that users have, what they drive through them, dig, an
- * ACME directory, and a browser with a font of known shape.
+ * ACME directory, a registry of images and what looks into them, and a browser with a font of known shape.
  */
 export const TEST_PACKAGES = [
+  'attr',
   'bind9-dnsutils',
   'chromium',
   'curl',
+  'docker-registry',
   'dropbear-bin',
   'fonts-dejavu-core',
   'git',
   'openssh-server',
   'openssh-sftp-server',
+  'openssl',
   'pebble',
   'putty-tools',
   'python3-asyncssh',

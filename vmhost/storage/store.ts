@@ -17,13 +17,14 @@ import { z } from 'zod'
 import { run } from './command.ts'
 import { renameForGood, replaceFile, sync } from './durable.ts'
 import { StorageError } from './errors.ts'
+import { type ImageSettings, imageSettingsSchema } from './image-settings.ts'
 import { measureSpace, type Space, spaceProblem } from './space.ts'
 import type { Volume } from './volume.ts'
 
 /**
  * Files of machines, and copies of what set-up made that machines depend on.
  *
- *     images/<name>-<hash>.raw   disks that machines are cloned from
+ *     images/<name>-<hash>.raw   disks that machines are cloned from; of container images: oci/, see ../images/
  *     boot/<hash>/               kernel, initramfs and tools disk, kept as long as a machine runs, or sleeps, with them
  *     machines/<id>/             root's, but root.raw and run/, which are the machine's own
  *     machines/.new-… .gone-…    half made, half removed: swept when a vmhost starts
@@ -39,7 +40,7 @@ export type Store = {
   /** One that machines were started with before; undefined when it is not kept any more. */
   keptBoot(hash: string): Promise<BootSet | undefined>
   /** Copies an image into the store unless it is there; callers at the same time share one copy. */
-  importImage(image: Image): Promise<string>
+  importImage(image: Pick<Image, 'name' | 'hash'>): Promise<string>
   /**
    * @throws StorageError `storage.full`, `storage.invalid` (disk smaller than the image, files of another token in its
    *   place); nothing half made is left
@@ -78,11 +79,20 @@ const imageSchema = z.object({
 /** As set-up describes it in image.json. */
 export type Image = z.infer<typeof imageSchema>
 
+/** What a machine's disk is cloned from: an image of set-up's, or one that lies elsewhere in the store. */
+export type DiskImage = Pick<Image, 'name' | 'hash' | 'sizeBytes' | 'loginUser' | 'init'> & {
+  /** the raw disk of one that is not set-up's */
+  readonly path?: string
+  readonly settings?: ImageSettings
+}
+
 const machineSchema = z.object({
   image: z.string(),
   imageHash: z.string(),
   loginUser: z.string(),
   init: z.boolean(),
+  /** of a container image */
+  settings: imageSettingsSchema.optional(),
   /** for /etc/machine-id: 32 hexadecimal digits */
   systemId: z.string().regex(/^[0-9a-f]{32}$/),
   /** of the row that it belongs to; machines have one since migration 0007 */
@@ -101,7 +111,7 @@ export type MachineFiles = {
 }
 
 export type NewMachine = {
-  readonly image: Image
+  readonly image: DiskImage
   readonly diskBytes: number
   readonly uid: number
   readonly hostKey: string
@@ -182,7 +192,7 @@ class FileStore implements Store {
     return (await stat(target).catch(() => undefined)) ? bootSet(hash, target) : undefined
   }
 
-  async importImage(image: Image): Promise<string> {
+  async importImage(image: Pick<Image, 'name' | 'hash'>): Promise<string> {
     const target = join(this.volume.path, 'images', `${image.name}-${image.hash}.raw`)
     return this.#once(target, async () => {
       if (await stat(target).catch(() => undefined)) return
@@ -206,7 +216,7 @@ class FileStore implements Store {
       throw new StorageError('storage.invalid', `The image ${image.name} needs a disk of at least ${least} MiB`)
     }
     await this.#refuseWhenFull()
-    const source = await this.importImage(image)
+    const source = image.path ?? (await this.importImage(image))
     const work = join(this.volume.path, 'machines', `.new-${machineId}`)
     await rm(work, { recursive: true, force: true })
     try {
@@ -223,6 +233,7 @@ class FileStore implements Store {
         imageHash: image.hash,
         loginUser: image.loginUser,
         init: image.init,
+        ...(image.settings ? { settings: image.settings } : {}),
         systemId: randomBytes(16).toString('hex'),
         token: wanted.token,
       }

@@ -1,0 +1,26 @@
+/** What an image may be. Whoever makes a machine may name any: each of these is somebody else's number otherwise. */
+export const limits = {
+  manifestBytes: 4 * 2 ** 20,
+  configBytes: 8 * 2 ** 20,
+  tokenBytes: 2 ** 20,
+  layers: 256,
+  /** of all layers, as they are sent */
+  packedBytes: 64 * 2 ** 30,
+  /** of all layers, unpacked, counted while they are: a gigabyte of zeros is a megabyte sent */
+  unpackedBytes: 256 * 2 ** 30,
+  /** of all layers together */
+  entries: 1_500_000,
+  pathBytes: 4095,
+  nameBytes: 255,
+  /** of one entry's extended header: names, attributes */
+  extendedHeaderBytes: 2 ** 20,
+  /** of one file; what ext4 holds beside an inode of 256 bytes is one block */
+  attributesBytes: 3500,
+  sparseSegments: 100_000,
+  symlinks: 255,
+} as const
+
+/** Layers fetched side by side. */
+export const layersAtOnce = 3
+/** Images fetched and made side by side; more only wait for the same disk. */
+export const pullsAtOnce = 2
