@@ -159,6 +159,7 @@ it('a machine that is stopped stays stopped: its page says so', async () => {
   const page = await browser.get(site.machine('off'))
   expect(page.status).toBe(503)
   expect(page.text).toContain('<h1>off is stopped</h1>')
+  expect(page.text).toContain('Its owner starts it with: <code>start off</code>')
   const [row] = await site.sql`select desired_state from machines where name = 'off'`
   expect(row).toEqual({ desired_state: 'stopped' })
 })

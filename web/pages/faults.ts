@@ -1,11 +1,14 @@
 /**
- * For tests, in the page: what a person would stumble over, in words. Too wide for the screen, hard to hit with a thumb,
+ * For tests, in the page: what a person would stumble over, in words. Too wide for the screen or cut off by it, hard to hit,
  * without a label for a screen reader, too little contrast (WCAG 2.2 AA), or nothing without script.
  */
 export function faults(): string[] {
   const wrong: string[] = []
   const { documentElement: root } = document
   if (root.scrollWidth > root.clientWidth) wrong.push(`${root.scrollWidth} px wide on ${root.clientWidth}`)
+  for (const code of document.querySelectorAll('pre')) {
+    if (code.scrollWidth > code.clientWidth) wrong.push(`cut off: ${code.textContent}`)
+  }
   if (!root.lang) wrong.push('no language')
   if (document.querySelectorAll('h1').length !== 1) wrong.push('not one h1')
   if (document.querySelectorAll('main').length !== 1) wrong.push('not one main')

@@ -1,5 +1,5 @@
 import type { Problem } from '../proxy/seams.ts'
-import { html } from './html.ts'
+import { type Html, html } from './html.ts'
 import { page } from './page.ts'
 
 /** Berth's own sshd, in every machine. */
@@ -19,7 +19,7 @@ export function problemPage(problem: Problem, { domain, control }: { domain: str
     domain,
     refreshS: code === 'machine.starting' ? retryAfterS : undefined,
     body: html`<h1>${title}</h1>
-<p>${detail}</p>
+<p>${withCommand(detail)}</p>
 ${
   listeningPorts &&
   (ports.length
@@ -30,4 +30,10 @@ ${
 ${listeningPorts && name !== undefined && html`<p class="dim">Its owner can look inside: <a href="${control}/terminal/${name}">a terminal on ${name}</a></p>`}
 ${code === 'machine.not_found' && html`<p class="dim">Names are spelled as <code>ls</code> shows them.</p>`}`,
   })
+}
+
+/** What a sentence ends with for somebody to type is shown as such. */
+function withCommand(detail: string): Html {
+  const [sentence = '', command] = detail.split(/(?<= with: )/)
+  return command === undefined ? html`${detail}` : html`${sentence}<code>${command}</code>`
 }
