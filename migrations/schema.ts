@@ -232,6 +232,18 @@ export const machineReports = pgTable('machine_reports', {
   report: jsonb('report').$type<MachineReport>().notNull(),
 })
 
+export type ImageStep = 'waiting' | 'resolving' | 'fetching' | 'reading' | 'unpacking' | 'making'
+
+export const imagePulls = pgTable('image_pulls', {
+  machineId: integer('machine_id').primaryKey(),
+  at: time('at').notNull().defaultNow(),
+  step: text('step').$type<ImageStep>().notNull(),
+  doneBytes: int8('done_bytes'),
+  totalBytes: int8('total_bytes'),
+  layersDone: integer('layers_done'),
+  layers: integer('layers'),
+})
+
 export const events = pgTable('events', {
   id: int8('id').primaryKey().generatedAlwaysAsIdentity(),
   at: time('at').notNull().defaultNow(),
@@ -259,18 +271,6 @@ export const webSessions = pgTable('web_sessions', {
   tokenHash: bytea('token_hash').notNull(),
   accountId: integer('account_id'),
   email: text('email'),
-export type ImageStep = 'waiting' | 'resolving' | 'fetching' | 'reading' | 'unpacking' | 'making'
-
-export const imagePulls = pgTable('image_pulls', {
-  machineId: integer('machine_id').primaryKey(),
-  at: time('at').notNull().defaultNow(),
-  step: text('step').$type<ImageStep>().notNull(),
-  doneBytes: int8('done_bytes'),
-  totalBytes: int8('total_bytes'),
-  layersDone: integer('layers_done'),
-  layers: integer('layers'),
-})
-
   address: text('address').notNull().default(''),
   createdAt: time('created_at').notNull().defaultNow(),
   lastUsedAt: time('last_used_at').notNull().defaultNow(),
