@@ -183,6 +183,33 @@ export const machines = pgTable('machines', {
   observedAsleepBecause: text('observed_asleep_because'),
   observedAsleepAt: time('observed_asleep_at'),
   observedSavedBytes: int8('observed_saved_bytes'),
+  restoreFrom: integer('restore_from'),
+  restoreKeeps: integer('restore_keeps'),
+  desiredRestore: integer('desired_restore').notNull().default(0),
+  observedRestore: integer('observed_restore').notNull().default(0),
+})
+
+export type CheckpointState = 'waiting' | 'kept' | 'failed' | 'gone'
+
+export const checkpoints = pgTable('checkpoints', {
+  id: identity(),
+  machineId: integer('machine_id').notNull(),
+  accountId: integer('account_id').notNull(),
+  comment: text('comment').notNull().default(''),
+  forCopy: boolean('for_copy').notNull().default(false),
+  diskOnly: boolean('disk_only').notNull().default(false),
+  token: uuid('token').notNull().default(sql`gen_random_uuid()`),
+  createdAt: time('created_at').notNull().defaultNow(),
+  desiredState: text('desired_state').$type<'kept' | 'gone'>().notNull().default('kept'),
+  observedState: text('observed_state').$type<CheckpointState>().notNull().default('waiting'),
+  observedReason: text('observed_reason'),
+  observedTakenAt: time('observed_taken_at'),
+  observedDiskBytes: int8('observed_disk_bytes'),
+  observedCpus: integer('observed_cpus'),
+  observedMemoryBytes: int8('observed_memory_bytes'),
+  observedSavedBytes: int8('observed_saved_bytes'),
+  observedHeldBytes: int8('observed_held_bytes'),
+  observedStillMs: integer('observed_still_ms'),
 })
 
 export type ActivityKind = 'ssh' | 'https' | 'websocket'
