@@ -1,5 +1,6 @@
 import type { Readable, Writable } from 'node:stream'
 import type { Database, Sql } from '../migrations/connect.ts'
+import type { Watches } from './activity/watches.ts'
 import type { CommandError } from './commands/error.ts'
 import type { Lookup } from './domains/lookup.ts'
 import type { Log } from './log.ts'
@@ -19,6 +20,8 @@ export type App = {
   log: Log
   /** what Postgres tells us (LISTEN), and when to look again because something may have been missed */
   news: News
+  /** the machines that this gateway is connected to: which of them sleep, and what was carried */
+  watches: Watches
   /** which machines an account may see and reach */
   machines: MachineAccess
   /** the gateway's connections to the machines' sshd; see `openOnMachine` in ssh/pool/open-on-machine.ts */

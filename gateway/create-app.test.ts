@@ -1,4 +1,5 @@
-import { expect, test, vi } from 'vitest'
+import { Socket } from 'node:net'
+import { expect, test } from 'vitest'
 import { startWorld } from './commands/testing/world.ts'
 import { createApp } from './create-app.ts'
 
@@ -7,14 +8,15 @@ test('connections to a machine that ran before the gateway came are closed when 
   expect((await world.run('new demo --no-wait')).status).toBe(0)
   const machine = await world.app.machines.find('demo', world.owner)
   const id = machine?.id ?? 0
-  await world.app.machines.whenReady(id, world.owner, { signal: new AbortController().signal })
+  await world.app.machines.whenReady(id, world.owner, { signal: new AbortController().signal, knock: 'a test' })
   const { settings, log, hostPublicKey, codeSecret } = world.app
   const { sql } = world.gateway
   const { app, close } = await createApp({ settings, sql, log, hostPublicKey, codeSecret, gatewayPrivateKey: '' })
   try {
-    const forget = vi.spyOn(app.pool, 'forget')
+    let ended = 0
+    app.watches.of(id).attach(new Socket(), { onEnded: () => ended++ })
     expect((await world.run('rm demo')).status).toBe(0)
-    await expect.poll(() => forget.mock.calls, { timeout: 10_000 }).toContainEqual([id])
+    await expect.poll(() => ended, { timeout: 10_000 }).toBeGreaterThan(0)
   } finally {
     await close()
   }

@@ -43,7 +43,7 @@ function waitThroughHour(world: World, id: number) {
   const byId = vi.spyOn(machines, 'byId')
   const { now } = performance
   const outcome = machines
-    .whenReady(id, world.owner, { signal: new AbortController().signal, timeoutMs: 2 * 3_600_000 })
+    .whenReady(id, world.owner, { signal: new AbortController().signal, knock: 'a test', timeoutMs: 2 * 3_600_000 })
     .catch((error: unknown) => error)
   const looked = (async () => {
     await byId.mock.results[0]?.value

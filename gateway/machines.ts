@@ -1,6 +1,8 @@
 import { and, eq, gt, inArray, ne, sql as raw } from 'drizzle-orm'
 import type { Database } from '../migrations/connect.ts'
 import { addresses, hosts, machineNames, machines } from '../migrations/schema.ts'
+import type { LifeRow } from './activity/life.ts'
+import type { Watches } from './activity/watches.ts'
 import type { News } from './news.ts'
 import type { MachineTarget } from './ssh/pool/target.ts'
 
@@ -22,14 +24,16 @@ export type MachineAccess = {
   /** @returns undefined when the account does not see it or it is gone */
   byId(machineId: number, seeker: Seeker): Promise<Machine | undefined>
   /**
-   * Waits until SSH to the machine can be tried. A machine that is starting is waited for.
+   * Waits until SSH to the machine can be tried. A machine that is starting is waited for, one that sleeps is woken:
+   * only for whoever may reach it.
+   * @param knock who comes for it, for the record of what woke it: `an SSH session`
    * @param onStage hears the machine once at the beginning of a wait and whenever its stage changes
-   * @throws MachineNotReadyError when it is off, failed, trashed or `timeoutMs` (default 5 minutes) has passed
+   * @throws MachineNotReadyError when it is off, paused, failed, trashed or `timeoutMs` (default 5 minutes) has passed
    */
   whenReady(
     machineId: number,
     seeker: Seeker,
-    options: { signal: AbortSignal; timeoutMs?: number; onStage?: (machine: Machine) => void },
+    options: { signal: AbortSignal; knock: string; timeoutMs?: number; onStage?: (machine: Machine) => void },
   ): Promise<Machine>
   /**
    * Where a session to a ready machine goes.
@@ -42,7 +46,13 @@ export type MachineAccess = {
 /** `message` is for the person: what is wrong and what to type. */
 export class MachineNotReadyError extends Error {
   override readonly name = 'MachineNotReadyError'
-  readonly code: 'machine.not_found' | 'machine.off' | 'machine.failed' | 'machine.timeout'
+  readonly code:
+    | 'machine.not_found'
+    | 'machine.off'
+    | 'machine.paused'
+    | 'machine.failed'
+    | 'machine.timeout'
+    | 'account.suspended'
 
   constructor(code: MachineNotReadyError['code'], message: string, options?: ErrorOptions) {
     super(message, options)
@@ -57,8 +67,18 @@ const RECHECK_MS = 5_000
 /** A server whose lease has run out may be a vmhost that is being replaced: for so long it is believed to come back. */
 const SERVER_BACK_MS = 10_000
 
-/** @param sshPort where the platform's sshd listens in every guest; tests put a stand-in elsewhere */
-export function createMachineAccess(db: Database, news: News, sshPort = 22): MachineAccess {
+/** A row that the news overtook is read again; beyond so often it is taken as it is. */
+const READS_MOST = 5
+
+export type MachineAccessOptions = {
+  db: Database
+  news: News
+  watches: Watches
+  /** where the platform's sshd listens in every guest; tests put a stand-in elsewhere */
+  sshPort?: number
+}
+
+export function createMachineAccess({ db, news, watches, sshPort = 22 }: MachineAccessOptions): MachineAccess {
   const visible = ({ accountId, scope }: Seeker) =>
     and(
       eq(machines.accountId, accountId),
@@ -105,18 +125,32 @@ export function createMachineAccess(db: Database, news: News, sshPort = 22): Mac
       return found[0] && flat(found[0])
     },
 
-    async whenReady(machineId, seeker, { signal, timeoutMs = READY_TIMEOUT_MS, onStage }) {
+    async whenReady(machineId, seeker, { signal, knock, timeoutMs = READY_TIMEOUT_MS, onStage }) {
       const beganAt = performance.now()
-      const deadline = beganAt + timeoutMs
+      let deadline = beganAt + timeoutMs
       let lastStage: string | undefined
-      for (;;) {
+      let isRefused = false
+      for (let reads = 1; ; reads++) {
+        const { generation } = watches.of(machineId)
         // Listening begins before the row is read: a change between the two would be missed otherwise.
         const change = nextChange(news, machineId, signal, Math.min(RECHECK_MS, deadline - performance.now()))
         try {
           const machine = await access.byId(machineId, seeker)
           if (!machine)
             throw new MachineNotReadyError('machine.not_found', 'the machine is gone; ls lists those there are')
-          if (isReady(machine)) return machine
+          if (isReady(machine)) {
+            // What waits for it in this gateway goes first, and nothing is sent to the start before.
+            if (watches.see(machineId, machine, generation) || reads > READS_MOST) return machine
+            continue
+          }
+          if (machine.desiredState === 'asleep') {
+            const isWoken = await watches.wake(machineId, knock)
+            // Another gateway may have been quicker; but not twice.
+            if (isRefused && !isWoken) throw suspended(machine)
+            isRefused = !isWoken
+            continue
+          }
+          isRefused = false
           // The failure of the start before stays in the row while the new start waits for its turn.
           const stale =
             machine.observedBoot < machine.desiredBoot &&
@@ -126,10 +160,12 @@ export function createMachineAccess(db: Database, news: News, sshPort = 22): Mac
             lastStage = machine.observedStage
             onStage?.(machine)
           }
+          // An image takes as long as its registry does, which gives up by itself.
+          if (machine.observedStage === 'image') deadline = performance.now() + timeoutMs
           if (performance.now() >= deadline) {
             throw new MachineNotReadyError(
               'machine.timeout',
-              `${machine.name} is still starting after ${Math.round(timeoutMs / 1000)} s (${stageInWords(machine.observedStage)}); see: logs ${machine.name}`,
+              `${machine.name} is still ${isWaking(machine) ? 'waking' : 'starting'} after ${Math.round(timeoutMs / 1000)} s (${stageOf(machine)}); see: logs ${machine.name}`,
             )
           }
           await change.happened
@@ -162,7 +198,7 @@ export function createMachineAccess(db: Database, news: News, sshPort = 22): Mac
 }
 
 /** Whether sshd of the start that is wanted listens: after `restart` the old one may still answer for a moment. */
-export function isReady(machine: Machine): boolean {
+export function isReady(machine: LifeRow): boolean {
   return (
     machine.desiredState === 'running' &&
     machine.observedState === 'running' &&
@@ -171,10 +207,21 @@ export function isReady(machine: Machine): boolean {
   )
 }
 
-/** What a start is doing, as a person reads it. */
-export function stageInWords(stage: string): string {
+/** What a start, or a wake, is doing, as a person reads it. */
+export function stageOf(machine: Machine): string {
+  return isWaking(machine) ? 'reading its memory' : stageInWords(machine.observedStage)
+}
+
+/** Whether a machine that is wanted awake goes on from its memory; only then it has a time at which it fell asleep. */
+export function isWaking({ desiredState, observedState, observedReadyAt, observedAsleepAt }: Machine): boolean {
+  if (desiredState !== 'running' || observedReadyAt !== null) return false
+  return observedState === 'asleep' || (observedState === 'running' && observedAsleepAt !== null)
+}
+
+function stageInWords(stage: string): string {
   const words: Record<string, string> = {
     waiting: 'waiting for its server',
+    image: 'fetching its image',
     disk: 'making its disk',
     network: 'setting up its network',
     boot: 'booting',
@@ -193,7 +240,7 @@ function refuseUnlessStarting(machine: Machine, isFailureStale: boolean): void {
     case 'stopped':
       throw new MachineNotReadyError('machine.off', `${name} is off; to start it: start ${name}`)
     case 'paused':
-      throw new MachineNotReadyError('machine.off', `${name} is paused; to wake it: resume ${name}`)
+      throw new MachineNotReadyError('machine.paused', `${name} is paused; to wake it: resume ${name}`)
     default:
   }
   if (machine.observedState === 'failed' && !isFailureStale) {
@@ -202,6 +249,10 @@ function refuseUnlessStarting(machine: Machine, isFailureStale: boolean): void {
       `${name} failed: ${machine.observedReason ?? 'no reason was reported'}; to try again: restart ${name}`,
     )
   }
+}
+
+function suspended({ name }: Machine): MachineNotReadyError {
+  return new MachineNotReadyError('account.suspended', `${name} sleeps, and its account is suspended: nothing wakes it`)
 }
 
 function nextChange(news: News, machineId: number, signal: AbortSignal, timeoutMs: number) {

@@ -1,6 +1,6 @@
 import type { Sql } from '../../migrations/connect.ts'
 import type { App, Caller } from '../app.ts'
-import { type Machine, stageInWords } from '../machines.ts'
+import { type Machine, stageOf } from '../machines.ts'
 import type { Context } from './command.ts'
 import { CommandError } from './error.ts'
 import { sayList, shown } from './values.ts'
@@ -67,8 +67,9 @@ export async function untilSshWorks(context: Context, machineId: number): Promis
   using _watch = watchServer(context, machineId)
   const machine = await app.machines.whenReady(machineId, caller, {
     signal,
+    knock: 'a command of the lobby',
     timeoutMs: READY_TIMEOUT_MS,
-    onStage: (seen) => progress.show(`${seen.name}: ${stageInWords(seen.observedStage)}`),
+    onStage: (seen) => progress.show(`${seen.name}: ${stageOf(seen)}`),
   })
   progress.show(`${machine.name}: signing in`)
   for (let attempt = 1; ; attempt++) {

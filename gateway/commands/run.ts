@@ -177,7 +177,11 @@ function sentence(failure: CommandError, { view }: Context): string {
 function asCommandError(error: unknown, context: Context): CommandError {
   if (error instanceof CommandError) return error
   if (error instanceof MachineNotReadyError) {
-    return new CommandError(error.code, error.code === 'machine.not_found' ? 3 : 1, error.message, { cause: error })
+    const exits: Partial<Record<MachineNotReadyError['code'], 3 | 4>> = {
+      'machine.not_found': 3,
+      'account.suspended': 4,
+    }
+    return new CommandError(error.code, exits[error.code] ?? EXIT.failed, error.message, { cause: error })
   }
   if (error instanceof MachineUnreachableError) return new CommandError(error.code, 1, error.message, { cause: error })
   const { app, caller } = context

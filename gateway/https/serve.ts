@@ -82,6 +82,7 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     sql,
     news,
     log,
+    watches: app.watches,
     onEnded(route) {
       endings.server?.forget(route.address)
       endings.server?.revoke((_grant, machineId) => machineId === route.machineId)

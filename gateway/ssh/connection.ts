@@ -5,7 +5,7 @@ import { type App, type Caller, EXIT, type RunLine, type RunLobby } from '../app
 import { shown } from '../commands/values.ts'
 import { LINE_LIMIT_BYTES, LineCutter } from '../commands/words.ts'
 import { faultSentence } from '../fault.ts'
-import { MachineNotReadyError, stageInWords } from '../machines.ts'
+import { isWaking, type Machine, MachineNotReadyError, stageOf } from '../machines.ts'
 import { serveJumps } from './jump.ts'
 import { relayConnection } from './relay/relay.ts'
 import { MAX_SESSIONS, type SessionRequest, serveSessions } from './session.ts'
@@ -25,19 +25,18 @@ type LobbyRoute = Extract<Route, { to: 'lobby' | 'unknown' }>
 
 /** `ssh demo@host`: everything goes on to the machine. */
 export function serveMachine(client: Connection, app: App, caller: Caller, route: MachineRoute): Served {
+  const watch = app.watches.of(route.machineId)
   return relayConnection(client, {
     pool: app.pool,
     log: app.log,
+    onActivity: () => watch.carriedOverSsh(),
     resolve: async (signal, say) => {
-      let told = false
+      const telling = tellOnce(say)
       try {
         const machine = await app.machines.whenReady(route.machineId, caller, {
           signal,
-          onStage: ({ name, observedStage }) => {
-            if (!told)
-              say(`${name} is starting (${stageInWords(observedStage)}); the session begins as soon as it answers`)
-            told = true
-          },
+          knock: 'an SSH session',
+          onStage: (seen) => telling.hear(seen),
         })
         // A machine that stands still would keep the session waiting without a word.
         if (machine.observedReason) say(`${machine.name}: ${machine.observedReason}`)
@@ -46,9 +45,34 @@ export function serveMachine(client: Connection, app: App, caller: Caller, route
         if (signal.aborted || error instanceof MachineNotReadyError) throw error
         // The relay shows the message of what is thrown here.
         throw new Error(faultSentence(error, app.log, 'a machine was not found'), { cause: error })
+      } finally {
+        telling.end()
       }
     },
   })
+}
+
+/** Most machines are awake before anybody has read that they wake. */
+const WAKING_QUIETLY_MS = 1_000
+
+/** Says what a session waits for, once: of a start at once, of a wake when it takes long. */
+function tellOnce(say: (sentence: string) => void) {
+  let told = false
+  let timer: NodeJS.Timeout | undefined
+  const tell = (sentence: string) => {
+    if (!told) say(`${sentence}; the session begins as soon as it answers`)
+    told = true
+  }
+  return {
+    hear(machine: Machine): void {
+      const { name } = machine
+      if (isWaking(machine)) timer ??= setTimeout(() => tell(`${name} is waking`), WAKING_QUIETLY_MS)
+      else tell(`${name} is starting (${stageOf(machine)})`)
+    },
+    end(): void {
+      clearTimeout(timer)
+    },
+  }
 }
 
 /** `ssh host`: the lobby, and jumps to machines. */

@@ -1,5 +1,7 @@
 import { connect, type Socket } from 'node:net'
 import type { ServerChannel } from 'ssh2'
+import type { Tie } from '../activity/tie.ts'
+import type { MachineWatch } from '../activity/watch.ts'
 import { sendWindowBytes } from './internals.ts'
 
 /**
@@ -22,6 +24,9 @@ const maxCarriages = 512
 
 /** For a machine to take what a client that is gone has sent it. */
 const lingerMs = 10_000
+
+/** Named in the record of what woke a machine. */
+export const KNOCK = 'a connection through the lobby'
 
 /** What one client has jumped to. */
 export class Carriages {
@@ -65,18 +70,25 @@ export class Carriages {
 export class Carriage {
   readonly socket: Socket
   readonly #all: Carriages
+  readonly #watch: MachineWatch
+  readonly #tie: Tie
   #channel: ServerChannel | undefined
   /** Something waits in the channel, or behind it. */
   #waiting = false
 
-  constructor(all: Carriages, host: string, port: number) {
+  constructor(all: Carriages, host: string, port: number, watch: MachineWatch) {
     this.#all = all
+    this.#watch = watch
     const onread = {
       buffer: () => this.#nextBuffer(),
       callback: (lengthBytes: number) => this.#read(lengthBytes),
     }
     this.socket = connect({ host, port, allowHalfOpen: true, noDelay: true, onread })
     this.socket.pause()
+    this.#tie = watch.attach(this.socket, {
+      onHold: () => this.socket.connecting && watch.want(KNOCK),
+      onEnded: () => this.socket.destroy(),
+    })
     all.add(this)
     this.socket.once('close', () => all.remove(this))
   }
@@ -93,10 +105,15 @@ export class Carriage {
       return
     }
     this.#channel = channel
-    channel.on('error', () => socket.destroy())
+    channel.on('error', () => this.#tie.destroy())
     channel.on('close', () => this.finish())
     socket.once('end', () => channel.end())
-    channel.pipe(socket)
+    channel.on('data', () => {
+      this.#watch.carriedOverSsh()
+      if (this.#tie.isHeld) this.#tie.want(KNOCK)
+    })
+    channel.pipe(socket, { end: false })
+    channel.once('end', () => this.#tie.end())
     this.resume()
   }
 
@@ -106,7 +123,7 @@ export class Carriage {
 
   /** The client has closed the channel, or is gone: the machine still gets what is on its way to it. */
   finish(): void {
-    const timer = setTimeout(() => this.socket.destroy(), lingerMs)
+    const timer = setTimeout(() => this.#tie.destroy(), lingerMs)
     this.socket.once('close', () => clearTimeout(timer))
     this.#waiting = false
     this.#all.release(this)
@@ -122,6 +139,7 @@ export class Carriage {
     const channel = this.#channel
     // Nobody is left to read it
     if (!channel?.writable) return true
+    this.#watch.carriedOverSsh()
     const bytes = buffer.subarray(0, lengthBytes)
     const fits = lengthBytes <= sendWindowBytes(channel)
     channel.write(fits ? bytes : Buffer.from(bytes), () => this.#written(channel))

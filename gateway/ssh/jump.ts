@@ -1,10 +1,11 @@
 import type { Connection } from 'ssh2'
+import type { MachineWatch } from '../activity/watch.ts'
 import type { App, Caller } from '../app.ts'
 import { shown } from '../commands/values.ts'
 import { faultSentence } from '../fault.ts'
 import { type Machine, MachineNotReadyError } from '../machines.ts'
 import { rejectChannel } from './internals.ts'
-import { Carriage, Carriages } from './jump-carriage.ts'
+import { Carriage, Carriages, KNOCK } from './jump-carriage.ts'
 
 const CONNECT_TIMEOUT_MS = 10_000
 
@@ -65,8 +66,8 @@ async function open(
     throw new JumpError(`port ${port} of ${machine.name} is not open to you; ports 22 and 3000-9999 are`)
   }
   try {
-    const ready = await app.machines.whenReady(machine.id, caller, { signal })
-    return await connectTo(app.machines.target(ready, caller), port, carriages, signal)
+    const ready = await app.machines.whenReady(machine.id, caller, { signal, knock: KNOCK })
+    return await connectTo(app.machines.target(ready, caller), port, app.watches.of(ready.id), carriages, signal)
   } catch (error) {
     if (error instanceof MachineNotReadyError) throw new JumpError(error.message, { cause: error })
     if (signal.aborted) throw new JumpError('the client is gone', { cause: error })
@@ -77,12 +78,13 @@ async function open(
 async function connectTo(
   target: { name: string; address: string; port: number },
   port: number,
+  watch: MachineWatch,
   carriages: Carriages,
   signal: AbortSignal,
 ): Promise<Carriage> {
   if (carriages.full) throw new JumpError('too many connections to machines at once')
   // `target.port` is where the platform's sshd is; guests know it as 22.
-  const carriage = new Carriage(carriages, target.address, port === 22 ? target.port : port)
+  const carriage = new Carriage(carriages, target.address, port === 22 ? target.port : port, watch)
   const { socket } = carriage
   const { promise, resolve, reject } = Promise.withResolvers<Carriage>()
   const timer = setTimeout(

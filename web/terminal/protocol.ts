@@ -32,7 +32,7 @@ export type ToBrowser =
   | { pong: number }
 
 /** A command of the lobby that helps. `verb` alone is what the page's button asks for. */
-export type WayOn = { verb: 'start' | 'restart'; command: string }
+export type WayOn = { verb: 'start' | 'restart' | 'resume'; command: string }
 
 /** Most bytes that were sent to the browser and not said to be shown. */
 export const OUTPUT_WINDOW_BYTES = 512 * 1024

@@ -1,4 +1,5 @@
 import type { State } from './connection.ts'
+import type { WayOn } from './protocol.ts'
 
 /** What a person is told of a connection: a sentence for the bar, and what can be done about it. */
 export type Told = {
@@ -12,6 +13,8 @@ export type Told = {
   command?: string
 }
 
+const BUTTONS: Record<WayOn['verb'], string> = { start: 'Start', restart: 'Restart', resume: 'Resume' }
+
 export function tell(state: State, { machine, session }: { machine: string; session: string }): Told {
   switch (state.is) {
     case 'connecting':
@@ -22,7 +25,7 @@ export function tell(state: State, { machine, session }: { machine: string; sess
       return {
         text: state.text,
         isBlocking: true,
-        button: state.wayOn.verb === 'start' ? `Start ${machine}` : `Restart ${machine}`,
+        button: `${BUTTONS[state.wayOn.verb]} ${machine}`,
         command: state.wayOn.command,
       }
     case 'attached':

@@ -111,7 +111,8 @@ async function carry(
   const seeker = { accountId }
   const [won] = await app.sql`
     update machines set setup_state = 'running' where id = ${machineId} and setup_state = 'waiting' returning id`
-  const machine = await app.machines.whenReady(machineId, seeker, { signal, timeoutMs: PLACE_LIMIT_MS })
+  const knock = 'its setup script'
+  const machine = await app.machines.whenReady(machineId, seeker, { signal, knock, timeoutMs: PLACE_LIMIT_MS })
   if (machine.setupState !== 'running' || machine.setupScript === null) return
   const input = machine.setupScript
   const run = async () => (await runOn(app, machine, startSetupCommand(), signal, input, onHeld)).status

@@ -27,6 +27,7 @@ export function textOf({ code, message, machineName }: CommandError): string {
     case 'machine.not_found':
       return `${vm} not found`
     case 'machine.off':
+    case 'machine.paused':
     case 'machine.failed':
       return `${vm} is not running: ${message}`
     case 'machine.unreachable':

@@ -8,7 +8,10 @@
  * followed: at news of it the row is read anew and compared with what was seen last.
  */
 import type { Sql } from '../../../migrations/connect.ts'
+import { goesOn, type Life, type LifeRow, lifeOf, type Run, runOf } from '../../activity/life.ts'
+import type { Watches } from '../../activity/watches.ts'
 import type { Log } from '../../log.ts'
+import { isReady } from '../../machines.ts'
 import type { News } from '../../news.ts'
 import type { Route } from '../proxy/seams.ts'
 
@@ -24,14 +27,17 @@ export type MachineRoute = Route & {
   isSuspended: boolean
   /** some tokens open machines by their tags */
   tags: readonly string[]
+  /** what its connections are to expect */
+  life: Life
   /** tells one run of the machine from the next */
-  run: string
+  run: Run
 }
 
 export type RouteTableOptions = {
   sql: Sql
   news: News
   log: Log
+  watches: Watches
   /** a machine that was reached stopped, or runs anew elsewhere: connections to it are dead */
   onEnded(route: MachineRoute): void
   /** what decides access to a machine changed */
@@ -100,7 +106,7 @@ export class RouteTable {
   /** The machine whose row this is, as it is now. */
   async byId(machineId: number): Promise<MachineRoute | undefined> {
     const rows = await this.#select(this.#options.sql`m.id = ${machineId}`)
-    return rows[0] && routeOf(rows[0])
+    return rows[0] && this.#routeOf(rows[0])
   }
 
   close(): void {
@@ -112,9 +118,13 @@ export class RouteTable {
     for (let reads = 1; ; reads++) {
       const generation = this.#generation
       const rows = await this.#select(this.#options.sql`n.name = ${name}`)
-      const route = rows[0] && routeOf(rows[0])
-      if (generation === this.#generation) this.#keep(name, route)
-      else if (reads < READS_MOST) continue
+      const [row] = rows
+      const route = row && this.#routeOf(row)
+      if (generation === this.#generation) {
+        // No news since: it is what its connections should know before another is made.
+        if (row) this.#options.watches.of(row.id).see(row)
+        this.#keep(name, route)
+      } else if (reads < READS_MOST) continue
       return route
     }
   }
@@ -123,10 +133,9 @@ export class RouteTable {
   async #select(which: ReturnType<Sql>): Promise<Row[]> {
     return await this.#options.sql<Row[]>`
       select m.id, n.name, m.account_id as "accountId", host(a.address) as address, m.web_port as "webPort",
-        m.web_public as "isPublic", c.suspended_at is not null as "isSuspended", m.observed_boot as boot, m.tags,
-        m.observed_ready_at as "readyAt",
-        m.desired_state = 'running' and m.observed_state = 'running' and m.observed_boot = m.desired_boot
-          and m.observed_ready_at is not null as "isAwake"
+        m.web_public as "isPublic", c.suspended_at is not null as "isSuspended", m.tags,
+        m.desired_state as "desiredState", m.observed_state as "observedState", m.desired_boot as "desiredBoot",
+        m.observed_boot as "observedBoot", m.observed_ready_at as "observedReadyAt"
       from machine_names n join machines m on m.id = n.machine_id join accounts c on c.id = m.account_id
         left join addresses a on a.machine_id = m.id
       where ${which} and m.observed_state <> 'gone'`
@@ -161,12 +170,17 @@ export class RouteTable {
     this.#changed.clear()
     try {
       const rows = await this.#select(sql`m.id in ${sql(ids)}`)
-      const now = new Map(rows.map((row) => [row.id, routeOf(row)]))
+      const now = new Map(rows.map((row) => [row.id, this.#routeOf(row)]))
       for (const id of ids) this.#notice(id, now.get(id))
     } catch (error) {
       log.warn({ err: error }, 'could not see which machines changed')
       for (const id of ids) onAccessChanged(id)
     }
+  }
+
+  #routeOf(row: Row): MachineRoute {
+    const wasHeld = this.#seen.get(row.id)?.life === 'held'
+    return routeOf(row, lifeOf(row, wasHeld), this.#options.watches)
   }
 
   /** A machine's row was read; undefined: it has none any more, or no name. */
@@ -177,7 +191,9 @@ export class RouteTable {
     if (is) this.#seen.set(machineId, is)
     dropOldest(this.#seen)
     if (!was) return
-    if (was.awake && was.run !== is?.run) onEnded(was)
+    const wasHeld = was.life === 'held'
+    const isOver = !is || is.life === 'over' || !goesOn(was.run, is.run, wasHeld || is.life === 'held')
+    if (was.life !== 'over' && isOver) onEnded(was)
     if (!is || decides(is) !== decides(was)) onAccessChanged(machineId)
   }
 }
@@ -194,7 +210,7 @@ function decides({ accountId, isPublic, isSuspended, primaryPort, tags }: Machin
   return JSON.stringify([accountId, isPublic, isSuspended, primaryPort, tags])
 }
 
-type Row = {
+type Row = LifeRow & {
   id: number
   name: string
   accountId: number
@@ -203,22 +219,21 @@ type Row = {
   isPublic: boolean
   isSuspended: boolean
   tags: string[]
-  boot: number
-  readyAt: Date | null
-  isAwake: boolean
 }
 
-function routeOf(row: Row): MachineRoute {
+function routeOf(row: Row, life: Life, watches: Watches): MachineRoute {
   return {
     machineId: row.id,
     name: row.name,
     address: row.address ?? '',
     primaryPort: row.webPort ?? DEFAULT_PORT,
-    awake: row.isAwake && row.address !== null,
+    awake: isReady(row) && row.address !== null,
+    watch: watches.of(row.id),
     accountId: row.accountId,
     isPublic: row.isPublic,
     isSuspended: row.isSuspended,
     tags: row.tags,
-    run: `${row.address} ${row.boot} ${row.isAwake ? row.readyAt?.getTime() : ''}`,
+    life,
+    run: runOf(row),
   }
 }

@@ -17,7 +17,7 @@ export function problemPage(problem: Problem, { domain, control }: { domain: str
   return page({
     title,
     domain,
-    refreshS: code === 'machine.starting' ? retryAfterS : undefined,
+    refreshS: code === 'machine.starting' || code === 'machine.waking' ? retryAfterS : undefined,
     body: html`<h1>${title}</h1>
 <p>${withCommand(detail)}</p>
 ${

@@ -31,8 +31,6 @@ export type ExchangeOptions = {
   onEnded: () => void
   /** no (further) response will come; `answered`: the client has seen a head already */
   onCut: (error: CutError, answered: boolean) => void
-  /** the tunnel carried something */
-  onUsed: () => void
   /** the machine takes the request's bytes again */
   onDrained: () => void
 }
@@ -87,8 +85,10 @@ export class Exchange implements ResponseReader {
     const upstream = context.pool.acquire(admitted.route.address, admitted.port, {
       repeatable: this.#repeatable,
       fresh: this.#retried || facts.upgrade !== undefined || head.minor === 0,
+      watch: admitted.route.watch,
     })
     if (!upstream) return false
+    this.#carried()
     this.#upstream = upstream
     upstream.begin(this, this.#text)
     if (!this.#repeatable) this.#text = ''
@@ -97,6 +97,7 @@ export class Exchange implements ResponseReader {
 
   /** @returns false when the machine is slow and `onDrained` will say when to go on */
   write(bytes: Buffer | string): boolean {
+    this.#carried()
     return this.#upstream?.write(bytes) ?? true
   }
 
@@ -155,6 +156,7 @@ export class Exchange implements ResponseReader {
   }
 
   bytes(bytes: Buffer): void {
+    this.#carried()
     this.#lent = bytes
   }
 
@@ -167,7 +169,6 @@ export class Exchange implements ResponseReader {
       if (!lent) return true
       this.#lent = undefined
       this.sentBytes += lent.length
-      if (this.status === 101) this.#options.onUsed()
       // The bytes are lent until we return. With nothing waiting, write() hands them straight to the TLS layer, which
       // encrypts (copies) before it returns; behind something waiting they would stay, so then they are copied here.
       return socket.write(socket.writableLength === 0 ? lent : Buffer.from(lent))
@@ -218,6 +219,14 @@ export class Exchange implements ResponseReader {
 
   drained(): void {
     this.#options.onDrained()
+  }
+
+  #carried(): void {
+    const { admitted, context } = this.#options
+    const { watch } = admitted.route
+    if (!watch) return
+    if (this.status === 101) watch.websocketAtMs = context.clock.nowMs
+    else watch.httpsAtMs = context.clock.nowMs
   }
 
   #refuse(message: string): void {

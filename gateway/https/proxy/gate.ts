@@ -90,8 +90,9 @@ function decide(
     const problem = foreignPage(visit)
     if (problem) return { problem }
   }
-  seams.used?.(visit.route)
-  if (visit.route.awake || !seams.wake) return { route: visit.route, port: visit.port, access }
+  const { route } = visit
+  // It may have been told to sleep a moment ago, which its connections hear of first.
+  if (!seams.wake || (route.awake && route.watch?.isHeld !== true)) return { route, port: visit.port, access }
   return seams.wake(visit, signal()).then(
     // Waking takes its time, and the grant may have been taken back meanwhile.
     (route): MaybePromise<Outcome> =>

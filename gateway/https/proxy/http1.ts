@@ -50,7 +50,6 @@ export class Http1Client implements ClientConnection {
   #remainingBytes = 0
   #scanner: ChunkScanner | undefined
   #deadlineAtMs: number
-  #usedAtMs = 0
   #stalledAtMs: number | undefined
   /** since when nothing is read of the client, whose leaving is not seen either */
   #unreadSinceMs: number | undefined
@@ -120,7 +119,6 @@ export class Http1Client implements ClientConnection {
         this.#readBody(chunk)
         return
       case 'tunnel':
-        this.#used()
         if (this.#request?.exchange?.write(chunk) === false) this.#stopReading()
         return
       case 'gate':
@@ -239,7 +237,6 @@ export class Http1Client implements ClientConnection {
         onTunnel: () => this.#tunnel(),
         onEnded: () => this.#responseEnded(request),
         onCut: (error, answered) => this.#cut(request, error, answered),
-        onUsed: () => this.#used(),
         onDrained: this.#onUpstreamDrained,
       })
     } catch (error) {
@@ -498,14 +495,6 @@ export class Http1Client implements ClientConnection {
     }
     if (tunnel) this.#context.tunnels.closed()
     this.#onGone(this)
-  }
-
-  #used(): void {
-    const now = this.#context.clock.nowMs
-    if (now - this.#usedAtMs < 30_000) return
-    this.#usedAtMs = now
-    const route = this.#request?.admitted?.route
-    if (route) this.#context.seams.used?.(route)
   }
 
   #finish(request: Request, cut?: CutError['code'], rendered?: { status: number; body: Buffer }): void {

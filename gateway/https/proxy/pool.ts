@@ -1,3 +1,4 @@
+import type { MachineWatch } from '../../activity/watch.ts'
 import type { Clock } from './clock.ts'
 import { Upstream } from './upstream.ts'
 
@@ -47,12 +48,13 @@ export class UpstreamPool {
   /**
    * @param repeatable the request can be sent again when a kept connection turns out to be dead
    * @param fresh never a kept one (upgrades, repetitions)
+   * @param watch of the machine
    * @returns undefined when the port has as many connections as it may have
    */
   acquire(
     host: string,
     port: number,
-    { repeatable, fresh }: { repeatable: boolean; fresh: boolean },
+    { repeatable, fresh, watch }: { repeatable: boolean; fresh: boolean; watch: MachineWatch | undefined },
   ): Upstream | undefined {
     const key = `${host}:${port}`
     const entry = this.#ports.get(key) ?? this.#add(key)
@@ -68,6 +70,7 @@ export class UpstreamPool {
       host,
       port,
       connectTimeoutMs: this.#limits.connectTimeoutMs,
+      watch,
       onClosed: (closed) => this.#forget(key, entry, closed),
     })
     entry.open.add(upstream)

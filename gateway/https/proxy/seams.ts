@@ -1,3 +1,4 @@
+import type { MachineWatch } from '../../activity/watch.ts'
 import type { Site } from '../host.ts'
 import type { Identity } from './fields.ts'
 import type { Field } from './head.ts'
@@ -15,6 +16,8 @@ export type Route = {
   primaryPort: number
   /** false: `wake` is called first, once the request was authorised */
   awake: boolean
+  /** what is carried is noted here, and connections live through the machine's sleep; without it they know of none */
+  watch?: MachineWatch
 }
 
 /** One request at a machine's host, before it is let in. */
@@ -88,8 +91,6 @@ export type Seams = {
   wake?(visit: Visit, signal: AbortSignal): Promise<Route>
   /** which ports the machine listens on, for the page that says so */
   listeningPorts?(route: Route): MaybePromise<readonly number[]>
-  /** called for each exchange, and again when a tunnel carries bytes (at most every 30 s): keeps the machine awake */
-  used?(route: Route): void
   /** the page for a problem, as HTML, and the fields it is sent with; a plain one unless given */
   page?(problem: Problem): { text: string; fields: NonNullable<Answer['fields']> }
 }

@@ -181,7 +181,9 @@ export class Stream2 implements ResponseReader {
     if (!this.#admitted) return false
     const { route, port } = this.#admitted
     const repeatable = this.#framing.kind === 'none' && /^(GET|HEAD|OPTIONS|PUT|DELETE)$/.test(this.method)
-    this.#upstream = this.#context.pool.acquire(route.address, port, { repeatable, fresh: this.#retried })
+    const { watch } = route
+    this.#upstream = this.#context.pool.acquire(route.address, port, { repeatable, fresh: this.#retried, watch })
+    this.#carried()
     this.#upstream?.begin(this, this.#text)
     if (!repeatable) this.#text = ''
     return this.#upstream !== undefined
@@ -203,6 +205,7 @@ export class Stream2 implements ResponseReader {
     stream.on('data', (bytes: Buffer) => {
       if (!this.#upstream || bytes.length === 0) return
       this.#receivedBytes += bytes.length
+      this.#carried()
       if (chunked) this.#upstream.write(`${bytes.length.toString(16)}\r\n`)
       let more = this.#upstream.write(bytes)
       if (chunked) more = this.#upstream.write('\r\n')
@@ -261,6 +264,7 @@ export class Stream2 implements ResponseReader {
 
   bytes(bytes: Buffer): void {
     if (this.#isOver) return
+    this.#carried()
     this.#sentBytes += bytes.length
     this.#heldBytes += bytes.length
     this.#options.held.bytes += bytes.length
@@ -355,6 +359,11 @@ export class Stream2 implements ResponseReader {
     if (withBody) stream.end(body)
     // What is left of the request is read and thrown away, within the stream's window.
     stream.resume()
+  }
+
+  #carried(): void {
+    const watch = this.#admitted?.route.watch
+    if (watch) watch.httpsAtMs = this.#context.clock.nowMs
   }
 
   #release(): void {

@@ -1,4 +1,6 @@
 import { connect, type Socket } from 'node:net'
+import type { Tie } from '../../activity/tie.ts'
+import type { MachineWatch } from '../../activity/watch.ts'
 import { ChunkScanner } from './chunked.ts'
 import { type Field, type Framing, HeadError, parseResponseHead, type ResponseHead, responseFraming } from './head.ts'
 
@@ -61,16 +63,23 @@ export type UpstreamOptions = {
   host: string
   port: number
   connectTimeoutMs: number
+  watch?: MachineWatch | undefined
   /** called once, when the connection can no longer be used */
   onClosed: (upstream: Upstream) => void
 }
+
+const KEEPALIVE_MS = 60_000
+
+/** A request that was sent so shortly before its machine fell asleep was not known to whoever let it. */
+const JUST_SENT_MS = 15_000
 
 type State = 'connecting' | 'idle' | 'head' | 'body' | 'tunnel' | 'closed'
 
 /**
  * A connection to one port of a machine. States: `connecting` and `idle` become `head` with an exchange; its response
  * head leads to `body` (or back to `idle` without one) or to `tunnel` after 101; a complete response leads to `idle`
- * when the machine keeps the connection, else to `closed`.
+ * when the machine keeps the connection, else to `closed`. While the machine sleeps all of them last but `idle`: what is
+ * written waits, and wakes it (activity/tie.ts).
  */
 export class Upstream {
   /** exchanges served so far */
@@ -82,6 +91,7 @@ export class Upstream {
   /** the response is complete and the connection may serve again */
   reusable = false
   readonly #socket: Socket
+  readonly #tie: Tie | undefined
   readonly #onClosed: (upstream: Upstream) => void
   #state: State = 'connecting'
   #reader: ResponseReader | undefined
@@ -91,6 +101,7 @@ export class Upstream {
   #framing: Framing['kind'] = 'none'
   #interims = 0
   #answered = false
+  #begunAtMs = 0
   #connectTimer: NodeJS.Timeout | undefined
   #error: Error | undefined
 
@@ -101,7 +112,7 @@ export class Upstream {
       port: options.port,
       noDelay: true,
       keepAlive: true,
-      keepAliveInitialDelay: 60_000,
+      keepAliveInitialDelay: KEEPALIVE_MS,
       allowHalfOpen: true,
       onread: { buffer: () => this.#nextBuffer(), callback: (bytes) => this.#read(READ_BUFFER.subarray(0, bytes)) },
     })
@@ -120,6 +131,11 @@ export class Upstream {
         this.#error = error
       })
       .on('close', () => this.#closed())
+    this.#tie = options.watch?.attach(this.#socket, {
+      keepAliveMs: KEEPALIVE_MS,
+      onHold: () => this.#held(),
+      onEnded: () => this.#socket.destroy(),
+    })
   }
 
   get closed(): boolean {
@@ -132,12 +148,14 @@ export class Upstream {
     this.#answered = false
     this.reusable = false
     this.#interims = 0
+    this.#begunAtMs = performance.now()
     if (this.#state === 'idle') this.#state = 'head'
-    this.#socket.write(text, 'latin1')
+    this.write(text)
   }
 
   /** @returns false when the machine is slow and `drained` will say when to go on */
   write(bytes: Buffer | string): boolean {
+    if (this.#tie?.isHeld) this.#want()
     return typeof bytes === 'string' ? this.#socket.write(bytes, 'latin1') : this.#socket.write(bytes)
   }
 
@@ -148,19 +166,35 @@ export class Upstream {
 
   /** No more bytes will come from the client of a tunnel. */
   end(): void {
-    this.#socket.end()
+    if (this.#tie) this.#tie.end()
+    else this.#socket.end()
   }
 
   /** Gives the connection up; the reader hears nothing more. */
   destroy(): void {
     this.#reader = undefined
-    this.#socket.destroy()
+    if (this.#tie) this.#tie.destroy()
+    else this.#socket.destroy()
   }
 
   /** The exchange is over on both sides: nothing more is told to its reader. */
   release(): void {
     this.#reader = undefined
     this.served++
+  }
+
+  /** The machine falls asleep, and hears for a moment yet. */
+  #held(): void {
+    if (this.#state === 'idle') {
+      this.#socket.destroy()
+      return
+    }
+    const waits = this.#state === 'connecting' || this.#state === 'head'
+    if (waits && performance.now() - this.#begunAtMs < JUST_SENT_MS) this.#want()
+  }
+
+  #want(): void {
+    this.#tie?.want(this.#state === 'tunnel' ? 'a WebSocket' : 'a web request')
   }
 
   /** Asked after each read. Both buffers begin at the same byte. */

@@ -51,6 +51,7 @@ export function offState(machine: Machine, lobby: (command: string) => string): 
   if (desiredState === 'stopped') {
     return off(observedState === 'stopped' ? `${name} is stopped.` : `${name} is stopping.`, 'start')
   }
+  if (desiredState === 'paused') return off(`${name} is paused.`, 'resume')
   if (observedState === 'failed')
     return off(`${name} failed: ${machine.observedReason ?? 'no reason is known'}.`, 'restart')
   return { state: 'waiting', text: `${name} is ${observedState}.` }

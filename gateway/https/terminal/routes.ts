@@ -1,4 +1,5 @@
 import { PassThrough } from 'node:stream'
+import type { DesiredState } from '../../../migrations/schema.ts'
 import { FIRST_SESSION, SESSION_NAME } from '../../../web/terminal/protocol.ts'
 import { lobbyLine } from '../../commands/machine-document.ts'
 import { isReady, type Machine } from '../../machines.ts'
@@ -32,7 +33,7 @@ export function addAssets({ app }: Pick<Control, 'app'>): void {
  * The web terminal's pages; its WebSockets come by another way (terminals.ts).
  *
  *     GET  /terminal/NAME[/SESSION]   the page; JSON for programs: the sessions there are
- *     POST /terminal/NAME/start       starts a machine that is off, or one that failed anew
+ *     POST /terminal/NAME/start       starts a machine that is off, or one that failed anew, and resumes a paused one
  */
 export function addTerminal(control: Control): void {
   const { gateway: app, runLine, installation, refuse } = control
@@ -108,8 +109,8 @@ export function addTerminal(control: Control): void {
     const machine = await machineOf(context)
     if (machine instanceof Response) return machine
     const session = context.get('session')
-    const verb = machine.desiredState === 'stopped' ? 'start' : 'restart'
-    if (verb === 'restart' && machine.observedState !== 'failed') return context.json({ status: machine.observedState })
+    const verb = VERBS[machine.desiredState] ?? (machine.observedState === 'failed' ? 'restart' : undefined)
+    if (verb === undefined) return context.json({ status: machine.observedState })
     const output = new PassThrough()
     let text = ''
     output.on('data', (bytes: Buffer) => {
@@ -137,6 +138,9 @@ export function addTerminal(control: Control): void {
 }
 
 const START_LIMIT_MS = 30_000
+
+/** What brings back a machine that is wanted so. */
+const VERBS: Partial<Record<DesiredState, string>> = { stopped: 'start', paused: 'resume' }
 
 /**
  * Scripts and styles of this host alone. xterm.js writes the colours and the size of a cell into style elements of its

@@ -3,7 +3,7 @@ import type { WebSocket } from 'ws'
 import { CLOSED, INPUT_WINDOW_BYTES, OUTPUT_WINDOW_BYTES, type ToBrowser } from '../../../web/terminal/protocol.ts'
 import type { App } from '../../app.ts'
 import { lobbyLine } from '../../commands/machine-document.ts'
-import { type Machine, MachineNotReadyError, stageInWords } from '../../machines.ts'
+import { isWaking, type Machine, MachineNotReadyError, stageOf } from '../../machines.ts'
 import { type MachineProcess, openOnMachine } from '../../ssh/pool/open-on-machine.ts'
 import { MachineUnreachableError } from '../../ssh/pool/target.ts'
 import { attachCommand } from './hold.ts'
@@ -140,8 +140,11 @@ export class TerminalVisit {
           { accountId },
           {
             signal,
-            onStage: ({ observedStage }) =>
-              this.#tell({ state: 'waiting', text: `${machineName} is starting: ${stageInWords(observedStage)}.` }),
+            knock: 'a web terminal',
+            onStage: (seen) => {
+              const what = isWaking(seen) ? 'waking' : `starting: ${stageOf(seen)}`
+              this.#tell({ state: 'waiting', text: `${machineName} is ${what}.` })
+            },
           },
         )
       } catch (error) {

@@ -1,4 +1,5 @@
 import { Duplex, Readable, type Writable } from 'node:stream'
+import type { MachineWatch } from '../../activity/watch.ts'
 import {
   type ChannelEnd,
   type ChannelSink,
@@ -88,6 +89,7 @@ async function openSession(
   const upstream = await pool.reserve(target, fresh)
   const remote = new RemoteProcess(target, windowBytes)
   try {
+    remote.watch = upstream.watch
     remote.end = upstream.open('session', windowBytes, packetBytes, Buffer.alloc(0), remote)
   } finally {
     pool.unreserve(upstream)
@@ -107,6 +109,7 @@ async function openSession(
 /** A session channel as streams. What is read is granted again, so a reader that stops stops the machine. */
 class RemoteProcess implements ChannelSink {
   end: ChannelEnd | undefined
+  watch: MachineWatch | undefined
   readonly opened = Promise.withResolvers<void>()
   readonly exit = Promise.withResolvers<MachineExit>()
   readonly channel: Duplex
@@ -188,7 +191,10 @@ class RemoteProcess implements ChannelSink {
       return
     }
     const now = waiting.bytes.subarray(0, end.sendWindowBytes)
-    if (now.length > 0) end.sendData(now)
+    if (now.length > 0) {
+      this.watch?.carriedOverSsh()
+      end.sendData(now)
+    }
     waiting.bytes = waiting.bytes.subarray(now.length)
     if (waiting.bytes.length > 0) return
     this.#unwritten = undefined
@@ -229,6 +235,7 @@ class RemoteProcess implements ChannelSink {
   #push(output: Readable, bytes: Buffer, lengthBytes: number): void {
     // Nothing may come after EOF (RFC 4254, 5.3), but a machine sends what it likes
     if (this.#outputEnded) return
+    this.watch?.carriedOverSsh()
     this.#readBytes += lengthBytes
     // A copy: the memory of a message is the transport's
     if (output.push(Buffer.from(bytes))) this.#grant()

@@ -1,3 +1,5 @@
+import { type MachineWatch, NotBackError } from '../../activity/watch.ts'
+import type { Watches } from '../../activity/watches.ts'
 import type { IncomingOpen } from '../transport/link.ts'
 import type { Log } from '../transport/log.ts'
 import { type MachineTarget, MachineUnreachableError } from './target.ts'
@@ -13,6 +15,8 @@ export type MachinePoolOptions = {
   connectTimeoutMs?: number
   /** Channels on one connection before another is opened. Default 100. */
   maxChannelsPerConnection?: number
+  /** Which machines sleep: connections to them are kept, and whoever comes wakes them. */
+  watches?: Pick<Watches, 'of'>
   /** A machine silent for this long is asked whether it lives; three unanswered questions end the connection. Default 15 s. */
   keepaliveIntervalMs?: number
 }
@@ -25,12 +29,14 @@ type Entry = { upstream: Upstream; idleTimer: NodeJS.Timeout | undefined }
  * X11, remote forwards) gets a dedicated one. The first of several at once connects, the others wait for it.
  */
 export class MachinePool {
-  readonly #options: Required<MachinePoolOptions>
+  readonly #options: Required<Omit<MachinePoolOptions, 'watches'>>
+  readonly #watches: MachinePoolOptions['watches']
   readonly #shared = new Map<string, Entry[]>()
   readonly #dedicated = new Set<Upstream>()
   #closed = false
 
-  constructor(options: MachinePoolOptions) {
+  constructor({ watches, ...options }: MachinePoolOptions) {
+    this.#watches = watches
     this.#options = {
       idleTimeoutMs: 10 * 60_000,
       connectTimeoutMs: 20_000,
@@ -63,6 +69,8 @@ export class MachinePool {
    * @throws MachineUnreachableError
    */
   async reserve(target: MachineTarget, fresh = false): Promise<Upstream> {
+    const watch = this.#watches?.of(target.machineId)
+    if (watch?.isHeld) await untilBack(watch, target)
     this.#throwIfClosed()
     const key = keyOf(target)
     const entries = this.#shared.get(key) ?? []
@@ -71,7 +79,7 @@ export class MachinePool {
       ({ upstream }) => !upstream.suspect && upstream.channels < this.#options.maxChannelsPerConnection,
     )
     if (entry === undefined) {
-      entry = { upstream: this.#connectShared(target, key), idleTimer: undefined }
+      entry = { upstream: this.#connectShared(target, key, watch), idleTimer: undefined }
       this.#shared.set(key, [...entries, entry])
     }
     const { upstream } = entry
@@ -95,9 +103,12 @@ export class MachinePool {
     target: MachineTarget,
     owner: { onChannelOpen: (open: IncomingOpen, upstream: Upstream) => void; onLost: () => void },
   ): Promise<Upstream> {
+    const watch = this.#watches?.of(target.machineId)
+    if (watch?.isHeld) await untilBack(watch, target)
     this.#throwIfClosed()
     const upstream = new Upstream(target, {
       ...this.#options,
+      watch,
       onChannelOpen: owner.onChannelOpen,
       onLost: (lost) => {
         this.#dedicated.delete(lost)
@@ -111,18 +122,19 @@ export class MachinePool {
 
   /** Closes every connection to a machine: it stopped, restarted or is gone. */
   forget(machineId: number): void {
-    for (const upstream of this.#all()) if (upstream.target.machineId === machineId) upstream.close()
+    for (const upstream of this.#all()) if (upstream.target.machineId === machineId) upstream.destroy()
   }
 
   /** Closes all connections; nothing can be opened afterwards. */
   close(): void {
     this.#closed = true
-    for (const upstream of this.#all()) upstream.close()
+    for (const upstream of this.#all()) upstream.destroy()
   }
 
-  #connectShared(target: MachineTarget, key: string): Upstream {
+  #connectShared(target: MachineTarget, key: string, watch: MachineWatch | undefined): Upstream {
     return new Upstream(target, {
       ...this.#options,
+      watch,
       onIdle: (upstream) => this.#closeWhenIdle(upstream),
       onLost: (lost) => {
         const entries = this.#shared.get(key) ?? []
@@ -140,7 +152,11 @@ export class MachinePool {
     if (entry === undefined) return
     clearTimeout(entry.idleTimer)
     const afterMs = upstream.suspect ? 0 : this.#options.idleTimeoutMs
-    entry.idleTimer = setTimeout(() => upstream.close(), afterMs).unref()
+    entry.idleTimer = setTimeout(() => {
+      // Kept for whoever wakes it, to whom it saves the key exchange.
+      if (upstream.watch?.isHeld) this.#closeWhenIdle(upstream)
+      else upstream.close()
+    }, afterMs).unref()
   }
 
   #all(): Upstream[] {
@@ -149,6 +165,17 @@ export class MachinePool {
 
   #throwIfClosed(): void {
     if (this.#closed) throw new MachineUnreachableError('pool.closed', 'The gateway is shutting down.')
+  }
+}
+
+async function untilBack(watch: MachineWatch, { name }: MachineTarget): Promise<void> {
+  try {
+    await watch.back('an SSH session')
+  } catch (cause) {
+    if (!(cause instanceof NotBackError)) throw cause
+    throw new MachineUnreachableError('machine.unreachable', `Machine ${name} did not wake: ${cause.message}.`, {
+      cause,
+    })
   }
 }
 

@@ -1,5 +1,7 @@
 import { Socket } from 'node:net'
 import ssh2 from 'ssh2'
+import type { Tie } from '../../activity/tie.ts'
+import type { MachineWatch } from '../../activity/watch.ts'
 import { machineAlgorithms } from '../transport/algorithms.ts'
 import type { ChannelEnd, ChannelSink } from '../transport/channel-end.ts'
 import { sweepBusy } from '../transport/flow.ts'
@@ -13,6 +15,8 @@ export type UpstreamOptions = {
   log: Log
   connectTimeoutMs: number
   keepaliveIntervalMs: number
+  /** Of the machine; without it the connection knows nothing of its sleep. */
+  watch?: MachineWatch | undefined
   /** Takes channels that the machine opens; without it they are refused. */
   onChannelOpen?: (open: IncomingOpen, upstream: Upstream) => void
   onLost: (upstream: Upstream) => void
@@ -27,7 +31,8 @@ const unansweredKeepalivesMost = 3
  *
  *   connecting -> ready -> lost
  *
- * `ready` settles once; afterwards channels and global requests may be opened until `lost`.
+ * `ready` settles once; afterwards channels and global requests may be opened until `lost`. While the machine sleeps it
+ * is neither lost nor asked whether it lives; what is sent waits (activity/tie.ts).
  */
 export class Upstream {
   readonly target: MachineTarget
@@ -42,12 +47,18 @@ export class Upstream {
   readonly #client = new ssh2.Client()
   readonly #socket = new Socket()
   readonly #replies: ((success: boolean, rest: Buffer) => void)[] = []
+  readonly #tie: Tie | undefined
   #link: Link | undefined
   #keepalive: NodeJS.Timeout | undefined
 
   constructor(target: MachineTarget, options: UpstreamOptions) {
     this.target = target
     this.#options = options
+    this.#tie = options.watch?.attach(this.#socket, {
+      onHold: () => this.#held(),
+      onRelease: () => this.#released(),
+      onEnded: () => this.destroy(),
+    })
     this.ready = this.#connect()
     // Whoever waits hears of it; a connection that nobody waits for any more may fail in peace
     this.ready.catch(() => {})
@@ -72,10 +83,26 @@ export class Upstream {
     this.link.send(encode(message.globalRequest, name, true, { raw: fields }))
   }
 
+  /** Ends it; a machine that sleeps hears of it when it is back. */
   close(): void {
+    if (this.#link === undefined || !this.#tie?.isHeld) {
+      this.destroy()
+      return
+    }
+    this.#link.abandon()
+    this.#tie.destroy()
+    this.#markLost()
+  }
+
+  /** The same at once, whatever the machine does. */
+  destroy(): void {
     if (this.#link === undefined) this.#socket.destroy()
     else this.#link.destroy()
     this.#markLost()
+  }
+
+  get watch(): MachineWatch | undefined {
+    return this.#options.watch
   }
 
   #connect(): Promise<void> {
@@ -117,7 +144,7 @@ export class Upstream {
   }
 
   #takeOver(): Link {
-    return new Link(this.#client, {
+    const link = new Link(this.#client, {
       onChannelOpen: (open) => {
         if (this.#options.onChannelOpen === undefined) refuseUnasked(this.link, open)
         else this.#options.onChannelOpen(open, this)
@@ -130,6 +157,22 @@ export class Upstream {
       onChannelReleased: () => this.#options.onIdle?.(this),
       onLost: () => this.#markLost(),
     })
+    link.isHeld = this.#tie?.isHeld === true
+    link.onWanted = () => this.#tie?.want('an SSH session')
+    return link
+  }
+
+  /** Whoever is about to come in came before anybody knew that the machine shall sleep. */
+  #held(): void {
+    if (this.#link) this.#link.isHeld = true
+    if (!this.#link || this.#link.isOpening) this.#tie?.want('an SSH session')
+  }
+
+  #released(): void {
+    if (!this.#link) return
+    this.#link.isHeld = false
+    // Brings along what was on its way when the machine fell asleep, and tells soon whether it is the same one.
+    this.globalRequest('keepalive@openssh.com', Buffer.alloc(0), () => {})
   }
 
   /** Asks a silent machine whether it lives. Any message is an answer. */
@@ -139,7 +182,7 @@ export class Upstream {
     return () => {
       const { link } = this
       sweepBusy(link)
-      if (link.receivedMessages !== seenMessages) {
+      if (link.isHeld || link.receivedMessages !== seenMessages) {
         seenMessages = link.receivedMessages
         unanswered = 0
         this.suspect = false

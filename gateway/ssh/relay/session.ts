@@ -205,7 +205,7 @@ export class Session implements ChannelSink {
     }
     if (belongsToConnection(request.name)) this.#host.permit(request.name)
     const starting = starts(request.name)
-    this.#far?.forwardMessage(starting ? request.payload : Buffer.from(request.payload))
+    this.#far?.forwardMessage(starting ? request.payload : Buffer.from(request.payload), request.name)
     if (!starting || this.#joined === undefined) return
     this.#started = true
     this.#near.sink = this.#joined

@@ -95,7 +95,7 @@ class Through implements ChannelSink {
       return
     }
     if (wantReply) this.#requests.expectFromOther()
-    this.#other.forwardMessage(payload)
+    this.#other.forwardMessage(payload, name)
     if (this.#isFar && (name === 'exit-status' || name === 'exit-signal')) this.#events.onExit?.()
     this.#events.onActivity()
   }

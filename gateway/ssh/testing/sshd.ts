@@ -21,10 +21,13 @@ export type SshdOptions = {
   authorizedKeys: readonly string[]
   /** lines that come first and so win */
   config?: readonly string[]
+  /** name of the network namespace that it runs in, if not this one */
+  namespace?: string
 }
 
 /** @returns an sshd that listens, and ends with this process if nobody disposes of it */
-export async function startSshd({ listen, hostKey, authorizedKeys, config = [] }: SshdOptions): Promise<Sshd> {
+export async function startSshd(options: SshdOptions): Promise<Sshd> {
+  const { listen, hostKey, authorizedKeys, config = [], namespace } = options
   const directory = mkdtempSync(join(tmpdir(), 'berth-sshd-'))
   const path = join(directory, 'sshd_config')
   const authorized = join(directory, 'authorized_keys')
@@ -58,9 +61,9 @@ export async function startSshd({ listen, hostKey, authorizedKeys, config = [] }
     ].join('\n'),
   )
   // It must not outlive a test run that is killed.
-  const child = spawn('setpriv', ['--pdeathsig', 'TERM', '/usr/sbin/sshd', '-D', '-e', '-f', path], {
-    stdio: ['ignore', 'ignore', 'pipe'],
-  })
+  const program = ['setpriv', '--pdeathsig', 'TERM', '/usr/sbin/sshd', '-D', '-e', '-f', path]
+  const [command = '', ...rest] = namespace === undefined ? program : ['ip', 'netns', 'exec', namespace, ...program]
+  const child = spawn(command, rest, { stdio: ['ignore', 'ignore', 'pipe'] })
   const log: string[] = []
   await new Promise<void>((resolve, reject) => {
     const lines = createInterface({ input: child.stderr })

@@ -67,7 +67,7 @@ const job = new Uint32Array(fieldCount)
 
 /** Whether data of the channel may still go this way. */
 export function isOpen({ from, to, sink }: Route): boolean {
-  return from.sink === sink && !from.closeReceived && to.sendable && !to.eofSent
+  return from.sink === sink && !from.closeReceived && to.sendable && !to.eofSent && !to.link.isHeld
 }
 
 /**

@@ -79,6 +79,7 @@ export class ChannelEnd {
   /** Passes on a DATA message. The caller keeps within `sendWindowBytes`. */
   forwardData(payload: Buffer, lengthBytes: number): void {
     if (!this.sendable || this.eofSent) return
+    if (this.link.isHeld) this.link.want()
     this.sendWindowBytes -= lengthBytes
     if (lengthBytes > this.sendPacketBytes) {
       this.#sendSplit(payload.subarray(dataHeaderBytes), undefined)
@@ -90,6 +91,7 @@ export class ChannelEnd {
 
   forwardExtendedData(payload: Buffer, lengthBytes: number): void {
     if (!this.sendable || this.eofSent) return
+    if (this.link.isHeld) this.link.want()
     this.sendWindowBytes -= lengthBytes
     if (lengthBytes > this.sendPacketBytes) {
       this.#sendSplit(payload.subarray(extendedDataHeaderBytes), payload.subarray(5, 9))
@@ -102,13 +104,15 @@ export class ChannelEnd {
   /** Sends data of our own. The caller keeps within `sendWindowBytes`. */
   sendData(bytes: Buffer, dataType?: number): void {
     if (!this.sendable || this.eofSent) return
+    if (this.link.isHeld) this.link.want()
     this.sendWindowBytes -= bytes.length
     this.#sendSplit(bytes, dataType === undefined ? undefined : uint32(dataType))
   }
 
-  /** Passes on a message whose second field is the recipient: CHANNEL_REQUEST. */
-  forwardMessage(payload: Buffer): void {
+  /** Passes on a message whose second field is the recipient: CHANNEL_REQUEST. `name` is the request's. */
+  forwardMessage(payload: Buffer, name: string): void {
     if (!this.sendable) return
+    if (this.link.isHeld && wakes(name)) this.link.want()
     writeUint32(payload, this.remoteId, 1)
     this.link.send(payload)
   }
@@ -125,7 +129,9 @@ export class ChannelEnd {
   }
 
   sendRequest(name: string, wantReply: boolean, ...fields: readonly Field[]): void {
-    if (this.sendable) this.link.send(encode(message.channelRequest, this.remoteId, name, wantReply, ...fields))
+    if (!this.sendable) return
+    if (this.link.isHeld && wakes(name)) this.link.want()
+    this.link.send(encode(message.channelRequest, this.remoteId, name, wantReply, ...fields))
   }
 
   sendReply(success: boolean): void {
@@ -135,6 +141,7 @@ export class ChannelEnd {
   sendEof(): void {
     if (!this.sendable || this.eofSent) return
     this.eofSent = true
+    if (this.link.isHeld) this.link.want()
     this.link.send(encode(message.channelEof, this.remoteId))
   }
 
@@ -162,6 +169,11 @@ export class ChannelEnd {
       )
     }
   }
+}
+
+/** Another size of somebody's window is no reason to wake a machine; it is told when there is one. */
+function wakes(request: string): boolean {
+  return request !== 'window-change'
 }
 
 function uint32(value: number): Buffer {

@@ -71,6 +71,9 @@ export class Link {
   readonly #waitingForRoom = new Set<ChannelEnd>()
   /** Channels over which much was sent lately; see flow.ts. */
   busyChannels = 0
+  /** The peer sleeps: what is sent waits. Set by whoever holds it; `onWanted` is called when a user's bytes wait. */
+  isHeld = false
+  onWanted: (() => void) | undefined
   /** Messages received; keepalives look whether it grew. */
   receivedMessages = 0
 
@@ -112,6 +115,7 @@ export class Link {
   open(type: string, windowBytes: number, packetBytes: number, rest: Buffer, sink: ChannelSink): ChannelEnd {
     const end = this.#add(sink)
     end.receiveWindowBytes = windowBytes
+    if (this.isHeld) this.want()
     this.send(encode(message.channelOpen, type, end.localId, windowBytes, packetBytes, { raw: rest }))
     return end
   }
@@ -159,6 +163,17 @@ export class Link {
     if (this.#route?.from !== from) this.#route = { from, to, sink: from.sink, onPassed }
   }
 
+  /** Something of a user's waits for a peer that is held. */
+  want(): void {
+    this.onWanted?.()
+  }
+
+  /** Whether a channel waits for an answer to its CHANNEL_OPEN. */
+  get isOpening(): boolean {
+    for (const end of this.channels()) if (!end.opened) return true
+    return false
+  }
+
   /** Calls the channel's `onRoom` once what is waiting has been taken by the peer. */
   callWhenDrained(end: ChannelEnd): void {
     this.#waitingForRoom.add(end)
@@ -168,6 +183,11 @@ export class Link {
   disconnect(reason: number, sentence: string): void {
     if (this.alive) this.#protocol.disconnect(reason, sentence)
     this.#finish()
+    this.#lose()
+  }
+
+  /** Lets go of the connection without ending it: whoever has the socket does that, later. */
+  abandon(): void {
     this.#lose()
   }
 

@@ -1,0 +1,43 @@
+/** What a machine's row says of the connections to it. */
+import type { DesiredState, ObservedState } from '../../migrations/schema.ts'
+
+/** The part of a machine's row that decides. */
+export type LifeRow = {
+  desiredState: DesiredState
+  observedState: ObservedState
+  desiredBoot: number
+  observedBoot: number
+  observedReadyAt: Date | null
+}
+
+/**
+ * - `up`: it answers, and what is sent to it arrives
+ * - `held`: it sleeps, is about to, or is not back yet: its connections live on in its memory, and nothing may be sent
+ * - `over`: it does not run, or runs anew: whatever was connected to it is not any more
+ */
+export type Life = 'up' | 'held' | 'over'
+
+/** One start of a machine and, as far as nothing slept in between, one time that it became ready. */
+export type Run = { boot: number; readyAtMs: number }
+
+/** @param wasHeld what was known before: one that comes back is `running` and not ready for a moment, as one that boots is */
+export function lifeOf(row: LifeRow, wasHeld: boolean): Life {
+  const { desiredState, observedState, observedReadyAt } = row
+  const isWanted = desiredState === 'running' || desiredState === 'asleep' || desiredState === 'paused'
+  if (!isWanted || (observedState !== 'running' && observedState !== 'asleep')) return 'over'
+  if (desiredState !== 'running' || observedState === 'asleep') return 'held'
+  if (observedReadyAt !== null) return 'up'
+  return wasHeld ? 'held' : 'over'
+}
+
+export function runOf({ observedBoot, observedReadyAt }: LifeRow): Run {
+  return { boot: observedBoot, readyAtMs: observedReadyAt?.getTime() ?? 0 }
+}
+
+/**
+ * Whether a run that was seen before goes on. Each time that a machine is back from sleep it becomes ready anew; whether its
+ * memory was lost and it booted from its disk instead, its own kernel says to whoever is connected (RFC 9293, 3.5.2).
+ */
+export function goesOn(before: Run, now: Run, wasHeld: boolean): boolean {
+  return before.boot === now.boot && (wasHeld || before.readyAtMs === now.readyAtMs)
+}
