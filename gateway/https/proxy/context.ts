@@ -8,6 +8,8 @@ import type { CutError } from './upstream.ts'
 
 export type ProxyLimits = {
   headBytes: number
+  /** for the database to say where a request goes, and whether it may */
+  lookUpMs: number
   /** bytes of a client held while its request is being decided, or an upgrade answered */
   heldBytes: number
   /** from the first byte of a head to its last */
@@ -28,6 +30,7 @@ export type ProxyLimits = {
 
 export const PROXY_LIMITS: ProxyLimits = {
   headBytes: 65_536,
+  lookUpMs: 10_000,
   heldBytes: 65_536,
   headMs: 30_000,
   idleMs: 75_000,

@@ -1,5 +1,7 @@
+import { answerWithin, databaseIsAway } from '../../fault.ts'
 import type { Settings } from '../../settings.ts'
 import { type Authority, parseAuthority, type Site, siteOf } from '../host.ts'
+import type { ProxyLimits } from './context.ts'
 import { type Field, HeadError } from './head.ts'
 import {
   type Access,
@@ -21,6 +23,7 @@ export type GateOptions = {
   seams: Seams
   settings: Pick<Settings, 'domain' | 'machineDomain'>
   listenPorts: ReadonlySet<number>
+  limits: Pick<ProxyLimits, 'lookUpMs'>
 }
 
 /** What is known of a request before anything is decided; the same for HTTP/1 and HTTP/2. */
@@ -68,10 +71,10 @@ export function direct(
  */
 export function admit(arrival: Arrival, options: GateOptions, signal: () => AbortSignal): MaybePromise<Outcome> {
   try {
-    const outcome = chain(options.seams.resolve(arrival.site), (route) => {
+    const outcome = chain(soon(options.seams.resolve(arrival.site), options), (route) => {
       if (!route) return { problem: NOT_FOUND }
       const visit = visitOf(arrival, route)
-      return chain(options.seams.authorize(visit), (access) => decide(access, visit, options, signal))
+      return chain(soon(options.seams.authorize(visit), options), (access) => decide(access, visit, options, signal))
     })
     return outcome instanceof Promise ? outcome.catch(failed) : outcome
   } catch (error) {
@@ -82,7 +85,7 @@ export function admit(arrival: Arrival, options: GateOptions, signal: () => Abor
 function decide(
   access: Access,
   visit: Visit,
-  { seams }: GateOptions,
+  { seams, limits }: GateOptions,
   signal: () => AbortSignal,
 ): MaybePromise<Outcome> {
   if (!access.allow) return refused(access)
@@ -97,7 +100,7 @@ function decide(
     // Waking takes its time, and the grant may have been taken back meanwhile.
     (route): MaybePromise<Outcome> =>
       chain(
-        seams.authorize({ ...visit, route }),
+        soon(seams.authorize({ ...visit, route }), { limits }),
         (again): Outcome => (again.allow ? { route, port: visit.port, access: again } : refused(again)),
       ),
     (error: unknown): Outcome => {
@@ -178,7 +181,20 @@ const FOREIGN: Problem = {
 }
 
 function failed(error: unknown): Outcome {
-  return { problem: { ...INTERNAL, cause: error } }
+  return { problem: { ...(databaseIsAway(error) ? AWAY : INTERNAL), cause: error } }
+}
+
+/** A database that keeps its connections and says nothing must not keep everybody waiting. */
+function soon<T>(value: MaybePromise<T>, { limits }: Pick<GateOptions, 'limits'>): MaybePromise<T> {
+  return value instanceof Promise ? answerWithin(limits.lookUpMs, value) : value
+}
+
+const AWAY: Problem = {
+  status: 503,
+  code: 'busy',
+  title: 'Not at the moment',
+  detail: 'The database of this installation does not answer. Try again in a moment.',
+  retryAfterS: 5,
 }
 
 const INTERNAL: Problem = {

@@ -431,6 +431,18 @@ describe('who decides', () => {
     await wire.send(request('application/json')).until('"machine.not_found"')
   })
 
+  it('a database that does not answer is 503 in the end, with Retry-After', async () => {
+    await using origin = await rawOrigin()
+    const limits = { lookUpMs: 100 }
+    await using deaf = await world({ originPort: origin.port, limits, access: () => new Promise<never>(() => {}) })
+    await using lost = await world({ originPort: origin.port, limits, seams: { resolve: () => new Promise(() => {}) } })
+    for (const proxy of [deaf, lost]) {
+      const wire = await proxy.dial()
+      expect(await wire.send(get()).until('"busy"')).toMatch(/^HTTP\/1\.1 503 [\s\S]*\r\nRetry-After: 5\r\n/)
+    }
+    expect(origin.connections).toHaveLength(0)
+  })
+
   it('an answer of the seam is given as it is, and the machine hears nothing', async () => {
     await using origin = await rawOrigin()
     await using proxy = await world({
