@@ -36,9 +36,11 @@ alter table machines
   add column restore_from integer references checkpoints,
   add column restore_keeps integer references checkpoints,
   add column desired_restore integer not null default 0,
-  add column observed_restore integer not null default 0;
+  add column observed_restore integer not null default 0,
+  add column observed_restore_problem text;
 comment on column machines.desired_restore is
   'grows by one each time it is to become what restore_from holds; observed_restore follows it. One that begins with 1 is made of it';
+comment on column machines.observed_restore_problem is 'why it was left as it was instead, for people; null: the last restore was carried out';
 comment on column machines.restore_keeps is 'the checkpoint that its state before is kept as';
 
 create index machines_restored on machines (restore_from) where observed_restore < desired_restore;
@@ -62,4 +64,4 @@ grant update (desired_state, observed_state, observed_reason, observed_taken_at,
   observed_memory_bytes, observed_saved_bytes, observed_held_bytes, observed_still_ms) on checkpoints to berth_vmhost;
 grant insert (restore_from, desired_restore), update (restore_from, restore_keeps, desired_restore)
   on machines to berth_gateway;
-grant update (observed_restore) on machines to berth_vmhost;
+grant update (observed_restore, observed_restore_problem) on machines to berth_vmhost;

@@ -187,6 +187,7 @@ export const machines = pgTable('machines', {
   restoreKeeps: integer('restore_keeps'),
   desiredRestore: integer('desired_restore').notNull().default(0),
   observedRestore: integer('observed_restore').notNull().default(0),
+  observedRestoreProblem: text('observed_restore_problem'),
 })
 
 export type CheckpointState = 'waiting' | 'kept' | 'failed' | 'gone'
