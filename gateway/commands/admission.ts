@@ -30,7 +30,9 @@ export type MachineWish = {
   tags: string[]
   comment: string
   command: string
+  /** null: as its account's default is, unless `sleepNever` */
   sleepAfterSeconds: number | null
+  sleepNever: boolean
   setupScript: string | null
 }
 
@@ -69,10 +71,10 @@ export async function admitMachine(
     const name = wish.name ?? (await chooseName(tx))
     const [row] = await tx<{ id: number }[]>`
       insert into machines (account_id, host_id, name, image, cpus, memory_bytes, disk_bytes, env, command, tags, comment,
-        sleep_after_seconds, setup_script, setup_state)
+        sleep_after_seconds, sleep_never, setup_script, setup_state)
       values (${caller.accountId}, ${host.id}, ${name}, ${wish.image}, ${wish.cpus}, ${wish.memoryBytes}, ${wish.diskBytes},
         ${tx.json(wish.env)}, ${wish.command}, ${wish.tags}, ${wish.comment}, ${wish.sleepAfterSeconds},
-        ${wish.setupScript}, ${wish.setupScript === null ? null : 'waiting'})
+        ${wish.sleepNever}, ${wish.setupScript}, ${wish.setupScript === null ? null : 'waiting'})
       returning id`
     if (!row) throw new Error('an inserted machine was not returned')
     const machine = { id: row.id, name }

@@ -66,7 +66,7 @@ describe('with machines that start', () => {
 
   it('ls shows it, by pattern, grouped, long, and as the document that the SDK reads', async () => {
     const { document } = await world.json('ls')
-    expect(document).toMatchObject({ vms: [{ vm_name: 'demo', status: 'running', awake_because: 'never' }] })
+    expect(document).toMatchObject({ vms: [{ vm_name: 'demo', status: 'running', awake_because: null }] })
     expect((await world.run('ls')).stdout).toMatch(
       /^name +status +awake +image +cpu +memory +disk +address\ndemo +running +always +base +1 +1 GiB +5 GiB +127/,
     )

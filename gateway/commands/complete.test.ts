@@ -47,7 +47,7 @@ describe('completion', () => {
   it('offers nobody the machines of others, nor the commands of the operator', async () => {
     const stranger = await world.account()
     expect((await complete('ssh ', stranger)).candidates).toEqual([])
-    expect((await complete('ho', stranger)).candidates).toEqual([])
-    expect((await complete('ho')).candidates).toEqual(['host '])
+    expect((await complete('hos', stranger)).candidates).toEqual([])
+    expect((await complete('hos')).candidates).toEqual(['host '])
   })
 })

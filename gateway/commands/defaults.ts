@@ -19,7 +19,7 @@ const KEYS = {
   memory: { summary: 'memory of new machines', check: (value: string) => measured(value, 'memory') },
   disk: { summary: 'disk of new machines', check: (value: string) => measured(value, 'disk') },
   'sleep-after': {
-    summary: 'idle time before new machines sleep, or never; kept, but none sleeps yet',
+    summary: 'idle time before machines sleep that have none of their own, or never',
     check: (value: string) => {
       if (value !== 'never') parseDuration(value, 'sleep-after')
       return value
@@ -79,7 +79,7 @@ export const defaultsWrite = defineCommand({
     if (value.length > 200) throw usageError(`${key} is too long`)
     await app.sql`update accounts set defaults = defaults || ${app.sql.json({ [key]: value })} where id = ${caller.accountId}`
     await recordEvent(app.sql, caller, 'defaults.written', null, { key, value })
-    return { json: { [key]: value }, text: `new machines have ${key} ${value} from now on\n` }
+    return { json: { [key]: value }, text: `${told(key, value)} from now on\n` }
   },
 })
 
@@ -95,6 +95,13 @@ export const defaultsDelete = defineCommand({
     return { json: { deleted: key }, text: `${key} is not set any more\n` }
   },
 })
+
+/** The idle time is looked up as often as it is asked for, everything else when a machine is made. */
+function told(key: keyof typeof KEYS, value: string): string {
+  if (key !== 'sleep-after') return `new machines have ${key} ${value}`
+  const others = 'machines without a sleep-after of their own'
+  return value === 'never' ? `${others} never sleep for being idle` : `${others} sleep when idle for ${value}`
+}
 
 function knownKey(typed: string): keyof typeof KEYS {
   const key = KEY_NAMES.find((name) => name === typed)

@@ -93,9 +93,32 @@ export const DOCS: Record<string, Page> = {
       [
         'creating: its server makes its disk and boots it.',
         'running: it answers.',
+        'asleep: all it had in memory lies on the disk of its server; whatever comes for it wakes it.',
+        'paused: asleep until resume, whatever comes.',
         'stopped: off, until start.',
         'trashed: off and without a name; untrash brings it back within 7 days.',
         'failed: the reason is in ls -l and logs; restart tries again, rm gives up.',
+      ].join('\n'),
+  },
+  sleep: {
+    title: 'machines that sleep',
+    text: (settings) =>
+      [
+        'A machine that sleeps takes disk and nothing else, and is back with every program as it was. An SSH session, a jump, a request for its page, and a key typed in a session that is still open wake it; whoever comes is held until it answers.',
+        `  ${lobbyLine(settings, 'sleep demo')}`,
+        `  ${lobbyLine(settings, 'wake demo')}`,
+        '',
+        'By itself it sleeps when it was idle for as long as you say, for one machine or for all that have no time of their own:',
+        `  ${lobbyLine(settings, 'sleep-after demo 30m')}`,
+        `  ${lobbyLine(settings, 'defaults write sleep-after 30m')}`,
+        '',
+        'It is not idle while a session, a request or a WebSocket carried something in the last 10 minutes, a program started over SSH runs, its processors or its network were busy in the last minute, or it is held:',
+        `  ${lobbyLine(settings, 'hold demo --for 8h')}`,
+        `  ${lobbyLine(settings, 'why demo')}`,
+        '',
+        'Open sessions, forwards and WebSockets live through a sleep. The keepalives of your ssh are answered here and wake nothing, except through ssh -J, where all that your ssh sends is for the machine.',
+        '',
+        'pause is a sleep that only resume ends. A server short of memory puts the machines to sleep that were idle longest, whatever their time; why and audit say so.',
       ].join('\n'),
   },
   names: {

@@ -2,8 +2,10 @@ import type { Machine } from '../machines.ts'
 import type { Settings } from '../settings.ts'
 import { defineCommand } from './command.ts'
 import { machineNames as completeNames } from './complete.ts'
+import { readDefaults } from './defaults.ts'
 import { CommandError } from './error.ts'
-import { hostNames, httpsUrl, machineDocument, sshLine, statusInWords } from './machine-document.ts'
+import { idleTimeOf } from './idle-time.ts'
+import { awakeBecause, hostNames, httpsUrl, machineDocument, sshLine, statusInWords } from './machine-document.ts'
 import { type Column, harmless, table, type View, wrap } from './text.ts'
 import { sayBytes, sayWhen, shown } from './values.ts'
 
@@ -12,7 +14,7 @@ export const ls = defineCommand({
   aliases: ['list'],
   group: 'machines',
   onMachines: true,
-  summary: 'your machines: state, image, size, address',
+  summary: 'your machines: state, why awake, image, size, address',
   description: 'PATTERN is a name, or a part of names with * for any letters.',
   flags: {
     long: { type: 'boolean', short: 'l', summary: 'all there is to know of each' },
@@ -30,7 +32,12 @@ export const ls = defineCommand({
       return { json: { vms: [] }, text: '', failures: [failure] }
     }
     const hosts = await hostNames(app)
-    const rows = machines.map((machine) => ({ machine, host: hosts.get(machine.hostId) ?? '' }))
+    const defaults = await readDefaults(app.sql, caller.accountId)
+    const rows = machines.map((machine) => ({
+      machine,
+      host: hosts.get(machine.hostId) ?? '',
+      isSleepless: idleTimeOf(machine, defaults).seconds === null,
+    }))
     return {
       json: { vms: machines.map((machine) => machineDocument(machine, app.settings, hosts)) },
       text: (view) => {
@@ -45,12 +52,12 @@ export const ls = defineCommand({
   },
 })
 
-type Row = { machine: Machine; host: string }
+type Row = { machine: Machine; host: string; isSleepless: boolean }
 
 const COLUMNS: Column<Row>[] = [
   { title: 'name', value: ({ machine }) => machine.name, style: (text, _row) => text, flexible: true },
   { title: 'status', value: ({ machine }) => statusInWords(machine) },
-  { title: 'awake', value: ({ machine }) => awake(machine), optional: 2 },
+  { title: 'awake', value: awake, flexible: true, optional: 2 },
   { title: 'image', value: ({ machine }) => machine.image, flexible: true, optional: 1 },
   { title: 'cpu', value: ({ machine }) => String(machine.cpus), right: true, optional: 5 },
   { title: 'memory', value: ({ machine }) => sayBytes(machine.memoryBytes), right: true, optional: 4 },
@@ -58,9 +65,22 @@ const COLUMNS: Column<Row>[] = [
   { title: 'address', value: ({ machine }) => machine.address ?? '', optional: 3 },
 ]
 
-function awake(machine: Machine): string {
+function awake({ machine, isSleepless }: Pick<Row, 'machine' | 'isSleepless'>): string {
   if (machine.observedState !== 'running') return ''
-  return machine.sleepAfterSeconds === null ? 'always' : ''
+  if (isSleepless) return 'always'
+  const { observedIdleSince } = machine
+  return awakeBecause(machine) ?? (observedIdleSince ? `idle since ${sayWhen(observedIdleSince)}` : '')
+}
+
+/** The longer answer is `why`. */
+function sleepInWords({ machine, isSleepless }: Row): string[] {
+  const { observedState, observedAsleepAt, observedAsleepBecause } = machine
+  if (observedState === 'running' && !isSleepless) {
+    const because = awake({ machine, isSleepless })
+    return because === '' ? [] : [`awake: ${because}`]
+  }
+  if (observedState !== 'asleep' || observedAsleepBecause === null) return []
+  return [`asleep${observedAsleepAt ? ` since ${sayWhen(observedAsleepAt)}` : ''}: ${observedAsleepBecause}`]
 }
 
 /** What to type, and what to open in a browser. */
@@ -69,13 +89,15 @@ function waysTo(settings: Settings, { name, webPublic }: Machine): string[] {
   return [sshLine(settings, name), ...(settings.https.length > 0 ? [page] : [])]
 }
 
-function details({ machine, host }: Row, ways: readonly string[], view: View): string {
+function details(row: Row, ways: readonly string[], view: View): string {
   const { style } = view
+  const { machine, host } = row
   const state = statusInWords(machine)
   const facts = [
     ...ways,
     `${machine.image}, ${machine.cpus} cpu, ${sayBytes(machine.memoryBytes)} memory, ${sayBytes(machine.diskBytes)} disk`,
     `${machine.address ?? 'no address'} on ${host}, made ${sayWhen(machine.createdAt)}`,
+    ...sleepInWords(row).map(harmless),
     ...(machine.observedReason ? [harmless(machine.observedReason)] : []),
     ...(machine.setupState ? [`setup script: ${setupInWords(machine)}`] : []),
     ...(machine.tags.length ? [`tags: ${machine.tags.join(' ')}`] : []),

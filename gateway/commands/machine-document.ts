@@ -1,5 +1,5 @@
 import type { App } from '../app.ts'
-import type { Machine } from '../machines.ts'
+import { isWaking, type Machine } from '../machines.ts'
 import type { Settings } from '../settings.ts'
 import { quoteWord } from './words.ts'
 
@@ -21,7 +21,7 @@ export type MachineDocument = {
   memory_capacity_bytes: number
   disk_capacity_bytes: number
   created_at: string
-  /** why it is awake; null while it is not, or nothing is known */
+  /** why it is awake; null while it is not, is idle, or nothing is known */
   awake_because: string | null
   ip: string | null
   host: string
@@ -86,17 +86,20 @@ export function statusInWords(machine: Machine): string {
   const status = statusOf(machine)
   const { desiredState, observedState } = machine
   if (observedState === 'creating') return 'creating'
+  if (isWaking(machine)) return machine.observedBoot < machine.desiredBoot ? 'starting' : 'waking'
   if (desiredState === 'running' && observedState === 'running') {
     return machine.observedReadyAt === null || machine.observedBoot < machine.desiredBoot ? 'starting' : 'running'
   }
-  if (desiredState === 'running' && ['stopped', 'asleep'].includes(observedState)) return 'starting'
+  if (desiredState === 'running' && observedState === 'stopped') return 'starting'
   if (desiredState === 'stopped' && observedState === 'running') return 'stopping'
+  if (['asleep', 'paused'].includes(desiredState) && observedState === 'running') return 'falling asleep'
   return status
 }
 
-function awakeBecause(machine: Machine): string | null {
+/** As its server says it; null while it does not run, or is idle. */
+export function awakeBecause(machine: Machine): string | null {
   if (machine.observedState !== 'running') return null
-  return machine.sleepAfterSeconds === null ? 'never' : null
+  return machine.observedAwakeBecause ?? (machine.sleepNever ? 'never' : null)
 }
 
 export function sshPort(settings: Settings): number {

@@ -2,16 +2,17 @@ import type { Machine } from '../machines.ts'
 import { admitMachine, type MachineWish } from './admission.ts'
 import type { Context } from './command.ts'
 import { defineCommand } from './command.ts'
-import { type Defaults, readDefaults } from './defaults.ts'
+import { readDefaults } from './defaults.ts'
 import { environmentOf } from './env.ts'
 import { CommandError, usageError } from './error.ts'
+import { settingOf } from './idle-time.ts'
 import { imageNames } from './images.ts'
 import { validComment, validTags } from './labels.ts'
 import { hostNames, lobbyLine, machineDocument, sshLine } from './machine-document.ts'
 import { untilSshWorks, whilePatient } from './machine-steps.ts'
 import { validName } from './names/valid.ts'
 import { setupLogLine, untilSetupEnded } from './setup/wait.ts'
-import { MACHINE_SIZES, parseDuration, parseSize, sayDuration } from './values.ts'
+import { MACHINE_SIZES, parseSize, sayDuration } from './values.ts'
 
 const SCRIPT_LIMIT_BYTES = 64 * 1024
 
@@ -41,7 +42,11 @@ const FLAGS = {
     complete: () => ['auto', 'none'],
   },
   'setup-script': { type: 'string', value: '-|S', summary: 'a script run once as its user, - reads it from stdin' },
-  'sleep-after': { type: 'duration', never: true, summary: 'idle time before it sleeps; kept, but none sleeps yet' },
+  'sleep-after': {
+    type: 'duration',
+    never: true,
+    summary: 'idle time before it sleeps, or never; as your account has it unless given',
+  },
   'no-wait': { type: 'boolean', summary: 'return as soon as it is admitted' },
   'no-email': { type: 'boolean', summary: 'taken for compatibility; no mail is sent', hidden: true },
 } as const
@@ -80,7 +85,7 @@ export const newMachine = defineCommand({
       tags: validTags([...flags.tag, ...(caller.scope?.tag === undefined ? [] : [caller.scope.tag])]),
       comment: validComment(flags.comment ?? ''),
       command: validCommand(flags.command ?? 'auto'),
-      sleepAfterSeconds: sleepSeconds(flags['sleep-after'], defaults),
+      ...settingOf(flags['sleep-after']),
       setupScript: await setupScript(context, flags['setup-script']),
     }
     const made = await admitMachine(app, caller, wish)
@@ -154,15 +159,6 @@ function validCommand(text: string): string {
   if (text.trim() === '') throw usageError('--command is auto, none or a command line', '--command=auto')
   if (text.length > 4096) throw usageError('--command has at most 4096 characters')
   return text
-}
-
-function sleepSeconds(flag: number | 'never' | undefined, defaults: Defaults): number | null {
-  const wanted =
-    flag ??
-    (defaults['sleep-after'] === undefined || defaults['sleep-after'] === 'never'
-      ? 'never'
-      : parseDuration(defaults['sleep-after'], 'the default sleep-after'))
-  return wanted === 'never' ? null : Math.max(1, Math.round(wanted / 1000))
 }
 
 async function setupScript(context: Context, given: string | undefined): Promise<string | null> {

@@ -1,31 +1,29 @@
-import type { Machine } from '../machines.ts'
-import { isReady } from '../machines.ts'
-import { admitStart } from './admission.ts'
-import type { Context, Result } from './command.ts'
+import { isReady, type Machine } from '../machines.ts'
+import type { Context } from './command.ts'
 import { defineCommand } from './command.ts'
-import { machineNames } from './complete.ts'
-import { CommandError } from './error.ts'
-import { statusOf } from './machine-document.ts'
-import { eachMachine, recordEvent, untilSettled, untilSshWorks, whilePatient } from './machine-steps.ts'
-import { sayDuration, sayList } from './values.ts'
-
-const NAMES = { names: { label: 'NAME', repeated: true, complete: machineNames } } as const
-const NO_WAIT = { 'no-wait': { type: 'boolean', summary: 'return at once' } } as const
+import { recordEvent, untilSettled, whilePatient } from './machine-steps.ts'
+import { boot, NAMES, NO_WAIT, overtaken, paused, power, rouse, wait } from './power-steps.ts'
 
 export const start = defineCommand({
   name: 'start',
   group: 'machines',
   onMachines: true,
-  summary: 'start machines that are off; returns when SSH works',
+  summary: 'start machines that are off, wake those that sleep; returns when SSH works',
   flags: NO_WAIT,
   arguments: NAMES,
   examples: ['start demo'],
   run: (context, { flags, args }) =>
     power(context, args.names, 'is running', async (machine) => {
+      const noWait = flags['no-wait'] === true
+      if (machine.desiredState === 'paused') throw paused(machine.name)
+      if (machine.desiredState === 'asleep') {
+        await rouse(context, machine, { from: ['asleep'], kind: 'machine.woken' })
+        return await wait(context, machine, noWait, 'waking')
+      }
       const settled = isReady(machine) || (machine.desiredState === 'running' && machine.observedState !== 'failed')
       // A machine that is on its way up already is only waited for.
       if (!settled) await boot(context, machine, 'machine.started')
-      return await wait(context, machine, flags['no-wait'] === true)
+      return await wait(context, machine, noWait, 'starting')
     }),
 })
 
@@ -35,13 +33,16 @@ export const restart = defineCommand({
   group: 'machines',
   onMachines: true,
   summary: 'stop in order and start again; also the way out of failed',
+  description: 'One that sleeps starts from its disk: what it had in memory is gone.',
   flags: NO_WAIT,
   arguments: NAMES,
   examples: ['restart demo'],
   run: (context, { flags, args }) =>
     power(context, args.names, 'is running again', async (machine) => {
       await boot(context, machine, 'machine.restarted')
-      return await wait(context, machine, flags['no-wait'] === true)
+      const outcome = await wait(context, machine, flags['no-wait'] === true, 'starting')
+      await tellLost(context, machine)
+      return outcome
     }),
 })
 
@@ -51,6 +52,8 @@ export const stop = defineCommand({
   group: 'machines',
   onMachines: true,
   summary: 'shut machines down in order; off until start',
+  description:
+    'Of one that sleeps the disk is in order, but what runs in it is not asked to end: what it had in memory is gone. To have it end in order: wake it first.',
   flags: NO_WAIT,
   arguments: NAMES,
   examples: ['stop demo', 'stop web-1 web-2'],
@@ -62,7 +65,8 @@ export const stop = defineCommand({
           where id = ${machine.id} and desired_state not in ('stopped', 'trashed', 'gone') returning id`
         if (rows.length) await recordEvent(tx, caller, 'machine.stopped', machine)
       })
-      if (flags['no-wait']) return 'stopping'
+      await tellLost(context, machine)
+      if (flags['no-wait']) return { status: 'stopping' }
       progress.show(`${machine.name}: shutting down`)
       const settled = await whilePatient(context, async (waiting) => {
         await untilSettled(waiting, machine, (seen) => {
@@ -72,63 +76,12 @@ export const stop = defineCommand({
         })
         return true
       })
-      if (!settled) return 'stopping'
+      if (!settled) return { status: 'stopping' }
       app.pool.forget(machine.id)
-      return 'stopped'
+      return { status: 'stopped' }
     }),
 })
 
-/** Wants another start. Its number tells this start from the one before, whose end may still be reported. */
-async function boot({ app, caller }: Context, machine: Machine, kind: string): Promise<void> {
-  await app.sql.begin(async (tx) => {
-    const [account] = await tx`select from accounts where id = ${caller.accountId} and suspended_at is null`
-    if (!account) {
-      throw new CommandError('account.suspended', 4, 'this account is suspended', {
-        wayOn: 'the operator can lift that, with: account unsuspend',
-      })
-    }
-    await admitStart(tx, machine)
-    const rows = await tx`update machines set desired_state = 'running', desired_boot = desired_boot + 1
-      where id = ${machine.id} and desired_state not in ('trashed', 'gone') returning id`
-    if (rows.length === 0) throw overtaken(machine.name)
-    await recordEvent(tx, caller, kind, machine)
-  })
-  app.pool.forget(machine.id)
-}
-
-async function wait(context: Context, machine: Machine, noWait: boolean): Promise<string> {
-  if (noWait) return 'starting'
-  const ready = await whilePatient(context, (waiting) => untilSshWorks(waiting, machine.id))
-  return ready ? statusOf(ready) : 'starting'
-}
-
-async function power(
-  context: Context,
-  names: readonly string[],
-  outcome: string,
-  step: (machine: Machine) => Promise<string>,
-): Promise<Result> {
-  const startedAt = Date.now()
-  const { done, failed: failures } = await eachMachine(context, names, step)
-  const [only] = failures
-  if (only && done.length === 0 && failures.length === 1) throw only.error
-  const vms = done.map(({ name, value }) => ({ vm_name: name, status: value }))
-  const errors = Object.fromEntries(failures.map(({ name, error }) => [name, error.message]))
-  const [first] = vms
-  const waited = vms.every((vm) => vm.status !== 'starting' && vm.status !== 'stopping')
-  const many = done.length > 1 ? outcome.replace(/^is/, 'are') : outcome
-  const tail = waited
-    ? `${many} after ${sayDuration(Date.now() - startedAt)}`
-    : `${done.length > 1 ? 'are' : 'is'} ${first?.status}`
-  return {
-    json: vms.length === 1 && failures.length === 0 ? first : { vms, errors },
-    text: done.length ? `${sayList(done.map(({ name }) => name))} ${tail}\n` : '',
-    failures: failures.map(({ error }) => error),
-  }
-}
-
-function overtaken(name: string): CommandError {
-  return new CommandError('machine.overtaken', 1, `something else was asked of ${name} meanwhile`, {
-    wayOn: `ls ${name}`,
-  })
+async function tellLost(context: Context, { name, observedState }: Machine): Promise<void> {
+  if (observedState === 'asleep') await context.remark(`${name} slept: what it had in memory is gone\n`)
 }

@@ -10,6 +10,7 @@ import { doctor } from './doctor.ts'
 import { domainAdd, domainLs, domainRm } from './domain.ts'
 import { exit } from './exit.ts'
 import { help } from './help.ts'
+import { hold } from './hold.ts'
 import { hostDrain, hostLs, hostOvercommit, hostUndrain } from './host.ts'
 import { inviteLs, inviteNew, inviteRm } from './invite.ts'
 import { logs } from './logs.ts'
@@ -29,6 +30,8 @@ import {
   shareSetPublic,
   shareShow,
 } from './share.ts'
+import { pause, resume, sleep, wake } from './sleep.ts'
+import { sleepAfter } from './sleep-after.ts'
 import { ssh } from './ssh.ts'
 import { sshConfig } from './ssh-config.ts'
 import { sshKeyAdd, sshKeyGenerateApiKey, sshKeyList, sshKeyRemove, sshKeyRename } from './ssh-key.ts'
@@ -36,6 +39,7 @@ import { tag } from './tag.ts'
 import { tokenLs, tokenNew, tokenRm } from './token.ts'
 import { trash, untrash } from './trash.ts'
 import { whoami } from './whoami.ts'
+import { why } from './why.ts'
 
 /**
  * Every command of Berth, in the order in which help shows them. The SSH lobby, `POST /exec`, the dashboard and MCP
@@ -48,6 +52,13 @@ export const TABLE: readonly Command[] = [
   start,
   stop,
   restart,
+  sleep,
+  wake,
+  pause,
+  resume,
+  why,
+  hold,
+  sleepAfter,
   logs,
   rm,
   trash,

@@ -79,7 +79,7 @@ export const untrash = defineCommand({
   group: 'machines',
   summary: 'bring a machine back from the trash, disk, address and all',
   description:
-    'It is as it was: running if it was running. Where several had the name, the last one trashed comes back.',
+    'It is as it was: running if it was running; one that slept is off. Where several had the name, the last one trashed comes back.',
   flags: {
     as: { type: 'string', value: 'NEW', summary: 'under another name' },
     'no-wait': { type: 'boolean', summary: 'return at once' },
@@ -92,8 +92,9 @@ export const untrash = defineCommand({
     const machine = await findTrashed(app, caller, args.name)
     if (!machine) throw await notInTrash(app, caller, args.name)
     const name = flags.as === undefined ? machine.name : validName(flags.as)
-    const desired = await app.sql.begin(async (tx) => {
-      const state = await stateBefore(tx, machine.id)
+    const { desired, slept } = await app.sql.begin(async (tx) => {
+      const was = await stateBefore(tx, machine.id)
+      const state = was === 'running' ? 'running' : 'stopped'
       if (state === 'running') await admitStart(tx, { ...machine, name })
       const rows = await tx`
         update machines set name = ${name}, desired_state = ${state}, trashed_at = null,
@@ -108,7 +109,7 @@ export const untrash = defineCommand({
         { id: machine.id, name },
         name === machine.name ? {} : { was: machine.name },
       )
-      return state
+      return { desired: state, slept: was === 'asleep' || was === 'paused' }
     })
     if (desired === 'running' && !flags['no-wait']) {
       await whilePatient(context, (waiting) => untilSshWorks(waiting, machine.id))
@@ -120,18 +121,18 @@ export const untrash = defineCommand({
       text:
         desired === 'running'
           ? `${name} is back${flags['no-wait'] ? '' : ` after ${sayDuration(Date.now() - startedAt)}`}: ${line}\n`
-          : `${name} is back and ${desired}, as it was; to start it: start ${name}\n`,
+          : `${name} is back and ${desired}${slept ? '' : ', as it was'}; to start it: start ${name}\n`,
     }
   },
 })
 
-/** What a machine was before the trash, as the record has it. A sleeper comes back stopped: its memory is not kept. */
-async function stateBefore(tx: Parameters<typeof admitStart>[0], machineId: number): Promise<'running' | 'stopped'> {
+/** What was wanted of a machine before the trash, as the record has it. A sleeper's memory is not kept there. */
+async function stateBefore(tx: Parameters<typeof admitStart>[0], machineId: number): Promise<string> {
   // Index events_by_machine.
   const [event] = await tx<{ was: string | null }[]>`
     select detail->>'was' as was from events where machine_id = ${machineId} and kind = 'machine.trashed'
     order by id desc limit 1`
-  return event?.was === 'running' || !event?.was ? 'running' : 'stopped'
+  return event?.was || 'running'
 }
 
 async function notInTrash(app: App, caller: Caller, name: string): Promise<CommandError> {

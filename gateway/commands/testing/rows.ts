@@ -11,6 +11,8 @@ export type MachineRow = {
   env: Record<string, string>
   command: string
   sleep_after_seconds: number | null
+  sleep_never: boolean
+  hold_until: Date | null
   setup_state: string | null
   setup_exit_status: number | null
   desired_state: string

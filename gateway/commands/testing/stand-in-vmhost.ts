@@ -24,6 +24,10 @@ export class StandInVmhost {
   #work: Promise<void> = Promise.resolve()
   /** machines that shall not start: name -> reason */
   readonly failures = new Map<string, string>()
+  /** machines that shall not fall asleep: name -> reason */
+  readonly sleepFailures = new Map<string, string>()
+  /** machines whose memory shall be lost when they wake: name -> reason */
+  readonly memoryLosses = new Map<string, string>()
   /** while set, nothing is reported */
   paused = false
 
@@ -91,7 +95,9 @@ export class StandInVmhost {
     for (const row of rows) {
       const { id, desired_state: desired, observed_state: observed } = row
       const behind = row.observed_boot < row.desired_boot
-      if (desired === 'running' && (behind || !['running', 'failed'].includes(observed))) await this.#boot(row)
+      if (desired === 'running' && !behind && observed === 'asleep') await this.#wake(row)
+      else if (desired === 'running' && (behind || !['running', 'failed'].includes(observed))) await this.#boot(row)
+      if (['asleep', 'paused'].includes(desired) && observed === 'running') await this.#sleep(row)
       if (desired === 'stopped' && observed !== 'stopped') await this.#report(id, 'stopped')
       if (desired === 'trashed' && observed !== 'trashed') await this.#report(id, 'trashed')
       if (desired === 'gone') {
@@ -114,11 +120,33 @@ export class StandInVmhost {
       await sql`update machines set observed_stage = ${stage}, observed_stage_at = now() where id = ${id}`
     }
     await sql`update machines set observed_state = 'running', observed_stage = 'ready', observed_boot = ${desired_boot},
-      observed_reason = null, observed_ready_at = now(), observed_started_at = now(), observed_host_key = ${this.#hostKey},
+      observed_asleep_because = null, observed_asleep_at = null, observed_saved_bytes = null, observed_reason = null, observed_ready_at = now(), observed_started_at = now(), observed_host_key = ${this.#hostKey},
       observed_login_user = ${this.#loginUser} where id = ${id}`
   }
 
+  async #sleep({ id, name }: { id: number; name: string }): Promise<void> {
+    const reason = this.sleepFailures.get(name)
+    if (reason) {
+      await this.#sql`update machines set observed_reason = ${reason} where id = ${id}`
+      return
+    }
+    await this.#sql`update machines set observed_state = 'asleep', observed_ready_at = null, observed_reason = null,
+      observed_asleep_because = coalesce(observed_asleep_because, 'told to'), observed_asleep_at = now(),
+      observed_saved_bytes = ${100 * 2 ** 20} where id = ${id}`
+  }
+
+  async #wake({ id, name }: { id: number; name: string }): Promise<void> {
+    const sql = this.#sql
+    await sql`update machines set observed_state = 'running', observed_stage = 'network', observed_ready_at = null
+      where id = ${id}`
+    await sql`update machines set observed_stage = 'ready', observed_ready_at = now(), observed_asleep_because = null,
+      observed_asleep_at = null, observed_saved_bytes = null, observed_reason = ${this.memoryLosses.get(name) ?? null}
+      where id = ${id} and observed_state = 'running'`
+  }
+
   async #report(id: number, state: string): Promise<void> {
-    await this.#sql`update machines set observed_state = ${state}, observed_ready_at = null where id = ${id}`
+    await this
+      .#sql`update machines set observed_state = ${state}, observed_ready_at = null, observed_asleep_because = null,
+      observed_asleep_at = null, observed_saved_bytes = null where id = ${id}`
   }
 }

@@ -1,0 +1,105 @@
+import type { ActivityKind } from '../../migrations/schema.ts'
+import type { App } from '../app.ts'
+import { isReady, type Machine } from '../machines.ts'
+import { defineCommand } from './command.ts'
+import { machineNames } from './complete.ts'
+import { readDefaults } from './defaults.ts'
+import { type IdleTime, idleTimeOf } from './idle-time.ts'
+import { awakeBecause, statusInWords, statusOf } from './machine-document.ts'
+import { reachable } from './machine-steps.ts'
+import { harmless, wrap } from './text.ts'
+import { sayBytes, sayDuration, sayWhen } from './values.ts'
+
+type Activity = { at: Date; what: ActivityKind }
+
+const OVER: Record<ActivityKind, string> = { ssh: 'over SSH', https: 'by a web request', websocket: 'by a WebSocket' }
+
+export const why = defineCommand({
+  name: 'why',
+  group: 'machines',
+  onMachines: true,
+  summary: 'what keeps a machine awake or asleep, and since when',
+  arguments: { name: { label: 'NAME', complete: machineNames } },
+  examples: ['why demo'],
+  async run({ app, caller }, { args }) {
+    const machine = await reachable(app, caller, args.name)
+    const idle = idleTimeOf(machine, await readDefaults(app.sql, machine.accountId))
+    const activity = await lastActivity(app, machine.id)
+    const { observedIdleSince, observedAsleepAt, observedAsleepBecause, observedSavedBytes, holdUntil } = machine
+    const hold = holdUntil !== null && holdUntil > new Date() ? holdUntil : null
+    return {
+      json: {
+        vm_name: machine.name,
+        status: statusOf(machine),
+        awake_because: awakeBecause(machine),
+        idle_since: observedIdleSince?.toISOString() ?? null,
+        asleep_because: observedAsleepBecause,
+        asleep_since: observedAsleepAt?.toISOString() ?? null,
+        saved_bytes: observedSavedBytes,
+        sleep_after_seconds: idle.seconds,
+        sleep_after_is_default: idle.isDefault,
+        hold_until: hold?.toISOString() ?? null,
+        last_activity: activity ? { at: activity.at.toISOString(), what: activity.what } : null,
+        ...(machine.observedReason === null ? {} : { reason: machine.observedReason }),
+      },
+      text: (view) =>
+        [head(machine), ...rest(machine, idle, activity)]
+          .flatMap((line) => wrap(harmless(line), view.columns))
+          .map((line) => `${line}\n`)
+          .join(''),
+    }
+  },
+})
+
+/** Index: machine_activity_pkey. */
+async function lastActivity({ sql }: App, machineId: number): Promise<Activity | undefined> {
+  const [row] = await sql<Activity[]>`select at, what from machine_activity where machine_id = ${machineId}`
+  return row
+}
+
+function head(machine: Machine): string {
+  const { name, observedAsleepAt, observedAsleepBecause, observedIdleSince, observedReason } = machine
+  const status = statusInWords(machine)
+  if (machine.observedState === 'asleep') {
+    const since = observedAsleepAt ? `, fell asleep ${sayWhen(observedAsleepAt)}` : ''
+    return `${name} is ${status}${since}${observedAsleepBecause ? `: ${observedAsleepBecause}` : ''}`
+  }
+  if (!isReady(machine)) return `${name} is ${status}${observedReason ? `: ${observedReason}` : ''}`
+  const because = awakeBecause(machine)
+  if (because !== null) return `${name} is awake: ${because}`
+  return observedIdleSince
+    ? `${name} is awake, and idle: nothing keeps it awake since ${sayWhen(observedIdleSince)}`
+    : `${name} is awake; its server has not said yet what keeps it so`
+}
+
+function rest(machine: Machine, idle: IdleTime, activity: Activity | undefined): string[] {
+  const { name, desiredState, observedState, observedSavedBytes, observedReason } = machine
+  const used = activity ? [`last used ${sayWhen(activity.at)}, ${OVER[activity.what]}`] : []
+  if (observedState === 'asleep') {
+    const bytes = observedSavedBytes === null ? [] : [`its memory takes ${sayBytes(observedSavedBytes)} on the disk`]
+    const way = desiredState === 'paused' ? `nothing but this wakes it: resume ${name}` : wakers(name)
+    return [...bytes, ...used, ...(desiredState === 'running' ? [] : [way])]
+  }
+  if (desiredState === 'stopped') return [`to start it: start ${name}`]
+  if (observedState === 'failed') return [`to try again: restart ${name}`]
+  if (!isReady(machine)) return []
+  return [...(observedReason ? [observedReason] : []), ...holding(machine), ...used, idleLine(machine, idle)]
+}
+
+function wakers(name: string): string {
+  return `ssh, its pages and a key typed in an open session wake it, and so does: wake ${name}`
+}
+
+function holding({ name, holdUntil }: Machine): string[] {
+  if (!holdUntil || holdUntil <= new Date()) return []
+  return [`held awake for ${sayDuration(holdUntil.getTime() - Date.now())} more; to end that: hold ${name} --end`]
+}
+
+function idleLine({ name, observedIdleSince }: Machine, { seconds, isDefault }: IdleTime): string {
+  const whose = isDefault ? ', as your account has it' : ''
+  if (seconds === null) return `it never sleeps for being idle${whose}; to change that: sleep-after ${name} 30m`
+  const after = `it sleeps when it was idle for ${sayDuration(seconds * 1000)}${whose}`
+  if (!observedIdleSince) return after
+  const leftMs = observedIdleSince.getTime() + seconds * 1000 - Date.now()
+  return leftMs > 0 ? `${after}: in ${sayDuration(leftMs)}` : `${after}: any moment`
+}
