@@ -1,3 +1,4 @@
+import { PassThrough } from 'node:stream'
 import { describe, expect, it } from 'vitest'
 import { random } from '../commands/testing/random.ts'
 import { historyOf } from './history.ts'
@@ -190,6 +191,48 @@ describe('the screen', () => {
   })
 })
 
+describe('a client that does not look at its screen', () => {
+  it('costs no memory, however often its window changes', async () => {
+    const stdout = new PassThrough()
+    const held = () => stdout.readableLength + stdout.writableLength
+    const resizes = new Set<() => void>()
+    const onResize = (listener: () => void) => {
+      resizes.add(listener)
+      return () => resizes.delete(listener)
+    }
+    const person = typist()
+    const line = person.read({ stdout, terminal: { term: 'xterm', columns: 80, rows: 24, onResize } })
+    await person.type('x'.repeat(3000))
+    for (let turn = 0; turn < 20; turn++) {
+      for (let n = 0; n < 10; n++) for (const listener of resizes) listener()
+      await new Promise((resolve) => setImmediate(resolve))
+    }
+    expect(held()).toBeLessThan(100_000)
+    // It sees the line when it looks again, and nothing is left behind when it is done.
+    let seen = ''
+    stdout.on('data', (bytes: Buffer) => {
+      seen += bytes
+    })
+    await person.type('y')
+    expect(seen).toMatch(/xy$/)
+    await person.type('\r')
+    expect(await line).toMatchObject({ kind: 'line' })
+    expect(stdout.listenerCount('drain')).toBe(0)
+  })
+
+  it('is drawn for once, whatever number of keys comes at a time', async () => {
+    const person = typist()
+    const line = person.read()
+    await person.type('x'.repeat(2000))
+    const before = person.raw().length
+    for (let n = 0; n < 200; n++) person.stdin.write('y')
+    await person.type('')
+    expect(person.raw().length - before).toBeLessThan(100_000)
+    await person.type('\r')
+    expect(await line).toMatchObject({ text: 'x'.repeat(2000) + 'y'.repeat(200) })
+  })
+})
+
 describe('history', () => {
   it('is walked with the arrows, and the draft is kept', async () => {
     const history = historyOf(-1)
@@ -211,6 +254,17 @@ describe('history', () => {
     expect(person.screen.lines.at(-1)).toBe("(search) 'new': new api --memory 2G")
     await person.type('\x12\x05 -l\r')
     expect(await read).toEqual({ kind: 'line', text: 'new demo -l' })
+  })
+  it('is searched for what somebody would type, and no more', async () => {
+    const history = historyOf(-5)
+    history.add('ls')
+    const person = typist()
+    const read = person.read({ history })
+    await person.type('\x12l')
+    for (let n = 0; n < 20; n++) await person.type('s'.repeat(100))
+    expect(person.screen.lines.join('').length).toBeLessThan(500)
+    await person.type('\x07\r')
+    expect(await read).toEqual({ kind: 'line', text: '' })
   })
   it('of one account is bounded and not shared with another', () => {
     const history = historyOf(-3)

@@ -25,6 +25,8 @@ export type ReadLineOptions = {
   paintPrompt?: (prompt: string) => string
   history?: History
   complete?: (beforeCursor: string) => Promise<Completion>
+  /** characters at most; 16 Ki unless given */
+  limit?: number
   signal: AbortSignal
 }
 
@@ -45,7 +47,7 @@ export async function readLine(options: ReadLineOptions): Promise<ReadLine> {
 
 class Editor {
   readonly #options: ReadLineOptions
-  readonly #line = new LineBuffer()
+  readonly #line: LineBuffer
   readonly #decoder = new KeyDecoder()
   readonly #painter: Painter
   readonly #result = Promise.withResolvers<ReadLine>()
@@ -58,9 +60,16 @@ class Editor {
   /** while a completion is looked up nothing is read, so that no key overtakes it */
   #completing = false
   #stopReading = () => {}
+  #drawing: NodeJS.Immediate | undefined
+  #waitsForRoom = false
+  readonly #onRoom = () => {
+    this.#waitsForRoom = false
+    this.#drawSoon()
+  }
 
   constructor(options: ReadLineOptions) {
     this.#options = options
+    this.#line = new LineBuffer(options.limit)
     this.#historyIndex = options.history?.lines.length ?? 0
     this.#painter = new Painter(options)
   }
@@ -73,7 +82,8 @@ class Editor {
     signal.addEventListener('abort', onAbort, { once: true })
     this.#released.push(
       () => signal.removeEventListener('abort', onAbort),
-      terminal.onResize(() => this.#draw()),
+      terminal.onResize(() => this.#drawSoon()),
+      () => this.#options.stdout.off('drain', this.#onRoom),
     )
     this.#read()
     keyboard.closed.then(() => this.#finish({ kind: 'closed' }))
@@ -82,6 +92,7 @@ class Editor {
   }
 
   close(): void {
+    clearImmediate(this.#drawing)
     this.#stopReading()
     for (const release of this.#released) release()
   }
@@ -104,7 +115,7 @@ class Editor {
       const skip = this.#finished && bytes[bytes.length - rest.length - 1] === 0x0d && rest[0] === 0x0a ? 1 : 0
       this.#options.keyboard.unread(rest.subarray(skip))
     }
-    if (!this.#finished) this.#draw()
+    this.#drawSoon()
     const { stdout, keyboard } = this.#options
     if (stdout.writableNeedDrain && !stdout.destroyed)
       keyboard.pauseUntil(Promise.race([once(stdout, 'drain'), once(stdout, 'close')]))
@@ -243,7 +254,7 @@ class Editor {
       .finally(() => {
         this.#completing = false
         if (this.#finished) return
-        this.#draw()
+        this.#drawSoon()
         this.#read()
       })
   }
@@ -260,11 +271,34 @@ class Editor {
   }
 
   #list(candidates: readonly string[]): void {
+    // Under the line as it is.
+    this.#draw()
     const rows = inColumns(candidates, this.#options.terminal.columns || 80)
     this.#painter.leave(rows.join('\r\n'))
   }
 
+  /**
+   * Draws once for all keys and sizes that came in one turn of the event loop, and not while the client leaves what was
+   * drawn before: a byte of a client is worth a whole line of ours, and news of a window's size are held up by nothing.
+   */
+  #drawSoon(): void {
+    if (this.#finished || this.#drawing || this.#waitsForRoom) return
+    const { stdout, keyboard } = this.#options
+    if (stdout.writableNeedDrain && !stdout.destroyed) {
+      this.#waitsForRoom = true
+      stdout.once('drain', this.#onRoom)
+      return
+    }
+    this.#drawing = setImmediate(() => {
+      this.#draw()
+      if (stdout.writableNeedDrain && !stdout.destroyed)
+        keyboard.pauseUntil(Promise.race([once(stdout, 'drain'), once(stdout, 'close')]))
+    })
+  }
+
   #draw(): void {
+    clearImmediate(this.#drawing)
+    this.#drawing = undefined
     if (this.#finished) return
     const search = this.#search
     const { prompt, paintPrompt } = this.#options

@@ -21,7 +21,8 @@ export function layOut(prompt: string, graphemes: readonly string[], cursor: num
   let row = 0
   let column = 0
   const put = (shown: string) => {
-    for (const cell of splitGraphemes(shown)) {
+    // Nearly all are one letter already, and a long line has thousands of them at each key.
+    for (const cell of shown.length === 1 ? [shown] : splitGraphemes(shown)) {
       const width = Math.min(graphemeWidth(cell), columns)
       if (column + width > columns) {
         row++

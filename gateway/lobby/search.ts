@@ -1,5 +1,6 @@
 /** Ctrl-R: the newest line that contains what is typed, older ones by Ctrl-R again. */
 export class HistorySearch {
+  static readonly #limit = 200
   readonly #lines: readonly string[]
   #wanted = ''
   #index: number
@@ -14,8 +15,9 @@ export class HistorySearch {
     return `(search) '${this.#wanted}': `
   }
 
-  /** @returns false when no line has it; the last line found stays */
+  /** @returns false when no line has it, or nobody would type as much; the last line found stays */
   extend(text: string): boolean {
+    if (this.#wanted.length + text.length > HistorySearch.#limit) return false
     this.#wanted += text
     return this.#find(this.#index)
   }

@@ -14,6 +14,9 @@ export type Seat = {
   [Symbol.dispose](): void
 }
 
+/** Characters of an answer: a code, an address, a machine's name. Who has no account yet is asked as well. */
+const ANSWER_LIMIT = 1024
+
 type TerminalIo = CommandIo & { terminal: Terminal }
 
 /** A seat for one command; without a keyboard of a lobby's own it reads the terminal itself. */
@@ -32,6 +35,7 @@ export function openSeat(io: TerminalIo, lobbyKeyboard?: Keyboard): Seat {
         stdout: io.stdout,
         terminal: io.terminal,
         prompt: question,
+        limit: ANSWER_LIMIT,
         signal: AbortSignal.any([io.signal, interrupted.signal]),
       })
       return answer.kind === 'line' ? answer.text : undefined
