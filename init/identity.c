@@ -13,6 +13,7 @@
 #include "environment.h"
 #include "mounts.h"
 #include "network.h"
+#include "service.h"
 #include "users.h"
 
 /* linux/random.h */
@@ -109,6 +110,8 @@ static const char *first_problem(const struct frame *frame) {
   if (!field_find(frame, TAG_MACHINE_ID, &field) || !is_machine_id(&field)) return "bad machine id";
   for (size_t at = 0; field_next(frame, &at, &field);) {
     if (field.tag == TAG_ENVIRONMENT && !environment_good((const char *)field.bytes, field.length)) return "bad variable";
+    bool is_word = field.tag == TAG_SERVICE_ARGUMENT || field.tag == TAG_SERVICE_DIRECTORY;
+    if (is_word && memchr(field.bytes, 0, field.length)) return "bad service";
     if ((field.tag == TAG_AUTHORIZED_KEY || field.tag == TAG_USER_AUTHORITY) && !line_good(&field)) return "bad key";
   }
   return NULL;
@@ -321,6 +324,7 @@ bool identity_apply(const struct frame *frame, bool rehearsing, struct identity_
     return fail(reason, capacity, "write the host key");
   if (put_session_variables(frame, login_user, result) != 0 || put_service_variables(frame) != 0)
     return fail(reason, capacity, "write the environment");
+  if (service_keep(frame) != 0) return fail(reason, capacity, "keep what the image runs");
   if (set_hostname(hostname, rehearsing) != 0) return fail(reason, capacity, "set the host name");
   field_find(frame, TAG_MACHINE_ID, &field);
   char machine_id[33];

@@ -17,6 +17,7 @@
 
 #include "base.h"
 #include "power.h"
+#include "service.h"
 #include "supervise.h"
 
 enum { STOP_LIMIT_MS = 20000, KILL_LIMIT_MS = 2000, POLL_MS = 20 };
@@ -88,13 +89,18 @@ _Noreturn void pid1_run(pid_t supervisor) {
   sigprocmask(SIG_SETMASK, &all, NULL);
   prctl(PR_SET_NAME, "exe-init");
   mount_cgroups();
+  service_load();
   for (;;) {
-    struct timespec second = {.tv_sec = 1};
-    int number = sigtimedwait(&all, NULL, supervisor > 0 ? &(struct timespec){.tv_sec = 3600} : &second);
+    unsigned int wait_ms = service_run();
+    if (wait_ms == 0 || wait_ms > 3600000) wait_ms = 3600000;
+    if (supervisor <= 0 && wait_ms > 1000) wait_ms = 1000;
+    struct timespec pause = {.tv_sec = wait_ms / 1000, .tv_nsec = (long)(wait_ms % 1000) * 1000000};
+    int number = sigtimedwait(&all, NULL, &pause);
     if (number == SIGTERM || number == SIGPWR || number == SIGUSR2 || number == SIGNAL_POWEROFF) shut_down(POWER_OFF);
     if (number == SIGINT || number == SIGNAL_REBOOT) shut_down(POWER_REBOOT);
-    for (pid_t pid; (pid = waitpid(-1, NULL, WNOHANG)) > 0;)
-      if (pid == supervisor) supervisor = -1;
+    int status;
+    for (pid_t pid; (pid = waitpid(-1, &status, WNOHANG)) > 0;)
+      if (!service_ended(pid, status) && pid == supervisor) supervisor = -1;
     if (supervisor < 0 && number != SIGCHLD) supervisor = start_supervisor();
   }
 }

@@ -26,6 +26,7 @@
  * IDENTIFY  HOSTNAME LOGIN_USER AUTHORIZED_KEY* ENVIRONMENT*  LOGIN_UID
  *           HOST_KEY USER_AUTHORITY* CLOCK_MS ENTROPY
  *           MACHINE_ID [ADDRESS] [COMMAND_LINE]
+ *           [SERVICE_ARGUMENT* SERVICE_UID SERVICE_GID SERVICE_DIRECTORY]
  * KEYS      AUTHORIZED_KEY*
  * FREEZE    DEADLINE_MS (thaws by itself after it)
  * THAW                                                        DEADLINE_MS (what was left; 0: it had thawed)
@@ -90,6 +91,10 @@ enum field_tag {
   TAG_ADDRESS = 25,      /* the value of the kernel's ip= */
   TAG_COMMAND_LINE = 26, /* what /proc/cmdline says after a restore */
   TAG_LOGIN_UID = 27,
+  TAG_SERVICE_ARGUMENT = 28, /* repeats; what an image without an init runs: see service.h */
+  TAG_SERVICE_UID = 29,
+  TAG_SERVICE_GID = 30,
+  TAG_SERVICE_DIRECTORY = 31,
   TAG_DEADLINE_MS = 32,
   TAG_SIZE_BYTES = 33,
   TAG_LIMIT_MS = 34,

@@ -11,6 +11,7 @@ import { hypervisorOverheadBytes } from './hypervisor/driver.ts'
 import { openDevices } from './hypervisor/privileges.ts'
 import { bootId, nestedAvailable } from './hypervisor/probe.ts'
 import { qemuVersion } from './hypervisor/qemu.ts'
+import { type Images, openImages } from './images/images.ts'
 import { readKernel } from './network/kernel.ts'
 import { createNetwork } from './network/network.ts'
 import { describeResolvers } from './network/resolvers.ts'
@@ -49,6 +50,7 @@ export type ReadyMessage = {
 }
 
 const factsEveryMs = 30_000
+const sweepEveryMs = 3_600_000
 const growEveryMs = 600_000
 const outboxLimitMs = 3_000
 
@@ -75,6 +77,12 @@ async function main(): Promise<void> {
     network.prepareHost(),
   ])
   const store = await openStore(volume, join(settings.dataDirectory, 'artifacts'))
+  const images = await openImages({
+    directory: volume.path,
+    registriesPath: join(settings.dataDirectory, 'registries.json'),
+    space: () => store.space(),
+    log,
+  })
   const bootSet = await store.currentBoot().catch((error: unknown) => {
     log.error({ err: error }, 'no machine can be started')
     return undefined
@@ -109,6 +117,7 @@ async function main(): Promise<void> {
     world: {
       driver,
       store,
+      images,
       network,
       rows,
       outbox,
@@ -144,12 +153,15 @@ async function main(): Promise<void> {
   }
   const writeFactsLater = () => void writeFacts().catch((error) => log.warn({ err: error }, 'facts wait'))
   await writeFacts()
+  // Before anybody asks for one: what was half made when the vmhost before was ended.
+  await sweepImages(images, store, log)
   await reconciler.start()
   // Once more: what lies in the store without an owner is known only now.
   await writeFacts()
   await network.startMetadata(async (address) => reconciler.nameAt(address))
   const timers = [
     setInterval(writeFactsLater, factsEveryMs),
+    setInterval(() => void sweepImages(images, store, log), sweepEveryMs),
     setInterval(() => growVolume(volume, { log }).catch((error) => log.warn({ err: error }, 'volume')), growEveryMs),
   ]
   // The first machine of an image need not wait for its copy.
@@ -197,6 +209,18 @@ function startsAtOnce(accelerated: boolean, cpus: number): number {
 /** Memory that is promised to no machine: Postgres's, the gateway's, this process's and the system's. */
 function reservedBytes(totalBytes: number): number {
   return Math.min(2 ** 30, Math.floor(totalBytes / 4))
+}
+
+/** Those of which no machine was made here are removed some time after they were last asked for. */
+async function sweepImages(images: Images, store: Store, log: Logger): Promise<void> {
+  try {
+    const machines = await Promise.all(
+      (await store.listMachines()).map((id) => store.findMachine(id).catch(() => undefined)),
+    )
+    await images.sweep(new Set(machines.flatMap((files) => (files ? [files.record.imageHash] : []))))
+  } catch (error) {
+    log.warn({ err: error }, 'images')
+  }
 }
 
 async function importImages(store: Store, log: Logger, signal: AbortSignal): Promise<void> {

@@ -93,6 +93,21 @@ test('an identity arrives whole: keys, host key, variables, names, the login use
   expect(rootFile('etc/passwd')).toContain('dev:*:1004:1004::/home/dev:/bin/sh\n')
 })
 
+test('what the image runs is kept for PID 1, and nobody else reads it', async () => {
+  startAgent()
+  const channel = open()
+  const service = { arguments: ['/bin/serve', 'two words', ''], uid: 33, gid: 34, workingDirectory: '/srv' }
+  await channel.identify({ ...identity, environment: { A: 'b' }, service })
+  expect(rootFile('exe/run/service')).toBe('33\0' + '34\0/srv\0' + '3\0/bin/serve\0two words\0\0A=b\0')
+  expect(statSync(join(directory, 'root/exe/run/service')).mode & 0o777).toBe(0o600)
+  await expect(channel.identify({ ...identity, service: { ...service, arguments: ['a\0b'] } })).rejects.toMatchObject({
+    code: 'agent.refused',
+    message: expect.stringContaining('bad service'),
+  })
+  await channel.identify(identity)
+  expect(() => rootFile('exe/run/service')).toThrow(/ENOENT/)
+})
+
 test('a second identity changes everything in place and adds no second user', async () => {
   startAgent()
   const channel = open()

@@ -163,6 +163,14 @@ class SocketChannel implements AgentChannel {
       text(fieldTag.machineId, identity.machineId),
       { tag: fieldTag.entropy, bytes: randomBytes(64) },
     ]
+    const { service } = identity
+    if (service)
+      fields.push(
+        ...service.arguments.map((word) => text(fieldTag.serviceArgument, word)),
+        number(fieldTag.serviceUid, service.uid),
+        number(fieldTag.serviceGid, service.gid),
+        text(fieldTag.serviceDirectory, service.workingDirectory),
+      )
     if (identity.address !== undefined) fields.push(text(fieldTag.address, identity.address))
     if (identity.commandLine !== undefined) fields.push(text(fieldTag.commandLine, identity.commandLine))
     // The clock is read when the request leaves, not when it starts to wait for the agent.

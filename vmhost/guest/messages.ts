@@ -41,6 +41,10 @@ export const fieldTag = {
   address: 25,
   commandLine: 26,
   loginUid: 27,
+  serviceArgument: 28,
+  serviceUid: 29,
+  serviceGid: 30,
+  serviceDirectory: 31,
   deadlineMs: 32,
   sizeBytes: 33,
   limitMs: 34,
@@ -75,6 +79,8 @@ export type MachineIdentity = {
   authorizedKeys: readonly string[]
   /** see `environmentProblem`; seen by every session and every service */
   environment: Readonly<Record<string, string>>
+  /** what runs where the image has no init of its own; see init/service.h */
+  service?: { arguments: readonly string[]; uid: number; gid: number; workingDirectory: string }
   /** the machine's ed25519 host key, private, OpenSSH's format */
   hostKey: string
   /** public keys of authorities whose user certificates the machine takes (sshd's TrustedUserCAKeys) */

@@ -11,7 +11,7 @@ const line = (name: string) => `ssh-ed25519 ${wire(name).toString('base64')}`
 
 /** A machine's row and keys, and what an agent would have heard of them. */
 class Machine {
-  row = { name: 'demo', env: {} as Record<string, string>, accountId: 1 }
+  row = { name: 'demo', env: {} as Record<string, string>, command: 'auto', accountId: 1 }
   keys = ['one']
   heard: string[] = []
   refuses = false

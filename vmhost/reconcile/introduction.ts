@@ -5,7 +5,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import type { AgentChannel } from '../guest/channel.ts'
 import type { MachineIdentity } from '../guest/messages.ts'
-import type { MachineFiles } from '../storage/store.ts'
+import type { MachineFiles, MachineRecord } from '../storage/store.ts'
 import { authorizedKeyLine } from './identity.ts'
 import type { MachineRow } from './rows.ts'
 import type { World } from './world.ts'
@@ -114,12 +114,16 @@ export class Introduction {
 
   async #identity(): Promise<MachineIdentity> {
     const { files, owner } = this.#options
-    const { name, env } = owner.row
+    const { name, env, command } = owner.row
+    const { settings } = files.record
+    const service = serviceOf(command, files.record)
     return {
       hostname: name,
       loginUser: files.record.loginUser,
       authorizedKeys: await this.#keys(),
-      environment: env,
+      // The owner's own come on top of the image's.
+      environment: { ...settings?.environment, ...env },
+      ...(service ? { service } : {}),
       hostKey: files.hostKey,
       machineId: files.record.systemId,
     }
@@ -135,7 +139,7 @@ export class Introduction {
 export type IntroductionOptions = {
   readonly channel: Pick<AgentChannel, 'identify' | 'updateKeys'>
   readonly files: Pick<MachineFiles, 'directory' | 'record' | 'hostKey'>
-  readonly owner: { readonly row: Pick<MachineRow, 'name' | 'env' | 'accountId'> }
+  readonly owner: { readonly row: Pick<MachineRow, 'name' | 'env' | 'command' | 'accountId'> }
   readonly world: Pick<World, 'gatewayKey'> & { readonly rows: Pick<World['rows'], 'keysOf'> }
   readonly log: Pick<Logger, 'warn'>
   /** until a guest has taken its identity */
@@ -144,6 +148,14 @@ export type IntroductionOptions = {
 
 /** A boot takes longer than that: only a guest that says hello for the sake of it ever waits. */
 const leastBetweenMs = 1_000
+
+/** What exe-init runs where the image has no init of its own: the image's own program, or the owner's choice. */
+function serviceOf(command: string, { init, settings }: MachineRecord): MachineIdentity['service'] {
+  if (init || !settings || command === 'none') return undefined
+  if (command === 'auto') return settings.service ?? undefined
+  const { uid, gid, workingDirectory } = settings.service ?? { uid: 0, gid: 0, workingDirectory: '/' }
+  return { arguments: ['/bin/sh', '-c', command], uid, gid, workingDirectory }
+}
 
 function hashOf({ hostname, loginUser, environment, machineId }: MachineIdentity): string {
   // Keys go their own way, and none of the secrets is kept twice.

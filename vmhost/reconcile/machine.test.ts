@@ -16,6 +16,7 @@ const first: MachineRow = {
   memoryBytes: 2 ** 28,
   diskBytes: 2 ** 30,
   env: {},
+  command: 'auto',
   desiredState: 'running',
   desiredBoot: 1,
   observedState: 'running',

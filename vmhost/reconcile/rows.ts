@@ -1,5 +1,5 @@
 import type { Sql } from '../../migrations/connect.ts'
-import type { DesiredState, MachineReport, ObservedState, StartStage } from '../../migrations/schema.ts'
+import type { DesiredState, ImageStep, MachineReport, ObservedState, StartStage } from '../../migrations/schema.ts'
 import type { Lease } from './lease.ts'
 
 /** A machine as the database wants it and as it was last reported. */
@@ -12,6 +12,8 @@ export type MachineRow = {
   readonly memoryBytes: number
   readonly diskBytes: number
   readonly env: Readonly<Record<string, string>>
+  /** `auto`, `none`, or what runs as its service where the image has no init */
+  readonly command: string
   readonly desiredState: DesiredState
   readonly desiredBoot: number
   readonly observedState: ObservedState
@@ -35,6 +37,8 @@ export type Observation = {
   readonly observedStage?: StartStage
   readonly observedHostKey?: Buffer
   readonly observedLoginUser?: string
+  /** what its image exposes; null: it does not say */
+  readonly observedWebPort?: number | null
   readonly observedReadyAt?: Date | null
   readonly observedStartedAt?: Date | null
   readonly observedCpus?: number | null
@@ -49,6 +53,15 @@ export type MachineEvent = {
   readonly accountId: number
   readonly kind: string
   readonly detail?: Readonly<Record<string, unknown>>
+}
+
+/** Bytes and layers where the step counts them. */
+export type PullProgress = {
+  readonly step: ImageStep
+  readonly doneBytes?: number | undefined
+  readonly totalBytes?: number
+  readonly layersDone?: number
+  readonly layers?: number
 }
 
 /** The lease was taken over by a newer vmhost: nothing may be written any more. */
@@ -79,7 +92,7 @@ export class Rows {
   #select(condition: ReturnType<Sql>) {
     return this.sql<MachineRow[]>`
       select m.id, account_id as "accountId", name, image, cpus, memory_bytes as "memoryBytes", disk_bytes as "diskBytes",
-        env, desired_state as "desiredState", desired_boot as "desiredBoot", observed_state as "observedState",
+        env, command, desired_state as "desiredState", desired_boot as "desiredBoot", observed_state as "observedState",
         observed_boot as "observedBoot", observed_reason as "observedReason",
         observed_ready_at is not null as "isReady", token, observed_host_key as "hostKey", host(a.address) as address
       from machines m left join addresses a on a.machine_id = m.id
@@ -148,6 +161,21 @@ export class Rows {
       insert into machine_reports (machine_id, at, report)
       select ${machineId}::int, now(), ${this.sql.json(report)}::jsonb where ${this.#underLease()}
       on conflict (machine_id) do update set at = excluded.at, report = excluded.report`
+  }
+
+  /** Says how far its image is, for whoever waits for it; no news to anybody. */
+  async tellPull(machineId: number, progress: PullProgress): Promise<void> {
+    const { step, doneBytes = null, totalBytes = null, layersDone = null, layers = null } = progress
+    await this.sql`
+      insert into image_pulls (machine_id, at, step, done_bytes, total_bytes, layers_done, layers)
+      select ${machineId}::int, now(), ${step}, ${doneBytes}::bigint, ${totalBytes}::bigint, ${layersDone}::int,
+        ${layers}::int where ${this.#underLease()}
+      on conflict (machine_id) do update set at = excluded.at, step = excluded.step, done_bytes = excluded.done_bytes,
+        total_bytes = excluded.total_bytes, layers_done = excluded.layers_done, layers = excluded.layers`
+  }
+
+  async endPull(machineId: number): Promise<void> {
+    await this.sql`delete from image_pulls where machine_id = ${machineId} and ${this.#underLease()}`
   }
 
   /** Public keys that may sign in to machines of an account, SSH wire form. Index: the foreign key's, few rows. */

@@ -1,5 +1,6 @@
 import type { Logger } from 'pino'
 import type { HypervisorDriver } from '../hypervisor/driver.ts'
+import type { Images } from '../images/images.ts'
 import type { Network } from '../network/types.ts'
 import type { Store } from '../storage/store.ts'
 import type { Outbox } from './observed.ts'
@@ -11,6 +12,8 @@ import type { GuestNetwork } from './specification.ts'
 export type World = {
   readonly driver: HypervisorDriver
   readonly store: Store
+  /** disks made of images in registries */
+  readonly images: Images
   readonly network: Network
   readonly rows: Rows
   readonly outbox: Outbox
