@@ -43,6 +43,11 @@ export function checkMachine(row: MachineRow, limits: { network: string; memoryB
   return { ...row, address }
 }
 
+/** Names of the images that set-up makes; every other is one of a registry. */
+export function isOwnImage(name: string): boolean {
+  return name === 'base' || name === 'minimal'
+}
+
 /** The kernel's command line: the guest contract of design.md. */
 export function commandLine(machine: CheckedMachine, guest: GuestNetwork, emulated: boolean): string {
   const line = `console=hvc0 root=/dev/vda init=/exe/bin/exe-init rw ip=${ipSettings(machine, guest)}`
