@@ -1,4 +1,5 @@
 import { createPublicKey, X509Certificate } from 'node:crypto'
+import { createSecureContext } from 'node:tls'
 import type { Sql } from '../../../migrations/connect.ts'
 import { type Challenge, openChallenges } from './challenges.ts'
 import type { AcmeChallenge, AcmeClient, Authorization } from './client.ts'
@@ -84,5 +85,11 @@ function checked(chain: string, key: string, names: readonly string[]): { notBef
   }
   const missing = names.find((name) => leaf.checkHost(name.replace('*', 'any')) === undefined)
   if (missing !== undefined) throw new AcmeError(`the certificate that the directory issued is not for ${missing}`)
+  try {
+    // Reads what is behind the leaf, too.
+    createSecureContext({ cert: chain, key })
+  } catch (cause) {
+    throw new AcmeError('the chain that the directory issued cannot be served', { cause })
+  }
   return { notBefore: leaf.validFromDate, notAfter: leaf.validToDate }
 }
