@@ -178,10 +178,11 @@ function take(tenants: readonly Tenant[], neededBytes: number): { ask: Ask; take
     .filter(({ gives }) => gives >= grainBytes)
     .sort((a, b) => idleFirst(a.tenant, b.tenant) || b.gives - a.gives)
   const taken: { ask: Ask; takes: number }[] = []
-  let left = neededBytes
+  // Up to whole ones, or the next would have to give what the rounding left.
+  let left = Math.max(grainBytes, -wholeMiB(-neededBytes))
   for (const { tenant, gives } of givers) {
     if (left <= 0) break
-    const takes = wholeMiB(Math.min(gives, Math.max(left, grainBytes)))
+    const takes = wholeMiB(Math.min(gives, left))
     taken.push({ ask: { id: tenant.id, bytes: wholeMiB(tenant.balloonBytes) + takes, relieves: false }, takes })
     left -= takes
   }
