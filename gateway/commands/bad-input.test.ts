@@ -7,6 +7,8 @@ import { startWorld, type World } from './testing/world.ts'
 
 const MEBIBYTE = 2 ** 20
 
+const names = (count: number) => Array.from({ length: count }, (_, n) => `m${n}`).join(' ')
+
 describe('bad input', () => {
   let world: World
   beforeAll(async () => {
@@ -54,6 +56,17 @@ describe('bad input', () => {
     expect(ran.stderr).toMatch(sentence)
     expect(await world.gateway.sql`select from machines`).toHaveLength(0)
     expect(await world.gateway.sql`select from addresses`).toHaveLength(0)
+  })
+
+  it.each([
+    [`rm ${names(501)}`, /one line may name 500 machines, and this one names 501/],
+    [`stop ${names(20_000)}`, /names 20000/],
+    [`ls -${'a'.repeat(200_000)}`, /ls has no flag -a/],
+  ])('however much of it there is, is answered at once', async (line, sentence) => {
+    const began = performance.now()
+    const ran = await world.run(line)
+    expect(ran).toMatchObject({ status: 2, stdout: '', stderr: expect.stringMatching(sentence) })
+    expect(performance.now() - began).toBeLessThan(1000)
   })
 
   it.each(['share', 'token', 'ssh-key'])('%s --help shows the whole family, as help does', async (family) => {

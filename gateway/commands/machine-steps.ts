@@ -2,7 +2,7 @@ import type { Sql } from '../../migrations/connect.ts'
 import type { App, Caller } from '../app.ts'
 import { type Machine, stageOf } from '../machines.ts'
 import type { Context } from './command.ts'
-import { CommandError } from './error.ts'
+import { CommandError, usageError } from './error.ts'
 import { sayList, shown } from './values.ts'
 
 /** A start under emulation on a busy server; nobody waits longer. */
@@ -161,6 +161,22 @@ export async function untilSettled(
   }
 }
 
+/** Each is looked for in the database, whose answers everybody else waits for. */
+const MACHINES_A_LINE = 500
+
+/**
+ * A machine named twice is meant once.
+ * @throws CommandError (usage) for more than one line may name
+ */
+export function namedOnce(names: readonly string[]): string[] {
+  const unique = [...new Set(names)]
+  if (unique.length <= MACHINES_A_LINE) return unique
+  throw usageError(
+    `one line may name ${MACHINES_A_LINE} machines, and this one names ${unique.length}`,
+    'name the others in another line',
+  )
+}
+
 /**
  * Does one thing to each of several machines, at the same time; those that fail do not stop the others.
  * A machine named twice is done once.
@@ -170,7 +186,7 @@ export async function eachMachine<T>(
   names: readonly string[],
   step: (machine: Machine) => Promise<T>,
 ): Promise<{ done: { name: string; value: T }[]; failed: { name: string; error: CommandError }[] }> {
-  const unique = [...new Set(names)]
+  const unique = namedOnce(names)
   const done: { name: string; value: T }[] = []
   const failed: { name: string; error: CommandError }[] = []
   await Promise.all(

@@ -10,6 +10,9 @@ export const COMMON_FLAGS = {
   help: { type: 'boolean', short: 'h', summary: 'what the command does and takes' },
 } as const satisfies FlagSpecs
 
+/** Each letter of such a word is a flag to parseArgs, which ends with an error of its own at some hundred thousand. */
+const SHORT_FLAGS_MOST = 4096
+
 export type Parsed = ParsedInput & { json: boolean; help: boolean }
 
 /**
@@ -26,6 +29,8 @@ export function parseCommand(command: Command, words: readonly string[]): Parsed
 }
 
 function readFlags(command: Command, specs: FlagSpecs, words: readonly string[]) {
+  const many = words.find((word) => word.length > SHORT_FLAGS_MOST && /^-[^-]/.test(word))
+  if (many && !command.passThrough) throw unknownFlag(command, specs, many)
   const own = command.passThrough ? beforeArguments(specs, words) : words
   const { tokens } = parseArgs({
     args: [...own],
@@ -41,6 +46,8 @@ function readFlags(command: Command, specs: FlagSpecs, words: readonly string[])
   for (const token of tokens) {
     if (token.kind === 'positional') positionals.push(token.value)
     if (token.kind !== 'option') continue
+    // After a mistake only --help counts, and one word may be thousands of short flags.
+    if (mistake && canonicalName(specs, token.name) !== 'help') continue
     try {
       readFlag(command, specs, flags, token)
     } catch (error) {

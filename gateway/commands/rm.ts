@@ -3,7 +3,7 @@ import type { Context } from './command.ts'
 import { defineCommand } from './command.ts'
 import { machineNames } from './complete.ts'
 import { CommandError, usageError } from './error.ts'
-import { noSuchMachine, recordEvent, untilSettled, whilePatient } from './machine-steps.ts'
+import { namedOnce, noSuchMachine, recordEvent, untilSettled, whilePatient } from './machine-steps.ts'
 import { findTrashed, TRASH_DAYS } from './trash.ts'
 import { sayList, shown } from './values.ts'
 
@@ -25,7 +25,7 @@ export const rm = defineCommand({
   arguments: { names: { label: 'NAME', repeated: true, complete: machineNames } },
   examples: ['rm demo', 'rm --now web-1 web-2'],
   async run(context, { flags, args }) {
-    const names = [...new Set(args.names)]
+    const names = namedOnce(args.names)
     if (flags.now && !flags.force) for (const name of names) await confirm(context, name)
     const outcomes: Outcome[] = await Promise.all(names.map((name) => remove(context, name, flags.now === true)))
     const deleted = outcomes.filter((outcome) => !outcome.error).map((outcome) => outcome.name)
