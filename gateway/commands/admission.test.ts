@@ -96,6 +96,13 @@ describe('admission', () => {
       status: 4,
       stderr: expect.stringMatching(/2 machines in the trash/),
     })
+    // What comes back from the trash counts like what is new.
+    expect((await world.run('untrash a --no-wait', { caller })).status).toBe(0)
+    expect(await world.run('untrash b --no-wait', { caller })).toMatchObject({
+      status: 4,
+      stderr: expect.stringMatching(/1 of the 1/),
+    })
+    expect((await world.json('trash', { caller })).document).toMatchObject({ vms: [{ vm_name: 'b' }] })
   })
 
   it('gives an account ten machines when the operator has said nothing, and operators no limit', async () => {

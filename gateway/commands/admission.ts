@@ -154,9 +154,31 @@ export function nameTaken(error: unknown, name: string): unknown {
   return error
 }
 
+/**
+ * Admits a machine back from the trash, whatever it is to be there, inside the transaction that takes it out.
+ * @throws CommandError 'account.limit' (4)
+ */
+export async function admitBack(tx: Tx, caller: Caller): Promise<void> {
+  await tx`select pg_advisory_xact_lock(hashtextextended(${ADMISSION_LOCK}, 0))`
+  refuseBeyondMost(await accountOf(tx, caller))
+}
+
 async function assertAccount(tx: Tx, caller: Caller): Promise<void> {
-  type Counts = { suspended: boolean; most: number | null; machines: number; trashed: number }
-  const [account] = await tx<Counts[]>`
+  const account = await accountOf(tx, caller)
+  refuseBeyondMost(account)
+  // What lies in the trash keeps its disk and its address.
+  if (account.most !== null && account.trashed > account.most) {
+    throw new CommandError('account.limit', 4, `this account has ${account.trashed} machines in the trash`, {
+      wayOn: 'trash lists them; rm --now NAME removes one for good',
+    })
+  }
+}
+
+type Account = { suspended: boolean; most: number | null; machines: number; trashed: number }
+
+/** @throws CommandError 'account.suspended' (4) */
+async function accountOf(tx: Tx, caller: Caller): Promise<Account> {
+  const [account] = await tx<Account[]>`
     select suspended_at is not null as suspended,
       case when is_owner then null else coalesce(max_machines, ${DEFAULT_MACHINES_MOST}) end as most,
       (select count(*)::int from machines where account_id = accounts.id and desired_state not in ('trashed', 'gone')
@@ -169,20 +191,14 @@ async function assertAccount(tx: Tx, caller: Caller): Promise<void> {
       wayOn: 'the operator can lift that, with: account unsuspend',
     })
   }
-  if (account.most !== null && account.machines >= account.most) {
-    throw new CommandError(
-      'account.limit',
-      4,
-      `this account has ${account.machines} of the ${account.most} machines it may have`,
-      { wayOn: 'rm one, or ask the operator for more (account limit)' },
-    )
-  }
-  // What lies in the trash keeps its disk and its address.
-  if (account.most !== null && account.trashed > account.most) {
-    throw new CommandError('account.limit', 4, `this account has ${account.trashed} machines in the trash`, {
-      wayOn: 'trash lists them; rm --now NAME removes one for good',
-    })
-  }
+  return account
+}
+
+function refuseBeyondMost({ most, machines }: Account): void {
+  if (most === null || machines < most) return
+  throw new CommandError('account.limit', 4, `this account has ${machines} of the ${most} machines it may have`, {
+    wayOn: 'rm one, or ask the operator for more (account limit)',
+  })
 }
 
 /** Servers with a live lease. What is promised: the memory of every machine that runs or is wanted to, with its overhead. */

@@ -1,6 +1,6 @@
 import type { App, Caller } from '../app.ts'
 import type { Machine } from '../machines.ts'
-import { admitStart, claimName } from './admission.ts'
+import { admitBack, admitStart, claimName } from './admission.ts'
 import type { Completer } from './command.ts'
 import { defineCommand } from './command.ts'
 import { CommandError } from './error.ts'
@@ -93,6 +93,7 @@ export const untrash = defineCommand({
     if (!machine) throw await notInTrash(app, caller, args.name)
     const name = flags.as === undefined ? machine.name : validName(flags.as)
     const { desired, slept } = await app.sql.begin(async (tx) => {
+      await admitBack(tx, caller)
       const was = await stateBefore(tx, machine.id)
       const state = was === 'running' ? 'running' : 'stopped'
       if (state === 'running') await admitStart(tx, { ...machine, name })
