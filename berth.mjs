@@ -59,7 +59,8 @@ const BACKOFF_FIRST_MS = 200
 const BACKOFF_LAST_MS = 30_000
 const CALM_MS = 60_000
 const ORPHAN_WAIT_S = 20
-const VMHOST_STOP_MS = 30_000
+// When its server goes down it puts machines to sleep first.
+const VMHOST_STOP_MS = 180_000
 const POSTGRES_STOP_MS = 70_000
 /** npm hands a terminal's Ctrl-C on to a process that got it already: one key press, two signals. */
 const SAME_SIGNAL_MS = 1000
@@ -697,7 +698,7 @@ KillMode=process
 Restart=always
 RestartSec=2
 TimeoutStartSec=infinity
-TimeoutStopSec=${drainSeconds + 120}
+TimeoutStopSec=${drainSeconds + 270}
 # Machines have cgroups of their own, below /sys/fs/cgroup/berth; this has systemd keep the controllers on for them.
 Delegate=yes
 LimitNOFILE=1048576

@@ -111,6 +111,7 @@ enum field_tag {
   TAG_DISK_TOTAL_BYTES = 58,
   TAG_DISK_FREE_BYTES = 59,
   TAG_PROCESS_COUNT = 60,
+  TAG_SSH_PROCESS_COUNT = 61, /* started over SSH; see report.c */
 };
 
 #endif

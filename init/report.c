@@ -119,13 +119,62 @@ static void write_card(struct frame_writer *writer) {
   }
 }
 
+static bool starts_with(const char *text, const char *prefix) {
+  return strncmp(text, prefix, strlen(prefix)) == 0;
+}
+
+/* Programs get their parent's variables, and sshd gives its sessions this one. */
+static bool has_ssh_variable(const char *pid) {
+  static char variables[32 * 1024];
+  char path[PATH_MOST];
+  snprintf(path, sizeof path, "/proc/%s/environ", pid);
+  ssize_t length = read_file(path, variables, sizeof variables);
+  for (const char *at = variables; length > 0 && at < variables + length; at += strlen(at) + 1)
+    if (starts_with(at, "SSH_CONNECTION=")) return true;
+  return false;
+}
+
+/* sshd's own processes, sftp-server and the session holder serve a client; what the client does with them is counted elsewhere. */
+static bool is_platform(const char *pid) {
+  char path[PATH_MOST];
+  char program[PATH_MOST];
+  snprintf(path, sizeof path, "/proc/%s/exe", pid);
+  ssize_t length = readlink(path, program, sizeof program - 1);
+  if (length < 0) return true;
+  program[length] = 0;
+  return starts_with(program, "/exe/");
+}
+
+/* A login shell in the foreground of its own terminal waits for somebody to type. See proc_pid_stat(5). */
+static bool is_waiting_shell(const char *pid) {
+  char path[PATH_MOST];
+  char text[1024];
+  int group;
+  int session;
+  int terminal;
+  int foreground;
+  snprintf(path, sizeof path, "/proc/%s/cmdline", pid);
+  if (read_file(path, text, sizeof text) <= 0 || text[0] != '-') return false;
+  snprintf(path, sizeof path, "/proc/%s/stat", pid);
+  if (read_file(path, text, sizeof text) <= 0) return false;
+  const char *at = strrchr(text, ')');
+  if (!at || sscanf(at, ") %*c %*d %d %d %d %d", &group, &session, &terminal, &foreground) != 4) return false;
+  return session == atoi(pid) && terminal != 0 && foreground == group;
+}
+
 static void write_processes(struct frame_writer *writer) {
   DIR *directory = opendir("/proc");
   uint64_t count = 0;
-  for (struct dirent *entry; directory && (entry = readdir(directory));)
-    if (isdigit((unsigned char)entry->d_name[0])) count++;
+  uint64_t over_ssh = 0;
+  for (struct dirent *entry; directory && (entry = readdir(directory));) {
+    const char *pid = entry->d_name;
+    if (!isdigit((unsigned char)pid[0])) continue;
+    count++;
+    if (has_ssh_variable(pid) && !is_platform(pid) && !is_waiting_shell(pid)) over_ssh++;
+  }
   if (directory) closedir(directory);
   frame_number(writer, TAG_PROCESS_COUNT, count);
+  frame_number(writer, TAG_SSH_PROCESS_COUNT, over_ssh);
 }
 
 void report_write(struct frame_writer *writer) {

@@ -25,6 +25,7 @@ import { createReconciler } from './reconcile/reconcile.ts'
 import { Rows } from './reconcile/rows.ts'
 import { Slots } from './reconcile/slots.ts'
 import { parseSettings, type Settings, SettingsError } from './settings.ts'
+import { isServerGoingDown } from './shutdown.ts'
 import { openStore, type Store } from './storage/store.ts'
 import { growVolume, prepareVolume, unmountVolume } from './storage/volume.ts'
 
@@ -53,6 +54,9 @@ const factsEveryMs = 30_000
 const sweepEveryMs = 3_600_000
 const growEveryMs = 600_000
 const outboxLimitMs = 3_000
+const sleepsAtOnce = 2
+/** What the launcher and systemd leave a vmhost to put its machines to sleep is more. */
+const sleepThroughShutdownMs = 150_000
 
 async function main(): Promise<void> {
   const settings = parseSettings(process.env)
@@ -122,6 +126,8 @@ async function main(): Promise<void> {
       rows,
       outbox,
       slots: new Slots(startsAtOnce(accelerated, cpus)),
+      wakes: new Slots(accelerated ? Math.max(8, cpus * 4) : Math.max(2, cpus)),
+      sleeps: new Slots(sleepsAtOnce),
       guest: settings,
       memoryBytes: memoryForMachines - hypervisorOverheadBytes,
       log,
@@ -183,6 +189,10 @@ async function main(): Promise<void> {
   log.info(ready, 'ready')
 
   const why = await stop.stopped
+  if (await isServerGoingDown(why)) {
+    log.info({ why }, 'the server goes down: machines are put to sleep, and wake when it is back')
+    await reconciler.sleepThroughShutdown(sleepThroughShutdownMs)
+  }
   log.info({ why }, 'ending; machines run on')
   for (const timer of timers) clearInterval(timer)
   await reconciler.close()
@@ -232,13 +242,13 @@ async function importImages(store: Store, log: Logger, signal: AbortSignal): Pro
   }
 }
 
-/** SIGTERM and SIGINT end this process in order; the end of the launcher does not. */
+/** SIGTERM, SIGINT and SIGPWR end this process in order; the end of the launcher does not. */
 function stopSignal(log: Logger) {
   const controller = new AbortController()
   const stopped = new Promise<string>((resolve) => {
     controller.signal.addEventListener('abort', () => resolve(String(controller.signal.reason)), { once: true })
   })
-  for (const name of ['SIGTERM', 'SIGINT'] as const) process.on(name, () => controller.abort(name))
+  for (const name of ['SIGTERM', 'SIGINT', 'SIGPWR'] as const) process.on(name, () => controller.abort(name))
   process.on('disconnect', () => {
     // In an orderly end it is this process that lets go.
     if (!controller.signal.aborted) log.info('the launcher is gone; going on without it')

@@ -54,8 +54,8 @@ test('one side alone wants to be told the database that both share', () => {
 
 test('berth.env is read, under the environment; a line that is no setting stops the start with file and line', async () => {
   await writeFile(join(path, 'berth.env'), '# drain\n\nexport BERTH_DRAIN="5m"\n')
-  expect(launch(['units']).stdout).toMatch(/^TimeoutStopSec=420$/m)
-  expect(launch(['units'], { BERTH_DRAIN: '10s' }).stdout).toMatch(/^TimeoutStopSec=130$/m)
+  expect(launch(['units']).stdout).toMatch(/^TimeoutStopSec=570$/m)
+  expect(launch(['units'], { BERTH_DRAIN: '10s' }).stdout).toMatch(/^TimeoutStopSec=280$/m)
   await writeFile(join(path, 'berth.env'), 'BERTH_DRAIN=5m\nBERTH DOMAIN: x\n')
   const { status, stderr } = launch(['units'])
   expect(status).toBe(2)

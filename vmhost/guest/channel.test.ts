@@ -177,6 +177,30 @@ test('a report has the machine’s own numbers', async () => {
   expect(report.processCount).toBeGreaterThan(1)
 })
 
+test('a report counts what was started over SSH, but neither a shell that waits for a command nor what others started', async () => {
+  startAgent()
+  const channel = open()
+  const before = (await channel.report()).sshProcessCount
+  const run = (program: string, words: string[], env = {}) => {
+    const child = spawn(program, words, { stdio: ['pipe', 'pipe', 'ignore'], env: { PATH: process.env.PATH, ...env } })
+    agents.push(child)
+    return child
+  }
+  const ssh = { SSH_CONNECTION: '10.42.0.1 1 10.42.0.2 22' }
+  run('sleep', ['60'])
+  run('sleep', ['60'], ssh)
+  await expect.poll(async () => (await channel.report()).sshProcessCount - before, { timeout: 10_000 }).toBe(1)
+  // A login shell in a terminal of its own, as sshd starts one; who started it is a program like any other.
+  const terminal = `import os, pty, sys
+child, terminal = pty.fork()
+if child == 0: os.execvp('sh', ['-sh'])
+prompt = os.read(terminal, 100)
+print('prompt', flush=True)
+sys.stdin.read()`
+  await once(run('python3', ['-c', terminal], ssh).stdout, 'data')
+  expect((await channel.report()).sshProcessCount - before).toBe(2)
+})
+
 test('the channel comes back when the agent does, and says lost and hello', async () => {
   const first = startAgent()
   const channel = open()

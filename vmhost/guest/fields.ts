@@ -22,6 +22,7 @@ export function parseReport(fields: Field[]): MachineReport {
     diskTotalBytes: value(fieldTag.diskTotalBytes),
     diskFreeBytes: value(fieldTag.diskFreeBytes),
     processCount: value(fieldTag.processCount),
+    sshProcessCount: value(fieldTag.sshProcessCount),
   }
 }
 

@@ -61,6 +61,7 @@ export const fieldTag = {
   diskTotalBytes: 58,
   diskFreeBytes: 59,
   processCount: 60,
+  sshProcessCount: 61,
 } as const
 
 export const protocolVersion = 1
@@ -126,6 +127,8 @@ export type MachineReport = {
   diskTotalBytes: number
   diskFreeBytes: number
   processCount: number
+  /** started over SSH, by their environment; no shells that wait for a command, and nothing of the platform's; 0 by older agents */
+  sshProcessCount: number
 }
 
 export type AgentEvent =

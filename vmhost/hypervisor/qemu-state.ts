@@ -120,9 +120,7 @@ function createReceiver(file: FileHandle): Receiver {
   server.once('connection', (socket) => {
     connection = socket
     server.close()
-    pipeline(socket, file.createWriteStream({ autoClose: false, highWaterMark: 1 << 20 }))
-      .then(() => file.sync())
-      .then(resolve, reject)
+    pipeline(socket, file.createWriteStream({ flush: true, highWaterMark: 1 << 20 })).then(resolve, reject)
   })
   return {
     listen: (path) =>

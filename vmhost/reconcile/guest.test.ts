@@ -1,16 +1,13 @@
 import { execFileSync } from 'node:child_process'
 import { mkdtempSync, rmSync } from 'node:fs'
-import { createServer, type Server, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import pino from 'pino'
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import type { Sql } from '../../migrations/connect.ts'
 import { type TestDatabase, testDatabase } from '../../test/database.ts'
-import { number, text } from '../guest/fields.ts'
-import { encodeFrame, type Field, FrameReader } from '../guest/frames.ts'
-import { fieldTag, messageType } from '../guest/messages.ts'
 import type { Hypervisor, HypervisorEvent } from '../hypervisor/driver.ts'
+import { Agent } from '../testing/agent.ts'
 import { type Ending, Guest } from './guest.ts'
 import { makeHostKey } from './identity.ts'
 import { takeLease } from './lease.ts'
@@ -18,80 +15,6 @@ import { type MachineRow, Rows } from './rows.ts'
 import { Slots } from './slots.ts'
 
 /** A guest without a guest: its hypervisor does nothing, its agent says what the test says, its database is real. */
-
-/** The agent: answers hellos with the stage it is at, reports with its numbers, and remembers who it was told it is. */
-class Agent {
-  stage = 'tools'
-  hostname: string | undefined
-  /** how often it was told who it is */
-  told = 0
-  answers = true
-  readonly identified = Promise.withResolvers<void>()
-  readonly #server: Server
-  #socket: Socket | undefined
-
-  constructor(path: string) {
-    this.#server = createServer((socket) => {
-      this.#socket = socket
-      const reader = new FrameReader()
-      socket.on('error', () => {})
-      socket.on('data', (chunk: Buffer) => {
-        for (const { type, id, fields } of reader.push(chunk)) this.#answer(type, id, fields)
-      })
-    }).listen(path)
-  }
-
-  reaches(stage: string): void {
-    this.stage = stage
-    this.#send(messageType.stage, 0, [text(fieldTag.stage, stage)])
-  }
-
-  gives(reason: string): void {
-    this.#send(messageType.fatal, 0, [text(fieldTag.message, reason)])
-  }
-
-  /** As after a reset: nothing is known, and the host is told to begin again. */
-  boots(): void {
-    this.hostname = undefined
-    this.stage = 'kernel'
-    this.#send(messageType.born, 0, [])
-  }
-
-  close(): void {
-    this.#server.close()
-    this.#socket?.destroy()
-  }
-
-  #answer(type: number, id: number, fields: Field[]): void {
-    const answer: Field[] = []
-    if (type === messageType.hello) {
-      const identified = this.hostname === undefined ? 0 : 1
-      const nonce = fields.find(({ tag }) => tag === fieldTag.nonce)?.bytes ?? Buffer.alloc(0)
-      answer.push(
-        { tag: fieldTag.nonce, bytes: nonce },
-        text(fieldTag.stage, this.stage),
-        number(fieldTag.identified, identified),
-      )
-    }
-    if (type === messageType.identify) {
-      this.told++
-      this.hostname = fields.find(({ tag }) => tag === fieldTag.hostname)?.bytes.toString()
-      this.identified.resolve()
-      if (!this.answers) return
-    }
-    if (type === messageType.report)
-      answer.push(
-        number(fieldTag.txBytes, 4711),
-        number(fieldTag.listeningPort, 8000),
-        number(fieldTag.cpuBusyMs, 1500),
-      )
-    this.#send(messageType.ok, id, answer)
-  }
-
-  #send(type: number, id: number, fields: Field[]): void {
-    this.#socket?.write(encodeFrame({ type, id, fields }))
-  }
-}
 
 let directory: string
 let database: TestDatabase
@@ -170,6 +93,7 @@ function attend(ready = false, options: { bootLimitMs?: number } = {}): Guest {
     slot: undefined,
     owner: {
       row,
+      ready: () => {},
       ended: (ending: Ending) => {
         happened.push(ending.kind)
         ended.resolve(ending)

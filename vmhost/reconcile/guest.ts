@@ -5,10 +5,12 @@ import type { Hypervisor, HypervisorEvent } from '../hypervisor/driver.ts'
 import type { MachineFiles } from '../storage/store.ts'
 import { ConsoleReader } from './console.ts'
 import { publicPart } from './identity.ts'
+import { Load } from './idleness.ts'
 import { Introduction } from './introduction.ts'
 import { toStoredReport } from './report.ts'
-import type { MachineRow, Observation } from './rows.ts'
+import { type MachineRow, notAsleep, type Observation } from './rows.ts'
 import { settle } from './settling.ts'
+import { thawLimitMs } from './sleeping.ts'
 import { Standstill } from './standstill.ts'
 import type { World } from './world.ts'
 
@@ -17,9 +19,12 @@ import type { World } from './world.ts'
  *
  *     booting --agent's hello--> introduced (it knows who it is) --sshd listens--> ready
  *     booting, introduced, ready --the guest resets, or a hello from one that knows nothing--> booting
- *     booting, introduced --no stage passed within the limit--> ended, failed
+ *     restored --agent's hello--> thawed, introduced, whatever it knew --> ready
+ *     booting, introduced, restored --no stage passed within the limit--> ended, failed
  *     any --guest off | panic | hypervisor gone--> ended
  *     any --disk I/O failed on the host, or soon would--> stands still --space again--> as before
+ *
+ * A ready one may be lying down (sleeping.ts): then only whoever has it lie down makes it stand still or go on.
  *
  * It reports readiness and reasons by itself; that it has ended it tells its owner, once, and what becomes of the
  * machine then is the owner's decision.
@@ -30,6 +35,8 @@ export class Guest {
   readonly boot: number
   /** Resolves when the guest is off, or is beyond that: panicked, its process gone. */
   readonly off: Promise<void>
+  /** what it did lately */
+  readonly load = new Load()
   readonly #owner: GuestOwner
   readonly #world: GuestWorld
   readonly #log: Logger
@@ -41,6 +48,8 @@ export class Guest {
   readonly #bootLimitMs: number
   readonly #off = Promise.withResolvers<void>()
   #ready: boolean
+  #restored: boolean
+  #isLying = false
   #stage: BootStage | undefined
   /** it was reported that its sshd is awaited, in this boot */
   #saidSsh = false
@@ -57,6 +66,8 @@ export class Guest {
     boot: number
     /** adopted, and said to be ready by the vmhost before */
     ready: boolean
+    /** it was restored from its memory, and knows neither what time it is nor that it was away */
+    restored?: boolean
     /** tests: the time for each stage of the boot */
     bootLimitMs?: number
     /** its place among the machines that boot; given back when it is ready or over */
@@ -76,6 +87,7 @@ export class Guest {
     this.#slot = options.slot
     this.#bootLimitMs = options.bootLimitMs ?? bootLimitMs[world.driver.accelerator]
     this.#ready = options.ready
+    this.#restored = options.restored ?? false
     this.#console = new ConsoleReader({
       machineId: hypervisor.machineId,
       directory: files.directory,
@@ -90,7 +102,14 @@ export class Guest {
     const channel = this.#channel
     const limitMs = this.#bootLimitMs
     this.#introduction = new Introduction({ channel, files, owner: options.owner, world, log, limitMs })
-    this.#standstill = new Standstill(hypervisor, world.store, () => this.#goOn())
+    const goesOn = {
+      state: () => hypervisor.state(),
+      resume: async () => {
+        if (this.#isLying) throw new Error('It lies down, and goes on when it gets up')
+        await hypervisor.resume()
+      },
+    }
+    this.#standstill = new Standstill(goesOn, world.store, () => this.#goOn())
     hypervisor.on((event) => this.#onHypervisor(event))
     this.#channel.on((event) => this.#onAgent(event))
     if (this.#ready) this.#reportSoon(firstReportMs)
@@ -100,6 +119,24 @@ export class Guest {
   /** sshd listens, or has in this run of the hypervisor since the last reset. */
   get ready(): boolean {
     return this.#ready
+  }
+
+  /** It goes on from its memory and is not ready yet. */
+  get restored(): boolean {
+    return this.#restored
+  }
+
+  get agent(): AgentChannel {
+    return this.#channel
+  }
+
+  get standsStill(): boolean {
+    return this.#standstill.on
+  }
+
+  /** Whether it is being put to sleep. */
+  set lying(isLying: boolean) {
+    this.#isLying = isLying
   }
 
   /** Why the guest itself could not go on, in its own words. */
@@ -150,7 +187,8 @@ export class Guest {
       observedState: 'running',
       observedStage: 'ready',
       observedReadyAt: new Date(),
-      observedReason: null,
+      observedReason: this.#owner.lost ?? null,
+      ...notAsleep,
       observedBoot: this.boot,
       observedHostKey: publicPart(this.files.hostKey),
       observedLoginUser: this.files.record.loginUser,
@@ -176,7 +214,7 @@ export class Guest {
 
   /** Has it stand still before its server's disk is full; there is space again when it goes on by itself. */
   async standStill(): Promise<void> {
-    if (this.#over || this.#standstill.on) return
+    if (this.#over || this.#isLying || this.#standstill.on) return
     await this.hypervisor.pause()
     if (!this.#over) this.#standStill(true)
   }
@@ -242,8 +280,11 @@ export class Guest {
     this.#log.debug({ event }, 'agent')
     switch (event.type) {
       case 'hello':
-        // Ready when this vmhost took it over, and has rebooted since: its memory knows nothing any more.
-        if (this.#ready && !event.hello.identified) this.#bootsAgain()
+        // Ready, or restored, when this vmhost took it over, and has rebooted since: its memory knows nothing any more.
+        if (!event.hello.identified) {
+          this.#restored = false
+          if (this.#ready) this.#bootsAgain()
+        }
         this.#passed(event.hello.stage)
         if (has(event.hello.stage, 'tools')) this.#introduceOrRetry(event.hello.identified)
         return
@@ -268,6 +309,8 @@ export class Guest {
 
   #bootsAgain(): void {
     this.#introduction.forget()
+    this.#restored = false
+    this.load.forget()
     this.#stage = undefined
     this.#saidSsh = false
     clearTimeout(this.#reports)
@@ -291,12 +334,23 @@ export class Guest {
    * earlier would lie in a folder of the initramfs that the tools' mount then covers.
    */
   #introduceOrRetry(identified: boolean): void {
-    this.#introduction.introduce(identified).then(
+    this.#introduce(identified).then(
       () => {
         if (!this.#over) this.#lookReady()
       },
       (error: unknown) => this.#onIdentifyError(error),
     )
+  }
+
+  async #introduce(identified: boolean): Promise<void> {
+    if (this.#restored) {
+      // Its root filesystem was frozen when it was saved, and what it is told may have to be written there.
+      await this.#channel
+        .thaw({ timeoutMs: thawLimitMs })
+        .catch((error: unknown) => this.#log.warn({ err: error }, 'it thaws its filesystem by itself'))
+    }
+    // Its clock and its randomness are those of the moment when it was saved: it is told anew whatever it knows.
+    await this.#introduction.introduce(identified && !this.#restored)
   }
 
   #onIdentifyError(error: unknown): void {
@@ -320,8 +374,11 @@ export class Guest {
     this.#ready = true
     clearTimeout(this.#limit)
     this.#slot?.[Symbol.dispose]()
+    const woke = this.#restored
+    this.#restored = false
     this.sayReady()
-    this.#owner.record('running', { boot: this.boot })
+    this.#owner.record(woke ? 'woke' : 'running', { boot: this.boot })
+    this.#owner.ready()
     this.#reportSoon(firstReportMs)
     if (this.#world.driver.accelerator === 'tcg') void settle(this.hypervisor, this.#world.slots, () => this.#over)
   }
@@ -330,6 +387,7 @@ export class Guest {
     this.#reports = setTimeout(async () => {
       try {
         const report = await this.#channel.report({ timeoutMs: reportLimitMs })
+        this.load.add(report)
         await this.#world.rows.replaceReport(this.hypervisor.machineId, toStoredReport(report))
       } catch (error) {
         this.#log.debug({ err: error }, 'no report')
@@ -345,9 +403,11 @@ export class Guest {
     if (this.#ready || this.#over) return
     const limitMs = this.#bootLimitMs
     this.#limit = setTimeout(() => {
-      const where = this.#stage
-        ? `It stopped booting after the stage ${this.#stage}`
-        : "Its kernel did not get as far as Berth's agent"
+      const where = this.#restored
+        ? 'Its agent did not answer'
+        : this.#stage
+          ? `It stopped booting after the stage ${this.#stage}`
+          : "Its kernel did not get as far as Berth's agent"
       const said = this.panic ? `; its kernel panicked: ${this.panic}` : saidLast(this.lastLine)
       this.#end({ kind: 'failed', reason: `${where} within ${limitMs / 1000} s${said}` })
     }, limitMs).unref()
@@ -393,6 +453,10 @@ export type GuestWorld = Pick<World, 'rows' | 'slots' | 'gatewayKey'> & {
 export type GuestOwner = {
   /** as the database had it last */
   readonly row: MachineRow
+  /** what it has lost since it was last ready, said when it is ready again */
+  readonly lost?: string | undefined
+  /** it has become ready */
+  ready(): void
   ended(ending: Ending): void
   observe(seen: Observation): void
   record(kind: string, detail?: Readonly<Record<string, unknown>>): void

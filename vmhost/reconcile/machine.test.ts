@@ -26,6 +26,7 @@ const first: MachineRow = {
   token: '00000000-0000-4000-8000-000000000000',
   hostKey: null,
   address: '10.42.0.2',
+  asleepBecause: null,
 }
 
 let row: MachineRow
@@ -44,6 +45,10 @@ beforeEach(async () => {
   const world: Partial<World> = {
     slots,
     signal: stop.signal,
+    store: {
+      directoryOf: () => '/nonexistent',
+      findMachine: async () => undefined,
+    } as Partial<World['store']> as World['store'],
     log: pino({ level: 'silent' }),
     rows: {
       one: async () => {

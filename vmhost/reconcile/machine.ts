@@ -1,16 +1,35 @@
-import { readFile, writeFile } from 'node:fs/promises'
-import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { type Hypervisor, HypervisorError, hypervisorUid } from '../hypervisor/driver.ts'
+import { ImageError } from '../images/errors.ts'
 import { type MachineNetwork, NetworkError } from '../network/types.ts'
 import { StorageError } from '../storage/errors.ts'
-import type { MachineFiles } from '../storage/store.ts'
+import {
+  type FoundMemory,
+  findMemory,
+  forgetMemory,
+  memoryBytes,
+  type SavedMemory,
+  spendMemory,
+} from '../storage/memory.ts'
+import type { DiskImage, MachineFiles } from '../storage/store.ts'
 import { type Ending, Guest, type GuestOwner, saidLast } from './guest.ts'
-import { makeHostKey, publicPart } from './identity.ts'
-import { isOwn, isTaken, ownFiles } from './ownership.ts'
-import type { MachineRow, Observation } from './rows.ts'
-import { checkMachine, commandLine, MachineError } from './specification.ts'
+import type { Load } from './idleness.ts'
+import { obtainImage } from './image.ts'
+import { isOwn, isTaken } from './ownership.ts'
+import { type MachineRow, notAsleep, type Observation } from './rows.ts'
+import { getUp, layDown } from './sleeping.ts'
+import type { Slots } from './slots.ts'
+import { MachineError } from './specification.ts'
+import {
+  bootFromDisk,
+  LostMemoryError,
+  type RunsWith,
+  readRunsWith,
+  restoreMemory,
+  type Started,
+  type Starting,
+} from './starting.ts'
 import type { World } from './world.ts'
 
 /**
@@ -26,6 +45,9 @@ import type { World } from './world.ts'
  *         its hypervisor gone              -> started again, a few times
  *         anything else                    -> `failed` with its reason, until another start is asked for
  *     guest --another state or boot wanted--> stopped in order, then whatever is wanted
+ *     guest, ready --sleep wanted--> saved (sleeping.ts) --> memory
+ *     memory --wanted running--> restored --> guest
+ *     memory --another boot, stop or trash wanted, or it cannot be restored--> no guest: only its processes are lost
  *     anything --gone--> nothing left, and only then name and address given back
  *     anything --no row any more--> stopped in order, its files kept
  */
@@ -37,7 +59,17 @@ export class Machine {
   #guest: Guest | undefined
   #ending: Ending | undefined
   #network: MachineNetwork | undefined
-  #bootSet: string | undefined
+  /** what its guest runs with, where it is known */
+  #runsWith: RunsWith | undefined
+  /** it sleeps, and this is what it goes on from */
+  #saved: SavedMemory | undefined
+  /** why it has lost what it was doing; said when it is ready, or asleep */
+  #lost: string | undefined
+  /** the last of a wake, or of a sleep that was cut off: the next sleep waits for it */
+  #gettingUp: Promise<void> | undefined
+  #wakeFailures = 0
+  #sleepFailures = 0
+  #sleepAgain: NodeJS.Timeout | undefined
   #crashes: number[] = []
   #turn: Promise<void> | undefined
   #again = false
@@ -46,6 +78,7 @@ export class Machine {
   /** ends a wait for a slot, or for an orderly stop, when the row changed meanwhile */
   #interrupt = new AbortController()
   #over = false
+  #isServerGoingDown = false
 
   constructor(row: MachineRow, world: World) {
     this.id = row.id
@@ -72,9 +105,23 @@ export class Machine {
     return this.#network
   }
 
-  /** Hash of the boot set that it runs with. */
+  /** Hash of the boot set that it runs, or sleeps, with. */
   get bootSet(): string | undefined {
-    return this.#bootSet
+    return (this.#runsWith ?? this.#saved)?.bootSet
+  }
+
+  /** What its guest did lately; undefined while none is ready. */
+  get load(): Load | undefined {
+    return this.#guest?.ready ? this.#guest.load : undefined
+  }
+
+  /** Nothing is to be done for it that its row, as it is now, did not ask for at its last turn. */
+  isAtRest(row: MachineRow): boolean {
+    if (this.#guest || this.#turn || this.#network) return false
+    const { desiredState, desiredBoot, observedState } = this.#row
+    const isSame =
+      row.desiredState === desiredState && row.desiredBoot === desiredBoot && row.observedState === observedState
+    return isSame && row.token === this.#row.token && atRest[row.desiredState] === row.observedState
   }
 
   /** Looks again: the row may have changed. @returns when there is nothing left to do for now */
@@ -97,6 +144,15 @@ export class Machine {
     await this.#guest?.standStill()
   }
 
+  /**
+   * The server goes down: whatever runs sleeps, and wakes with the next vmhost, since it is wanted running all the while.
+   * Resolves when it sleeps, or cannot.
+   */
+  async sleepThroughShutdown(): Promise<void> {
+    this.#isServerGoingDown = true
+    await this.poke()
+  }
+
   /** Takes over the hypervisor that an earlier vmhost started, if there is one. Before the first turn. */
   async adopt(): Promise<void> {
     const { driver, store } = this.#world
@@ -109,24 +165,58 @@ export class Machine {
       this.#log.warn({ err: error }, 'the hypervisor does not answer and is ended')
       await driver.destroy(this.id, directory)
     }
-    if (!hypervisor) return
     const files = await store.findMachine(this.id).catch(() => undefined)
+    const isOurs = files !== undefined && isOwn(files, this.#row)
+    const memory = isOurs ? await findMemory(directory) : noMemory
     const { address, observedBoot, observedState, isReady } = this.#row
-    if (!files || address === null || !isOwn(files, this.#row)) {
+    if (!hypervisor) {
+      this.#findAsleep(memory)
+      return
+    }
+    if (!isOurs || address === null || memory.saved || memory.damaged) {
+      // Saved, and not ended yet, or restored, and not running yet: the memory is the machine.
       await hypervisor.quit()
+      this.#findAsleep(memory)
       return
     }
     this.#network = { machineId: this.id, address, uid: hypervisorUid(this.id) }
-    const hash = await readFile(join(directory, 'boot'), 'utf8').catch(() => '')
-    this.#bootSet = hash.trim() || undefined
-    this.#attend(hypervisor, files, observedBoot, observedState === 'running' && isReady, undefined)
+    this.#runsWith = await readRunsWith(directory)
+    const ready = observedState === 'running' && isReady && !memory.used
+    const guest = this.#attend({ hypervisor, files, boot: observedBoot, ready, restored: memory.used, slot: undefined })
     this.#log.info({ pid: hypervisor.pid }, 'adopted')
-    await this.#guest?.catchUp()
+    if (memory.used) await hypervisor.resume().catch((error) => this.#log.warn({ err: error }, 'resume'))
+    else if (memory.unfinished) {
+      // It was on its way to sleep, and may stand still for no other reason.
+      guest.lying = true
+      await hypervisor.resume().catch((error) => this.#log.warn({ err: error }, 'resume'))
+      this.#gettingUp = getUp({ hypervisor, agent: guest.agent, files, log: this.#log })
+        .catch((error) => this.#log.warn({ err: error }, 'a guest that was found lying down'))
+        .finally(() => {
+          guest.lying = false
+        })
+    }
+    await guest.catchUp()
+  }
+
+  /** Its hypervisor is not there: it sleeps, or has lost what it was doing. */
+  #findAsleep({ saved, damaged, used, unfinished }: FoundMemory): void {
+    this.#saved = saved
+    if (saved) return
+    if (damaged) this.#lose('what was kept of its memory is damaged')
+    else if (used) this.#lose('its server, or its hypervisor, ended while it woke')
+    else if (unfinished) this.#lose('its server, or its hypervisor, ended while it was put to sleep')
+  }
+
+  #lose(why: string): void {
+    this.#lost = oneLine(why)
+    this.#log.warn({ why }, 'its memory is lost')
+    this.#record('memory-lost', { reason: oneLine(why) })
   }
 
   /** Lets go: the machine runs on, whatever waits stops waiting. Once the world's signal has been given. */
   async release(): Promise<void> {
     this.#interrupt.abort()
+    clearTimeout(this.#sleepAgain)
     await this.#turn?.catch(() => {})
     await this.#guest?.release()
   }
@@ -183,12 +273,20 @@ export class Machine {
     }
     switch (row.desiredState) {
       case 'running':
-        await this.#towardsRunning(row)
+        if (this.#isServerGoingDown) {
+          if (this.#guest) await this.#towardsAsleep(row)
+        } else await this.#towardsRunning(row)
+        return
+      case 'asleep':
+      case 'paused':
+        await this.#towardsAsleep(row)
         return
       case 'stopped':
       case 'trashed':
         if (this.#guest) await this.#stop(this.#guest)
         await this.#disconnect()
+        await this.#dropMemory(row, row.desiredState)
+        this.#lost = undefined
         if (row.observedState !== row.desiredState) {
           // It took its time to stop, and may be wanted back by now: then it was never in the trash.
           if ((await this.#world.rows.one(this.id))?.desiredState !== row.desiredState) {
@@ -203,17 +301,16 @@ export class Machine {
       case 'gone':
         await this.#vanish(row)
         return
-      default:
-        if (row.observedReason === null) {
-          this.#observe({ observedReason: 'This server cannot put machines to sleep yet' })
-        }
     }
   }
 
   async #towardsRunning(row: MachineRow): Promise<void> {
     const guest = this.#guest
+    this.#forgetSleepFailures()
     if (!guest) {
-      if (row.observedState !== 'failed' || row.desiredBoot > row.observedBoot) await this.#start(row)
+      if (row.observedState === 'failed' && row.desiredBoot <= row.observedBoot) return
+      if (this.#saved && row.desiredBoot <= this.#saved.boot) await this.#wake(row, this.#saved)
+      else await this.#start(row)
       return
     }
     if (row.desiredBoot > guest.boot) {
@@ -223,7 +320,157 @@ export class Machine {
     }
     // Adopted, and reported as something else by a vmhost that was ended half way.
     if (guest.ready && row.observedState !== 'running') guest.sayReady()
+    // It was to be put to sleep, and is wanted after all.
+    else if (guest.ready && row.asleepBecause !== null) this.#observe(notAsleep)
     guest.updateIdentity()
+  }
+
+  async #towardsAsleep(row: MachineRow): Promise<void> {
+    const guest = this.#guest
+    if (guest) {
+      // Its readiness, or its going on, brings another turn.
+      if (guest.ready && !guest.standsStill && !this.#sleepAgain) await this.#sleep(row, guest)
+      return
+    }
+    this.#forgetSleepFailures()
+    if (row.observedState === 'failed') return
+    await this.#disconnect()
+    if (row.observedState !== 'asleep') await this.#sayAsleep(row)
+  }
+
+  async #sleep(row: MachineRow, guest: Guest): Promise<void> {
+    const { sleeps, store, rows, signal } = this.#world
+    using slot = await this.#slot(sleeps, (now) => this.#isSleepWanted(now))
+    if (!slot) return
+    await this.#gettingUp
+    const { hypervisor, agent, files, boot } = guest
+    this.#saved = undefined
+    guest.lying = true
+    try {
+      if (!this.#runsWith)
+        throw new MachineError('it was started by an earlier version of Berth, and can after a restart')
+      const bed = { hypervisor, agent, files, space: () => store.space(), log: this.#log, signal }
+      this.#saved = await layDown(bed, { ...this.#runsWith, boot }, async () => {
+        const now = signal.aborted ? undefined : await rows.one(this.id).catch(() => row)
+        return now !== undefined && this.#isSleepWanted(now) && isOwn(files, now)
+      })
+    } catch (error) {
+      signal.throwIfAborted()
+      // Its hypervisor is gone: that is told by itself.
+      if (!this.#ending) this.#sleepFailed(error)
+      return
+    } finally {
+      guest.lying = false
+    }
+    this.#again = true
+    if (!this.#saved) return
+    await this.#endGuest(guest, 'quit')
+    await this.#disconnect()
+    this.#forgetSleepFailures()
+    await this.#sayAsleep(row)
+  }
+
+  #isSleepWanted({ desiredState }: MachineRow): boolean {
+    return ['asleep', 'paused', ...(this.#isServerGoingDown ? ['running'] : [])].includes(desiredState)
+  }
+
+  async #sayAsleep(row: MachineRow): Promise<void> {
+    const saved = this.#saved
+    const because = row.desiredState === 'running' ? 'its server shut down' : (row.asleepBecause ?? 'told to')
+    const bytes = saved ? await memoryBytes(this.#world.store.directoryOf(this.id)) : null
+    const lost = this.#lost === undefined ? null : `It has lost its memory and starts from its disk: ${this.#lost}`
+    this.#observe({
+      observedState: 'asleep',
+      observedReason: lost,
+      ...offline,
+      observedAsleepBecause: because,
+      observedAsleepAt: saved ? new Date(saved.at) : new Date(),
+      observedSavedBytes: bytes,
+    })
+    this.#record('asleep', { because, bytes })
+  }
+
+  #sleepFailed(error: unknown): void {
+    const waitMs = Math.min(sleepAgainFirstMs * 2 ** this.#sleepFailures++, sleepAgainMostMs)
+    this.#log.warn({ err: error, waitMs }, 'could not be put to sleep')
+    this.#observe({
+      observedReason: oneLine(`It could not be put to sleep, which is tried again: ${messageOf(error)}`),
+    })
+    this.#sleepAgain = setTimeout(() => {
+      this.#sleepAgain = undefined
+      void this.poke()
+    }, waitMs).unref()
+  }
+
+  #forgetSleepFailures(): void {
+    if (this.#sleepFailures === 0) return
+    clearTimeout(this.#sleepAgain)
+    this.#sleepAgain = undefined
+    this.#sleepFailures = 0
+    this.#observe({ observedReason: null })
+  }
+
+  async #wake(row: MachineRow, saved: SavedMemory): Promise<void> {
+    const { wakes, store } = this.#world
+    const slot = await this.#slot(wakes, (now) => now.desiredState === 'running' && now.desiredBoot === row.desiredBoot)
+    if (!slot) return
+    this.#observe({
+      observedState: 'running',
+      observedStage: 'network',
+      observedBoot: saved.boot,
+      observedReason: null,
+      observedReadyAt: null,
+      observedStartedAt: null,
+    })
+    let started: Started | undefined
+    try {
+      started = await restoreMemory(this.#starting(row), saved)
+      // Before it runs, and for good: from here on its disk is not the one that it was saved with.
+      await spendMemory(store.directoryOf(this.id))
+      this.#saved = undefined
+      this.#wakeFailures = 0
+      await this.#run(started, { boot: saved.boot, restored: true, slot })
+    } catch (error) {
+      slot[Symbol.dispose]()
+      await started?.hypervisor.kill()
+      this.#world.signal.throwIfAborted()
+      await this.#notWoken(error, saved.boot)
+    }
+  }
+
+  /** What cannot be restored boots from its disk; what may be another time is tried again. */
+  async #notWoken(error: unknown, boot: number): Promise<void> {
+    const directory = this.#world.store.directoryOf(this.id)
+    const memory = await findMemory(directory)
+    this.#saved = memory.saved
+    this.#again = true
+    if (error instanceof MachineError) {
+      await this.#disconnect()
+      this.#fail(messageOf(error), boot)
+      return
+    }
+    if (memory.saved && !(error instanceof LostMemoryError)) {
+      const isFull = messageOf(error).includes('Cannot allocate memory')
+      if (!(error instanceof HypervisorError) || isFull) throw error
+      // Somebody ended it, and nothing is wrong with what it was restored from.
+      if (error.code === 'hypervisor.gone' && this.#crashed() === undefined) return
+      if (++this.#wakeFailures < wakesMost) {
+        this.#log.warn({ err: error }, 'was not restored, which is tried again')
+        return
+      }
+    }
+    this.#wakeFailures = 0
+    await forgetMemory(directory)
+    this.#saved = undefined
+    this.#lose(messageOf(error))
+  }
+
+  /** It goes on without what it slept with, because something else was asked for. */
+  async #dropMemory(row: MachineRow, because: string): Promise<void> {
+    const { store } = this.#world
+    if (this.#saved) this.#record('memory-dropped', { because })
+    this.#saved = undefined
+    if (!(await isTaken(store, row))) await forgetMemory(store.directoryOf(this.id))
   }
 
   async #start(row: MachineRow): Promise<void> {
@@ -231,9 +478,12 @@ export class Machine {
     const boot = row.desiredBoot
     // A start of a machine that was there before is `running` that is not ready yet.
     const observedState = row.observedState === 'creating' ? 'creating' : 'running'
+    const isWanted = (now: MachineRow) => now.desiredState === 'running' && now.desiredBoot === this.#row.desiredBoot
+    const obtained = await this.#image(row, observedState, isWanted)
+    if (!obtained) return
     // The wait may be long, and nobody shall take the failure of the start before for this one's.
     if (world.slots.full) this.#observe({ observedState, observedReason: null, ...offline })
-    const slot = await this.#slot()
+    const slot = await this.#slot(world.slots, isWanted)
     if (!slot) return
     try {
       this.#observe({
@@ -244,42 +494,15 @@ export class Machine {
         observedReadyAt: null,
         observedStartedAt: null,
       })
-      const machine = checkMachine(row, { network: world.guest.network, memoryBytes: world.memoryBytes })
-      const there = await ownFiles(world.store, row)
-      // A process of this machine's that could not be adopted, or was started a moment before a kill -9.
-      await world.driver.destroy(this.id, world.store.directoryOf(this.id))
-      this.#network = { machineId: this.id, address: machine.address, uid: hypervisorUid(this.id) }
-      const connecting = world.network.ensureMachine(this.#network)
-      connecting.catch(() => {})
-      const [files, bootSet] = await Promise.all([this.#disk(machine, there), world.store.currentBoot()])
-      const observedHostKey = publicPart(files.hostKey)
-      this.#observe({ observedStage: 'network', observedHostKey, observedLoginUser: files.record.loginUser })
-      const card = await connecting
-      await writeFile(join(files.directory, 'boot'), bootSet.hash, { mode: 0o600 })
-      this.#bootSet = bootSet.hash
-      this.#observe({ observedStage: 'boot' })
-      const startedAt = new Date()
-      const hypervisor = await world.driver.start({
-        machineId: this.id,
-        directory: files.directory,
-        cpus: machine.cpus,
-        memoryBytes: machine.memoryBytes,
-        kernel: bootSet.kernel,
-        initrd: bootSet.initrd,
-        commandLine: commandLine(machine, world.guest, world.driver.accelerator === 'tcg'),
-        disk: files.disk,
-        tools: bootSet.tools,
-        network: card,
-      })
+      // Its disk is about to move on, and nothing may ever be restored beside it.
+      await this.#dropMemory(row, 'restart')
+      const started = await bootFromDisk(this.#starting(row, obtained.image))
       try {
-        this.#attend(hypervisor, files, boot, false, slot)
+        await this.#run(started, { boot, restored: false, slot })
       } catch (error) {
-        await hypervisor.kill()
+        await started.hypervisor.kill()
         throw error
       }
-      const { cpus, memoryBytes } = machine
-      this.#observe({ observedStartedAt: startedAt, observedCpus: cpus, observedMemoryBytes: memoryBytes })
-      this.#log.info({ pid: hypervisor.pid, boot }, 'started')
     } catch (error) {
       slot[Symbol.dispose]()
       if (world.signal.aborted) throw error
@@ -296,52 +519,117 @@ export class Machine {
   }
 
   /**
-   * Waits for a place among the machines that come up, and keeps its place in the queue whatever news come.
-   * @returns undefined when the machine is not wanted running any more
+   * What its disk is to be made from; no image when it has a disk. It is fetched before the machine takes a place among
+   * those that boot: a registry may be slow.
+   * @returns undefined when it is not wanted any more, or cannot be had, which was reported
    */
-  async #slot(): Promise<Disposable | undefined> {
+  async #image(
+    row: MachineRow,
+    observedState: 'creating' | 'running',
+    isWanted: (row: MachineRow) => boolean,
+  ): Promise<{ image: DiskImage | undefined } | undefined> {
+    const world = this.#world
+    if (row.hostKey !== null || (await world.store.findMachine(this.id).catch(() => 'damaged')))
+      return { image: undefined }
+    const observe = (seen: Observation) => this.#observe({ observedState, ...seen })
+    try {
+      const obtain = async (signal: AbortSignal) => ({ image: await obtainImage(row, world, signal, observe) })
+      return await this.#whileWanted(obtain, isWanted, () => {})
+    } catch (error) {
+      if (world.signal.aborted) throw error
+      this.#log.warn({ err: error, image: row.image }, 'its image cannot be had')
+      this.#fail(reasonOf(error), row.desiredBoot)
+      return undefined
+    }
+  }
+
+  #starting(row: MachineRow, image?: DiskImage): Starting {
+    return {
+      row,
+      image,
+      world: this.#world,
+      observe: (seen) => this.#observe(seen),
+      connecting: (network) => {
+        this.#network = network
+      },
+    }
+  }
+
+  /** A hypervisor was started for it: whatever becomes of that is the guest's from here on. */
+  async #run(started: Started, as: { boot: number; restored: boolean; slot: Disposable }): Promise<void> {
+    const { hypervisor, files, runsWith, startedAt } = started
+    this.#attend({ hypervisor, files, ready: false, ...as })
+    this.#runsWith = runsWith
+    if (as.restored) await hypervisor.resume().catch((error) => this.#log.warn({ err: error }, 'resume'))
+    const { cpus, memoryBytes } = runsWith
+    this.#observe({ observedStartedAt: startedAt, observedCpus: cpus, observedMemoryBytes: memoryBytes })
+    this.#log.info({ pid: hypervisor.pid, boot: as.boot }, as.restored ? 'restored' : 'started')
+  }
+
+  /**
+   * Waits for a place among the machines that come up, or lie down, and keeps its place in the queue whatever news come.
+   * @returns undefined when that is not wanted any more
+   */
+  #slot(slots: Slots, isWanted: (row: MachineRow) => boolean): Promise<Disposable | undefined> {
+    const giveBack = (given: Disposable) => given[Symbol.dispose]()
+    return this.#whileWanted((signal) => slots.acquire(signal), isWanted, giveBack)
+  }
+
+  /**
+   * Waits for something, whatever news come, as long as it is wanted.
+   * @param giveBack what came when it was not wanted any more
+   * @returns undefined when it is not wanted any more
+   */
+  async #whileWanted<T extends object>(
+    begin: (signal: AbortSignal) => Promise<T>,
+    isWanted: (row: MachineRow) => boolean,
+    giveBack: (given: T) => void,
+  ): Promise<T | undefined> {
     const leave = new AbortController()
-    const place = this.#world.slots.acquire(AbortSignal.any([leave.signal, this.#world.signal]))
-    place.catch(() => {})
+    const awaited = begin(AbortSignal.any([leave.signal, this.#world.signal]))
+    awaited.catch(() => {})
     for (;;) {
       const { signal } = this.#interrupt
       const news = Promise.withResolvers<undefined>()
       const onAbort = () => news.resolve(undefined)
       if (signal.aborted) onAbort()
       else signal.addEventListener('abort', onAbort, { once: true })
-      const slot = await Promise.race([place, news.promise]).finally(() => signal.removeEventListener('abort', onAbort))
-      if (slot) return slot
+      const given = await Promise.race([awaited, news.promise]).finally(() =>
+        signal.removeEventListener('abort', onAbort),
+      )
+      if (given) return given
       this.#interrupt = new AbortController()
       const row = await this.#world.rows.one(this.id).catch(() => this.#row)
-      if (row?.desiredState === 'running' && row.desiredBoot === this.#row.desiredBoot) continue
+      if (row && isWanted(row)) continue
       leave.abort()
       // It may have been given in this very moment.
-      place.then((given) => given[Symbol.dispose]()).catch(() => {})
+      awaited.then(giveBack).catch(() => {})
       this.#again = true
       return undefined
     }
   }
 
-  async #disk(machine: MachineRow, there: MachineFiles | undefined): Promise<MachineFiles> {
-    const { store } = this.#world
-    if (there) {
-      if (machine.diskBytes > there.diskBytes) await store.growDisk(this.id, machine.diskBytes)
-      return there
-    }
-    // Never a fresh disk in place of one that was lost: that would look like everything in it had been deleted.
-    if (machine.hostKey !== null) throw new MachineError('Its disk is not on this server any more')
-    const image = (await store.images()).find(({ name }) => name === machine.image)
-    if (!image) throw new MachineError(`There is no image called ${machine.image} on this server`)
-    const hostKey = makeHostKey(machine.name).privateKey
-    const { diskBytes, token } = machine
-    return store.createMachine(this.id, { image, diskBytes, uid: hypervisorUid(this.id), hostKey, token })
-  }
-
-  #attend(hypervisor: Hypervisor, files: MachineFiles, boot: number, ready: boolean, slot: Disposable | undefined) {
+  #attend(started: {
+    hypervisor: Hypervisor
+    files: MachineFiles
+    boot: number
+    ready: boolean
+    restored: boolean
+    slot: Disposable | undefined
+  }): Guest {
     const machine = this
     const owner: GuestOwner = {
       get row() {
         return machine.#row
+      },
+      get lost() {
+        const lost = machine.#lost
+        return lost === undefined ? undefined : `It lost its memory and was started from its disk: ${lost}`
+      },
+      ready: () => {
+        this.#lost = undefined
+        if (started.restored) this.#gettingUp = this.#isAwake(started.hypervisor, started.files.directory)
+        if (this.#isSleepWanted(this.#row)) void this.poke()
       },
       ended: (ending) => {
         this.#ending ??= ending
@@ -351,7 +639,19 @@ export class Machine {
       record: (kind, detail) => this.#record(kind, detail),
     }
     this.#ending = undefined
-    this.#guest = new Guest({ hypervisor, files, boot, ready, slot, owner, world: this.#world, log: this.#log })
+    const guest = new Guest({ ...started, owner, world: this.#world, log: this.#log })
+    this.#guest = guest
+    return guest
+  }
+
+  /** What a wake leaves to do once it can be reached. */
+  async #isAwake(hypervisor: Hypervisor, directory: string): Promise<void> {
+    try {
+      await hypervisor.setBalloon(0)
+      await forgetMemory(directory)
+    } catch (error) {
+      this.#log.warn({ err: error }, 'after it woke')
+    }
   }
 
   /** The guest or its hypervisor came to an end that nobody here asked for. */
@@ -362,10 +662,19 @@ export class Machine {
       this.#ending = undefined
       return
     }
-    const { boot, ready, fatal, panic, lastLine } = guest
+    const { boot, ready, restored, fatal, panic, lastLine } = guest
     await this.#endGuest(guest, 'quit')
+    if (this.#isSleepWanted(this.#row)) {
+      this.#lose('it ended before it slept')
+      return
+    }
     // Something else is wanted already: the end came handy.
     if (this.#row.desiredState !== 'running' || this.#row.desiredBoot > boot) return
+    if (restored && ending.kind !== 'off') {
+      const why = { gone: 'its hypervisor ended while it woke', panicked: 'its kernel panicked while it woke' }
+      this.#lose(ending.kind === 'failed' ? ending.reason : why[ending.kind])
+      return
+    }
     if (ending.kind === 'gone') {
       const tooOften = this.#crashed()
       if (tooOften === undefined) {
@@ -376,7 +685,7 @@ export class Machine {
     } else if (fatal !== undefined) this.#fail(fatal, boot)
     else if (ending.kind === 'failed') this.#fail(ending.reason, boot)
     else if (ending.kind === 'panicked') this.#fail(`Its kernel panicked${panic ? `: ${panic}` : ''}`, boot)
-    else if (!ready) this.#fail(`It switched itself off while it booted${saidLast(lastLine)}`, boot)
+    else if (!ready && !restored) this.#fail(`It switched itself off while it booted${saidLast(lastLine)}`, boot)
     else {
       this.#observe({
         observedState: 'stopped',
@@ -436,7 +745,7 @@ export class Machine {
     await guest.end(how)
     this.#guest = undefined
     this.#ending = undefined
-    this.#bootSet = undefined
+    this.#runsWith = undefined
   }
 
   async #disconnect(): Promise<void> {
@@ -486,6 +795,10 @@ const stopLimitMs = powerOffLimitMs + 8_000
 /** A hypervisor that is ended by somebody else is started again this often within the time, then it is a failure. */
 const crashesMost = 3
 const crashWindowMs = 600_000
+/** A memory that could not be restored so often never will be. */
+const wakesMost = 2
+const sleepAgainFirstMs = 30_000
+const sleepAgainMostMs = 600_000
 const retryFirstMs = 500
 const retryMostMs = 30_000
 
@@ -495,12 +808,26 @@ const offline = {
   observedStartedAt: null,
   observedCpus: null,
   observedMemoryBytes: null,
+  observedAwakeBecause: null,
+  observedIdleSince: null,
+  ...notAsleep,
 } as const
+
+const noMemory: FoundMemory = { damaged: false, used: false, unfinished: false }
+/** What a machine of which nothing runs is when nothing is to be done for it. */
+const atRest: Partial<Record<MachineRow['desiredState'], MachineRow['observedState']>> = {
+  stopped: 'stopped',
+  trashed: 'trashed',
+  asleep: 'asleep',
+  paused: 'asleep',
+}
 
 /** What the owner reads; the chain of causes goes to the log. */
 function reasonOf(error: unknown): string {
-  const isSentence = error instanceof MachineError || error instanceof StorageError || error instanceof NetworkError
-  return isSentence ? messageOf(error) : `It could not be started: ${messageOf(error)}`
+  const sentences = [MachineError, StorageError, NetworkError, ImageError]
+  return sentences.some((kind) => error instanceof kind)
+    ? messageOf(error)
+    : `It could not be started: ${messageOf(error)}`
 }
 
 function messageOf(error: unknown): string {

@@ -6,6 +6,7 @@ import { giveUpBallast, keepBallast } from '../storage/ballast.ts'
 import { isShortOfSpace, spaceProblem } from '../storage/space.ts'
 import { coalesce } from './coalesce.ts'
 import { parsePublicKeyLine } from './identity.ts'
+import { idleness } from './idleness.ts'
 import { renewLease } from './lease.ts'
 import { Machine } from './machine.ts'
 import { isTaken } from './ownership.ts'
@@ -23,6 +24,8 @@ import type { World } from './world.ts'
 export type Reconciler = {
   /** Adopts what runs, removes what nobody wants, hears the news. Resolves when the first look at all rows is done. */
   start(): Promise<void>
+  /** Puts every machine that runs to sleep, as far as that can be had within the time; nothing is started any more. */
+  sleepThroughShutdown(limitMs: number): Promise<void>
   /** Lets every machine go; they run on. */
   close(): Promise<void>
   /** Name of the machine with this address, for the metadata service. */
@@ -49,6 +52,7 @@ const rescanEveryMs = 30_000
 const heartbeatEveryMs = 10_000
 const networkEveryMs = 60_000
 const trashEveryMs = 60_000
+const idlenessEveryMs = 10_000
 /** A fast disk takes some GiB in this time; what is too late here is made good by what the ballast leaves. */
 const spaceEveryMs = 1_000
 const trashDays = 7
@@ -113,7 +117,13 @@ class HostReconciler implements Reconciler {
     this.#every(networkEveryMs, () => this.#networkRound())
     this.#every(trashEveryMs, () => this.#emptyTrash())
     this.#every(heartbeatEveryMs, () => this.#heartbeat())
+    this.#every(idlenessEveryMs, () => this.#watchIdleness())
     if (this.#world.store.volume.ballast) this.#every(spaceEveryMs, () => this.#guardSpace())
+  }
+
+  async sleepThroughShutdown(limitMs: number): Promise<void> {
+    const all = [...this.#machines.values()].map((machine) => machine.sleepThroughShutdown())
+    await Promise.race([Promise.allSettled(all), sleep(limitMs, undefined, { ref: false })])
   }
 
   async close(): Promise<void> {
@@ -184,7 +194,11 @@ class HostReconciler implements Reconciler {
     if (this.#stop.signal.aborted) return
     const rows = await this.#world.rows.all()
     const seen = new Set(rows.map(({ id }) => id))
-    for (const row of rows) this.#run(this.#turn(this.#adopted(row)))
+    for (const row of rows) {
+      const machine = this.#adopted(row)
+      // A thousand that sleep cost one query, not a thousand and one.
+      if (!machine.isAtRest(row)) this.#run(this.#turn(machine))
+    }
     // Rows that went away (lost with an older database, or given to another server) end their machines here.
     for (const machine of this.#machines.values()) if (!seen.has(machine.id)) this.#run(this.#turn(machine))
   }
@@ -242,6 +256,25 @@ class HostReconciler implements Reconciler {
     const machineId = await this.#world.rows.sacrificeTrash()
     if (machineId !== undefined)
       this.#log.warn({ machine: machineId }, 'gave up a trashed machine: its space is needed')
+  }
+
+  /** Says of every machine that runs what keeps it awake, and puts to sleep what has been idle for long enough. */
+  async #watchIdleness(): Promise<void> {
+    const { rows, outbox } = this.#world
+    if (![...this.#machines.values()].some(({ load }) => load)) return
+    const now = new Date()
+    for (const watched of await rows.awake()) {
+      const load = this.#machines.get(watched.id)?.load
+      if (!load) continue
+      const { awakeBecause, idleSince, sleepBecause } = idleness(watched, load.lastMinute(), now)
+      // Every report is news to all gateways.
+      if (awakeBecause !== watched.awakeBecause || idleSince?.getTime() !== watched.idleSince?.getTime()) {
+        outbox.report(watched.id, { observedAwakeBecause: awakeBecause, observedIdleSince: idleSince })
+      }
+      if (sleepBecause !== null && (await rows.putToSleep(watched.id, sleepBecause, watched))) {
+        this.#log.info({ machine: watched.id, because: sleepBecause }, 'is put to sleep')
+      }
+    }
   }
 
   /** Machines stand still before what they write takes the last space from Postgres, which has the ballast's then. */

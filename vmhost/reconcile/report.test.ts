@@ -17,6 +17,7 @@ const honest = {
   diskTotalBytes: 2 ** 34,
   diskFreeBytes: 2 ** 33,
   processCount: 40,
+  sshProcessCount: 1,
 } as const
 
 test('a report is stored as the gateway reads it: seconds, bytes, ports', () => {

@@ -1,5 +1,6 @@
 import type { Sql } from '../../migrations/connect.ts'
 import type { DesiredState, ImageStep, MachineReport, ObservedState, StartStage } from '../../migrations/schema.ts'
+import type { Watched } from './idleness.ts'
 import type { Lease } from './lease.ts'
 
 /** A machine as the database wants it and as it was last reported. */
@@ -27,6 +28,8 @@ export type MachineRow = {
   readonly hostKey: Buffer | null
   /** null: none left, or taken away */
   readonly address: string | null
+  /** what puts it to sleep, or did; null: nothing, or its owner */
+  readonly asleepBecause: string | null
 }
 
 /** What a vmhost reports; fields left out stay as they are. */
@@ -43,9 +46,17 @@ export type Observation = {
   readonly observedStartedAt?: Date | null
   readonly observedCpus?: number | null
   readonly observedMemoryBytes?: number | null
+  readonly observedAwakeBecause?: string | null
+  readonly observedIdleSince?: Date | null
+  readonly observedAsleepBecause?: string | null
+  readonly observedAsleepAt?: Date | null
+  readonly observedSavedBytes?: number | null
   /** the guest switched itself off during this boot: that is what is wanted now, unless something newer is */
   readonly switchedOffBoot?: number
 }
+
+/** What is reported of a machine that does not sleep. */
+export const notAsleep = { observedAsleepBecause: null, observedAsleepAt: null, observedSavedBytes: null } as const
 
 export type MachineEvent = {
   readonly machineId: number
@@ -94,7 +105,8 @@ export class Rows {
       select m.id, account_id as "accountId", name, image, cpus, memory_bytes as "memoryBytes", disk_bytes as "diskBytes",
         env, command, desired_state as "desiredState", desired_boot as "desiredBoot", observed_state as "observedState",
         observed_boot as "observedBoot", observed_reason as "observedReason",
-        observed_ready_at is not null as "isReady", token, observed_host_key as "hostKey", host(a.address) as address
+        observed_ready_at is not null as "isReady", token, observed_host_key as "hostKey", host(a.address) as address,
+        observed_asleep_because as "asleepBecause"
       from machines m left join addresses a on a.machine_id = m.id
       where ${condition} order by m.id`
   }
@@ -147,6 +159,36 @@ export class Rows {
         and desired_state = 'trashed' and ${this.#underLease()}
       returning id`
     return oldest?.id
+  }
+
+  /** Machines that run and could sleep, with what may keep them awake. Index: machines_by_host. */
+  async awake(): Promise<(Watched & { readonly id: number })[]> {
+    return this.sql<(Watched & { id: number })[]>`
+      select m.id, hold_until as "holdUntil", activity.at as "activityAt", activity.what as activity,
+        sleep_never as "sleepNever", sleep_after_seconds as "sleepAfterSeconds",
+        accounts.defaults ->> 'sleep-after' as "defaultSleepAfter",
+        observed_awake_because as "awakeBecause", observed_idle_since as "idleSince"
+      from machines m join accounts on accounts.id = m.account_id
+        left join machine_activity activity on activity.machine_id = m.id
+      where m.host_id = ${this.lease.hostId} and m.observed_state = 'running' and m.observed_ready_at is not null
+        and m.desired_state = 'running'`
+  }
+
+  /**
+   * Has a machine sleep because it is idle, unless something came meanwhile that keeps it awake.
+   * @param seen what it was found idle by
+   * @returns false: it is not, any more
+   */
+  async putToSleep(machineId: number, because: string, seen: Watched): Promise<boolean> {
+    const written = await this.sql`
+      update machines set desired_state = 'asleep', observed_asleep_because = ${because}
+      where id = ${machineId} and host_id = ${this.lease.hostId} and desired_state = 'running'
+        and observed_state = 'running' and (hold_until is null or hold_until <= now())
+        and sleep_never = ${seen.sleepNever} and sleep_after_seconds is not distinct from ${seen.sleepAfterSeconds}
+        and not exists (select from machine_activity where machine_id = ${machineId}
+          -- What was read has whole milliseconds.
+          and date_trunc('milliseconds', at) > coalesce(${seen.activityAt}::timestamptz, '-infinity')) and ${this.#underLease()}`
+    return written.count > 0
   }
 
   async record(event: MachineEvent): Promise<void> {

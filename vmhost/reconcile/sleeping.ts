@@ -30,6 +30,8 @@ export type Bed = {
   readonly files: Pick<MachineFiles, 'directory' | 'disk'>
   space(): Promise<Space>
   readonly log: Pick<Logger, 'warn' | 'debug'>
+  /** ends the wait for caches */
+  readonly signal?: AbortSignal
   readonly limits?: Partial<typeof limits>
 }
 
@@ -97,7 +99,12 @@ export async function layDown(
  * Has a guest go on that was lying down, however far it had come.
  * @throws when its memory cannot be taken away: it must not run before
  */
-export async function getUp({ hypervisor, agent, files, log }: Omit<Bed, 'space'>): Promise<void> {
+export async function getUp({
+  hypervisor,
+  agent,
+  files,
+  log,
+}: Pick<Bed, 'hypervisor' | 'agent' | 'files' | 'log'>): Promise<void> {
   // What was written is worth nothing as soon as the guest runs, and leaves its name for good before it does. The
   // mark stays until it runs, or nobody would know that it shall.
   await forgetMemory(files.directory, { keepMark: true })
@@ -114,12 +121,12 @@ export async function getUp({ hypervisor, agent, files, log }: Omit<Bed, 'space'
 }
 
 /** Takes caches out of a guest, so that they are not written: what it has not used for long is read again. */
-async function giveBack({ hypervisor, limits: own }: Bed, targetBytes: number): Promise<void> {
+async function giveBack({ hypervisor, signal, limits: own }: Bed, targetBytes: number): Promise<void> {
   const { balloonMs, balloonStuckMs } = { ...limits, ...own }
   if (targetBytes <= 0) return
   await hypervisor.setBalloon(targetBytes)
   const deadline = performance.now() + balloonMs
-  for (let most = 0, since = performance.now(); performance.now() < deadline; await sleep(lookMs)) {
+  for (let most = 0, since = performance.now(); performance.now() < deadline && !signal?.aborted; await sleep(lookMs)) {
     const bytes = await hypervisor.balloon()
     if (bytes >= targetBytes) return
     if (bytes > most) {
@@ -129,7 +136,7 @@ async function giveBack({ hypervisor, limits: own }: Bed, targetBytes: number): 
   }
 }
 
-function refuseWithoutRoom(space: Space, memoryBytes: number, usedBytes: number): void {
+export function refuseWithoutRoom(space: Space, memoryBytes: number, usedBytes: number): void {
   // Its own word for what it uses is good enough: one that lies is stopped when the disk is full.
   const wanted = Math.min(memoryBytes, usedBytes + marginBytes(memoryBytes))
   if (space.freeBytes - wanted >= space.reserveBytes) return

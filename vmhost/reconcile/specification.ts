@@ -1,3 +1,4 @@
+import { parseReference } from '../images/reference.ts'
 import { contains, formatAddress, gatewayAddress, parseAddress, parseCidr } from '../network/address.ts'
 import type { MachineRow } from './rows.ts'
 
@@ -16,14 +17,13 @@ const memoryLeastBytes = 128 * MiB
 /**
  * Looks at every value that ends up in an argument, a path or a command line. The row was written by the gateway,
  * which is not root; this process is.
- * @throws MachineError
+ * @throws MachineError, ImageError
  */
 export function checkMachine(row: MachineRow, limits: { network: string; memoryBytes: number }): CheckedMachine {
   const { address } = row
   if (!/^[a-z](?:[a-z0-9]|-(?=[a-z0-9])){0,39}$/.test(row.name))
     throw new MachineError('Its name is not a machine name')
-  if (!/^[a-z][a-z0-9-]{0,39}$/.test(row.image))
-    throw new MachineError(`There is no image called ${printable(row.image)}`)
+  if (!isOwnImage(row.image)) parseReference(row.image)
   if (!Number.isInteger(row.cpus) || row.cpus < 1 || row.cpus > 256)
     throw new MachineError('It must have 1 to 256 CPUs')
   if (!Number.isSafeInteger(row.memoryBytes) || row.memoryBytes % MiB !== 0 || row.memoryBytes < memoryLeastBytes) {
@@ -61,8 +61,4 @@ function ipSettings(machine: CheckedMachine, guest: GuestNetwork): string {
   const mask = formatAddress(2 ** 32 - 2 ** (32 - network.prefix))
   const [dns0 = '', dns1 = ''] = guest.resolvers
   return `${machine.address}:${gateway}:${gateway}:${mask}:${machine.name}:eth0:none:${dns0}:${dns1}:${guest.ntp}`
-}
-
-function printable(text: string): string {
-  return text.replace(/[^\x20-\x7e]/g, '?').slice(0, 60)
 }

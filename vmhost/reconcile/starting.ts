@@ -1,9 +1,10 @@
-import { writeFile } from 'node:fs/promises'
+import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { z } from 'zod'
 import { type Hypervisor, hypervisorUid, type MachineSpec } from '../hypervisor/driver.ts'
 import type { MachineNetwork } from '../network/types.ts'
 import { memoryFolder, type SavedMemory } from '../storage/memory.ts'
-import type { BootSet, MachineFiles } from '../storage/store.ts'
+import type { BootSet, DiskImage, MachineFiles } from '../storage/store.ts'
 import { makeHostKey, publicPart } from './identity.ts'
 import { ownFiles } from './ownership.ts'
 import type { MachineRow, Observation } from './rows.ts'
@@ -18,6 +19,8 @@ export type Starting = {
   readonly row: MachineRow
   readonly world: World
   observe(seen: Observation): void
+  /** what its disk is made from, where it has none yet */
+  readonly image: DiskImage | undefined
   /** from here on the host's network has something for it */
   connecting(network: MachineNetwork): void
 }
@@ -25,11 +28,27 @@ export type Starting = {
 export type Started = {
   readonly hypervisor: Hypervisor
   readonly files: MachineFiles
-  /** hash of the boot set that it runs with */
-  readonly bootSet: string
-  readonly cpus: number
-  readonly memoryBytes: number
+  readonly runsWith: RunsWith
   readonly startedAt: Date
+}
+
+const runsWithName = 'started.json'
+const runsWithSchema = z.object({
+  bootSet: z.string().regex(/^[0-9a-f]{8,64}$/),
+  commandLine: z.string(),
+  cpus: z.number().int().positive(),
+  memoryBytes: z.number().int().positive(),
+})
+/** What a guest was started with, by whichever vmhost, and must be restored with. `bootSet` is its hash. */
+export type RunsWith = z.infer<typeof runsWithSchema>
+
+/** @returns undefined for one that was started before there was such a note */
+export async function readRunsWith(directory: string): Promise<RunsWith | undefined> {
+  try {
+    return runsWithSchema.parse(JSON.parse(await readFile(join(directory, runsWithName), 'utf8')))
+  } catch {
+    return undefined
+  }
 }
 
 /** What a machine was restored with is not to be had here any more; the message says what. */
@@ -43,9 +62,10 @@ export async function bootFromDisk(starting: Starting): Promise<Started> {
   const machine = checkMachine(row, { network: world.guest.network, memoryBytes: world.memoryBytes })
   const there = await ownFiles(world.store, row)
   const connecting = await connect(starting, machine)
-  const [files, bootSet] = await Promise.all([disk(machine, there, world), world.store.currentBoot()])
+  const [files, bootSet] = await Promise.all([disk(machine, there, starting), world.store.currentBoot()])
   const observedHostKey = publicPart(files.hostKey)
   observe({ observedStage: 'network', observedHostKey, observedLoginUser: files.record.loginUser })
+  if (files.record.settings) observe({ observedWebPort: files.record.settings.webPort })
   const { cpus, memoryBytes } = machine
   const spec = { cpus, memoryBytes, commandLine: commandLine(machine, world.guest, world.driver.accelerator === 'tcg') }
   return start(starting, { files, bootSet, connecting, spec })
@@ -60,9 +80,10 @@ export async function restoreMemory(starting: Starting, saved: SavedMemory): Pro
   const machine = checkMachine(row, { network: world.guest.network, memoryBytes: world.memoryBytes })
   const files = await ownFiles(world.store, row)
   if (!files) throw new MachineError('Its disk is not on this server any more')
-  const { stateVersion } = world.driver
-  if (saved.stateVersion !== stateVersion)
-    throw new LostMemoryError(`it was saved by ${saved.stateVersion}, and this server runs ${stateVersion}`)
+  if (!(await world.driver.restores(saved.stateVersion)))
+    throw new LostMemoryError(
+      `it was saved by ${saved.stateVersion}, and this server runs ${world.driver.stateVersion}`,
+    )
   const bootSet = await world.store.keptBoot(saved.bootSet)
   if (!bootSet) throw new LostMemoryError('the kernel that it was saved with is not on this server any more')
   const connecting = await connect(starting, machine)
@@ -94,7 +115,8 @@ async function start(
   const { files, bootSet, connecting, spec } = wanted
   const { cpus, memoryBytes, commandLine, restoreFrom } = spec
   const card = await connecting.card
-  await writeFile(join(files.directory, 'boot'), bootSet.hash, { mode: 0o600 })
+  const runsWith: RunsWith = { bootSet: bootSet.hash, commandLine, cpus, memoryBytes }
+  await writeFile(join(files.directory, runsWithName), JSON.stringify(runsWith), { mode: 0o600 })
   observe({ observedStage: 'boot' })
   const startedAt = new Date()
   const hypervisor = await world.driver.start({
@@ -110,18 +132,21 @@ async function start(
     network: card,
     ...(restoreFrom === undefined ? {} : { restoreFrom }),
   })
-  return { hypervisor, files, bootSet: bootSet.hash, cpus, memoryBytes, startedAt }
+  return { hypervisor, files, runsWith, startedAt }
 }
 
-async function disk(machine: MachineRow, there: MachineFiles | undefined, { store }: World): Promise<MachineFiles> {
+async function disk(
+  machine: MachineRow,
+  there: MachineFiles | undefined,
+  { world: { store }, image }: Starting,
+): Promise<MachineFiles> {
   if (there) {
     if (machine.diskBytes > there.diskBytes) await store.growDisk(machine.id, machine.diskBytes)
     return there
   }
   // Never a fresh disk in place of one that was lost: that would look like everything in it had been deleted.
   if (machine.hostKey !== null) throw new MachineError('Its disk is not on this server any more')
-  const image = (await store.images()).find(({ name }) => name === machine.image)
-  if (!image) throw new MachineError(`There is no image called ${machine.image} on this server`)
+  if (!image) throw new MachineError('Its disk is gone')
   const hostKey = makeHostKey(machine.name).privateKey
   const { diskBytes, token } = machine
   return store.createMachine(machine.id, { image, diskBytes, uid: hypervisorUid(machine.id), hostKey, token })

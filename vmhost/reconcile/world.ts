@@ -18,6 +18,10 @@ export type World = {
   readonly rows: Rows
   readonly outbox: Outbox
   readonly slots: Slots
+  /** places of those that wake, who wait for nobody that boots */
+  readonly wakes: Slots
+  /** places of those that are being put to sleep: each writes its memory as fast as the disk takes it */
+  readonly sleeps: Slots
   readonly guest: GuestNetwork
   /** what a single machine may have */
   readonly memoryBytes: number

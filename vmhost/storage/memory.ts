@@ -89,12 +89,19 @@ export async function spendMemory(directory: string): Promise<void> {
   await renameForGood(join(directory, names.whole), used)
 }
 
-/** Nothing is left of it, whichever of its names it has; for good when this returns. */
-export async function forgetMemory(directory: string): Promise<void> {
+/**
+ * Nothing is left of it, whichever of its names it has; for good when this returns.
+ * @param keepMark what was being written is emptied, and stays as the sign that its guest was lying down
+ */
+export async function forgetMemory(directory: string, { keepMark = false } = {}): Promise<void> {
   const { saved, damaged, used, unfinished } = await findMemory(directory)
+  const folder = join(directory, names.unfinished)
+  if (keepMark && !unfinished) await mkdir(folder, { mode: 0o700 })
   if (saved || damaged) await spendMemory(directory)
   if (saved || damaged || used) await rm(join(directory, names.used), { recursive: true, force: true })
-  if (unfinished) await rm(join(directory, names.unfinished), { recursive: true, force: true })
+  if (!unfinished) return
+  if (keepMark) for (const name of await readdir(folder)) await rm(join(folder, name), { recursive: true, force: true })
+  else await rm(folder, { recursive: true, force: true })
 }
 
 /** What a sleeper's memory takes on the disk, in bytes. */

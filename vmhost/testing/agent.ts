@@ -1,0 +1,85 @@
+import { createServer, type Server, type Socket } from 'node:net'
+import { number, text } from '../guest/fields.ts'
+import { encodeFrame, type Field, FrameReader } from '../guest/frames.ts'
+import { fieldTag, messageType } from '../guest/messages.ts'
+
+/** The agent: answers hellos with the stage it is at, reports with its numbers, and remembers who it was told it is. */
+export class Agent {
+  stage = 'tools'
+  hostname: string | undefined
+  /** how often it was told who it is */
+  told = 0
+  answers = true
+  memory = { totalBytes: 0, availableBytes: 0 }
+  /** its root filesystem */
+  frozen = false
+  readonly identified = Promise.withResolvers<void>()
+  readonly #server: Server
+  #socket: Socket | undefined
+
+  constructor(path: string) {
+    this.#server = createServer((socket) => {
+      this.#socket = socket
+      const reader = new FrameReader()
+      socket.on('error', () => {})
+      socket.on('data', (chunk: Buffer) => {
+        for (const { type, id, fields } of reader.push(chunk)) this.#answer(type, id, fields)
+      })
+    }).listen(path)
+  }
+
+  reaches(stage: string): void {
+    this.stage = stage
+    this.#send(messageType.stage, 0, [text(fieldTag.stage, stage)])
+  }
+
+  gives(reason: string): void {
+    this.#send(messageType.fatal, 0, [text(fieldTag.message, reason)])
+  }
+
+  /** As after a reset: nothing is known, and the host is told to begin again. */
+  boots(): void {
+    this.hostname = undefined
+    this.stage = 'kernel'
+    this.#send(messageType.born, 0, [])
+  }
+
+  close(): void {
+    this.#server.close()
+    this.#socket?.destroy()
+  }
+
+  #answer(type: number, id: number, fields: Field[]): void {
+    const answer: Field[] = []
+    if (type === messageType.hello) {
+      const identified = this.hostname === undefined ? 0 : 1
+      const nonce = fields.find(({ tag }) => tag === fieldTag.nonce)?.bytes ?? Buffer.alloc(0)
+      answer.push(
+        { tag: fieldTag.nonce, bytes: nonce },
+        text(fieldTag.stage, this.stage),
+        number(fieldTag.identified, identified),
+      )
+    }
+    if (type === messageType.identify) {
+      this.told++
+      this.hostname = fields.find(({ tag }) => tag === fieldTag.hostname)?.bytes.toString()
+      this.identified.resolve()
+      if (!this.answers) return
+    }
+    if (type === messageType.report)
+      answer.push(
+        number(fieldTag.txBytes, 4711),
+        number(fieldTag.listeningPort, 8000),
+        number(fieldTag.cpuBusyMs, 1500),
+        number(fieldTag.memoryTotalBytes, this.memory.totalBytes),
+        number(fieldTag.memoryAvailableBytes, this.memory.availableBytes),
+      )
+    if (type === messageType.freeze) this.frozen = true
+    if (type === messageType.thaw) this.frozen = false
+    this.#send(messageType.ok, id, answer)
+  }
+
+  #send(type: number, id: number, fields: Field[]): void {
+    this.#socket?.write(encodeFrame({ type, id, fields }))
+  }
+}
