@@ -12,7 +12,7 @@ import { sayBytes, sayList, shown } from './values.ts'
  */
 const ADMISSION_LOCK = 'berth.admission'
 /** Disks are thin, so their sizes may add up to more than there is; this much must be left for them to grow into. */
-const DISK_RESERVE_BYTES = 2 * 2 ** 30
+export const DISK_RESERVE_BYTES = 2 * 2 ** 30
 /** What a machine that is still being made is about to write. */
 const DISK_PER_NEW_MACHINE_BYTES = 256 * 2 ** 20
 const MEBIBYTE = 2 ** 20
@@ -106,7 +106,7 @@ export async function admitStart(tx: Tx, machine: { id: number; name: string; me
   const [host] = await tx<{ name: string; capacity_bytes: number; overhead_bytes: number; promised_bytes: number }[]>`
     select hosts.name, floor(hosts.memory_bytes * memory_overcommit)::bigint as capacity_bytes,
       machine_overhead_bytes as overhead_bytes, coalesce((
-      select sum(m.memory_bytes + hosts.machine_overhead_bytes)::bigint from machines m where m.host_id = hosts.id and m.id <> ${machine.id}
+      select sum(greatest(m.memory_bytes, m.observed_memory_bytes) + hosts.machine_overhead_bytes)::bigint from machines m where m.host_id = hosts.id and m.id <> ${machine.id}
         and m.observed_state <> 'gone' and (m.desired_state = 'running' or m.observed_state in ('creating', 'running'))), 0)::bigint
       as promised_bytes
     from hosts join machines on machines.host_id = hosts.id where machines.id = ${machine.id}`
@@ -201,12 +201,15 @@ function refuseBeyondMost({ most, machines }: Account): void {
   })
 }
 
-/** Servers with a live lease. What is promised: the memory of every machine that runs or is wanted to, with its overhead. */
+/**
+ * Servers with a live lease. What is promised: the memory of every machine that runs or is wanted to, with its overhead;
+ * the larger of what it has and what it gets at its next start.
+ */
 async function liveHosts(tx: Tx): Promise<Host[]> {
   return await tx<Host[]>`
     select id, name, cpus, draining, images, memory_bytes, machine_overhead_bytes, store_bytes, store_free_bytes,
       floor(memory_bytes * memory_overcommit)::bigint as capacity_bytes,
-      coalesce((select sum(m.memory_bytes + hosts.machine_overhead_bytes) from machines m where m.host_id = hosts.id and m.observed_state <> 'gone'
+      coalesce((select sum(greatest(m.memory_bytes, m.observed_memory_bytes) + hosts.machine_overhead_bytes) from machines m where m.host_id = hosts.id and m.observed_state <> 'gone'
         and (m.desired_state = 'running' or m.observed_state in ('creating', 'running'))), 0)::bigint as promised_bytes,
       (select count(*)::int from machines m where m.host_id = hosts.id and m.observed_state = 'creating') as being_made
     from hosts where lease_expires_at > now() order by id`
@@ -280,7 +283,7 @@ function diskLeft(host: Host): number {
   return host.store_free_bytes - soonWritten < DISK_RESERVE_BYTES ? 0 : host.store_bytes
 }
 
-function short(code: string, message: string, wayOn?: string): CommandError {
+export function short(code: string, message: string, wayOn?: string): CommandError {
   return new CommandError(code, 5, message, wayOn === undefined ? {} : { wayOn })
 }
 

@@ -29,7 +29,7 @@ async function listHosts(app: App): Promise<HostRow[]> {
   return await app.sql<HostRow[]>`
     select id, name, lease_expires_at > now() as live, draining, cpus, memory_bytes, memory_overcommit, store_bytes,
       store_free_bytes, hypervisor, accelerator, accelerator_reason,
-      coalesce((select sum(m.memory_bytes + machine_overhead_bytes) from machines m where host_id = hosts.id and observed_state <> 'gone'
+      coalesce((select sum(greatest(m.memory_bytes, observed_memory_bytes) + machine_overhead_bytes) from machines m where host_id = hosts.id and observed_state <> 'gone'
         and (desired_state = 'running' or observed_state in ('creating', 'running'))), 0)::bigint as promised_bytes,
       (select count(*)::int from machines where host_id = hosts.id and observed_state <> 'gone') as machines
     from hosts order by name`
