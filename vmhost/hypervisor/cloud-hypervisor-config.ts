@@ -122,7 +122,7 @@ const savedShape = z.looseObject({
   cpus: z.looseObject({ boot_vcpus: z.number() }),
   memory: z.looseObject({ size: z.number() }),
   disks: z.array(z.looseObject({ id: z.string() })),
-  net: z.array(z.looseObject({ host_mac: z.unknown() })).nullish(),
+  net: z.array(z.looseObject({ host_mac: z.unknown().optional() })).nullish(),
   vsock: z.looseObject({ cid: z.number() }),
 })
 

@@ -9,7 +9,7 @@ export type MonitorEvent = {
 /**
  * Cuts the monitor's stream into events: pretty-printed JSON documents, a blank line after each. It drops what finds no
  * room in the FIFO, an event or the blank line after it, so an event is looked for by its own shape: from a brace at the
- * beginning of a line over indented lines to another such brace.
+ * beginning of a line, or behind the event before, over indented lines to a brace that is not.
  */
 export class MonitorReader {
   #held = ''
@@ -29,7 +29,7 @@ export class MonitorReader {
   }
 }
 
-const document = /^\{\n(?: {2}.*\n)+\}/gm
+const document = /(?<=^|\})\{\n(?: {2}.*\n)+\}/gm
 /** An event has some 150 characters. */
 const heldMostCharacters = 16 * 1024
 

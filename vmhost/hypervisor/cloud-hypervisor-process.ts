@@ -26,6 +26,7 @@ const watchEveryMs = 1_000
 /** One turn of the event loop reads what a process has written last into its FIFOs. */
 const lastWordsMs = 20
 const wordsMostBytes = 4 * 1024
+const earlyMost = 64
 /** See qemu-process.ts: as little as there is. */
 const yieldingNice = 19
 const yieldingWeight = 1
@@ -39,6 +40,8 @@ export class CloudHypervisorProcess implements Hypervisor {
   readonly #identity: ProcessIdentity
   readonly #api: CloudHypervisorApi
   readonly #listeners = new Set<(event: HypervisorEvent) => void>()
+  /** told before anybody listened: what an adopted one has to say of the time without a vmhost */
+  #early: HypervisorEvent[] = []
   readonly #gone = Promise.withResolvers<string>()
   readonly #closers: (() => void)[] = []
   readonly #monitor = new MonitorReader()
@@ -137,6 +140,10 @@ export class CloudHypervisorProcess implements Hypervisor {
 
   on(listener: (event: HypervisorEvent) => void): () => void {
     this.#listeners.add(listener)
+    const early = this.#early.splice(0)
+    queueMicrotask(() => {
+      for (const event of early) if (this.#listeners.has(listener)) listener(event)
+    })
     return () => {
       this.#listeners.delete(listener)
     }
@@ -296,6 +303,7 @@ export class CloudHypervisorProcess implements Hypervisor {
 
   #emit(event: HypervisorEvent): void {
     if (this.#released) return
+    if (this.#listeners.size === 0 && this.#early.length < earlyMost) this.#early.push(event)
     for (const listener of [...this.#listeners]) listener(event)
   }
 }

@@ -32,7 +32,7 @@ const objection = 'a guest can reach into it through its disk (CVE-2026-45782), 
  * @returns the release, e.g. `v53.0`; the text itself where there is none in it
  */
 export function releaseName(text: string): string {
-  const [, major, minor, patch] = /(?:^|\bv)(\d+)\.(\d+)(?:\.(\d+))?/.exec(text) ?? []
+  const [, major, minor, patch] = /(?:^|\s|\bv)(\d+)\.(\d+)(?:\.(\d+))?/.exec(text) ?? []
   if (major === undefined) return text.trim().slice(0, 40)
   return `v${major}.${minor}${patch === undefined || patch === '0' ? '' : `.${patch}`}`
 }

@@ -26,6 +26,8 @@ export type CloudHypervisorDriverOptions = {
   readonly programs?: Pick<CloudHypervisorPrograms, 'find'>
   /** cgroup v2 limits; only where `prepareCgroups` found controllers */
   readonly cgroups: boolean
+  /** tests: another file than /dev/kvm */
+  readonly kvmDevice?: string
   /** until it answers after its start; default 60 s, which only a server on its knees reaches */
   readonly startLimitMs?: number
   /** until one that is already there answers; default 30 s */
@@ -55,7 +57,7 @@ export function cloudHypervisorDriver(options: CloudHypervisorDriverOptions): Hy
 
 async function start(spec: MachineSpec, options: CloudHypervisorDriverOptions): Promise<Hypervisor> {
   const uid = hypervisorUid(spec.machineId)
-  const access = kvmGroups()
+  const access = kvmGroups(options.kvmDevice)
   if ('problem' in access) throw new HypervisorError('hypervisor.start', access.problem)
   // The directory is about to be emptied: a living hypervisor in it would lose its sockets.
   const [already] = await findProcesses(uid, spec.directory)
