@@ -37,6 +37,11 @@ describe('the gateway’s settings', () => {
     expect(parse({ BERTH_SSH: '' }).ssh).toEqual([{ port: 2222 }])
   })
 
+  it('have names as hosts are compared: in lower case', () => {
+    const { domain, machineDomain } = parse({ BERTH_DOMAIN: 'Berth.Example.com', BERTH_MACHINE_DOMAIN: 'VM.example' })
+    expect([domain, machineDomain]).toEqual(['berth.example.com', 'vm.example'])
+  })
+
   it.each([
     ['BERTH_SSH', 'ssh', 'BERTH_SSH is "ssh": expected addresses such as :2222 or 127.0.0.1:2222, or off'],
     ['BERTH_SSH', 'off', 'BERTH_SSH is "off": expected at least one address to listen on'],

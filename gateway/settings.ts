@@ -114,7 +114,7 @@ const listenList = (fallback: string) =>
     .string()
     .default(fallback)
     .transform((text, ctx) => parseListen(text) ?? expected(ctx, 'addresses such as :2222 or 127.0.0.1:2222, or off'))
-const hostName = z.string().refine(isHostName, 'expected a host name such as berth.example.com')
+const hostName = z.string().refine(isHostName, 'expected a host name such as berth.example.com').toLowerCase()
 const url = (...schemes: string[]) =>
   z
     .string()
