@@ -86,6 +86,10 @@ it('the control host answers /healthz and /readyz, and 404 in JSON for programs'
   const missing = await browser.get(`${site.control}/nothing`, { headers: { accept: 'application/json' } })
   expect([missing.status, JSON.parse(missing.text).code]).toEqual([404, 'path.not_found'])
   expect((await browser.get(`${site.control}/nothing`)).text).toContain('<h1>No such page</h1>')
+  const owner = await site.signedIn()
+  for (const name of ['tpyo', 'de%00mo', 'demo%ff']) {
+    expect([name, (await owner.get(`${site.control}/terminal/${name}`)).status]).toEqual([name, 404])
+  }
 })
 
 it('BERTH_HTTP sends to the same address with TLS, hosts of this installation alone', async () => {

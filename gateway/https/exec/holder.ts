@@ -7,7 +7,7 @@ import { OFFLINE_PREFIX, OfflineTokenError, parseOfflineToken } from '../access/
 export type Holder = {
   caller: Caller
   isSuspended: boolean
-  /** the row behind it: `token:<id>` or `key:<id>` */
+  /** the row behind it: `token:<id>`, or `key:<id>:<Unix ms>` of a token that no row says the end of */
   grant: string
 }
 
@@ -81,7 +81,7 @@ async function findOffline(sql: Sql, token: string, host: string, address: strin
     const { expiresAtMs, commands } = unchecked.verify()
     const { keyId, fingerprint, accountId, isOwner, isSuspended } = row
     return {
-      grant: `key:${keyId}`,
+      grant: `key:${keyId}:${expiresAtMs}`,
       isSuspended,
       caller: {
         accountId,
@@ -100,7 +100,7 @@ async function findOffline(sql: Sql, token: string, host: string, address: strin
   }
 }
 
-/** Which of these rows still let somebody in. */
+/** Which of these still let somebody in. */
 export async function goodGrants(sql: Sql, grants: readonly string[]): Promise<Set<string>> {
   const ids = (kind: string) =>
     grants.flatMap((grant) => (grant.startsWith(`${kind}:`) ? [Number(grant.split(':')[1])] : []))
@@ -110,5 +110,12 @@ export async function goodGrants(sql: Sql, grants: readonly string[]): Promise<S
     union all
     select 'key:' || k.id from keys k join accounts a on a.id = k.account_id
     where k.id = any(${ids('key')}::int[]) and a.suspended_at is null`
-  return new Set(rows.map(({ key }) => key))
+  const good = new Set(rows.map(({ key }) => key))
+  const nowMs = Date.now()
+  return new Set(
+    grants.filter((grant) => {
+      const [kind, id, untilMs] = grant.split(':')
+      return good.has(`${kind}:${id}`) && (untilMs === undefined || Number(untilMs) > nowMs)
+    }),
+  )
 }

@@ -147,6 +147,19 @@ describe('a token that was minted offline', () => {
     expect(await statuses(mint('demo.localhost'), ['ls'])).toEqual({ ls: 401 })
     expect(await statuses(mint('localhost', { exp: 1 }), ['ls'])).toEqual({ ls: 401 })
   })
+
+  it('ends what it runs with its time', async () => {
+    const token = mint('localhost', { exp: Math.ceil(Date.now() / 1000) + 4 })
+    const stream = client.start("ssh demo 'echo up; sleep 1000'", { token, accept: NDJSON })
+    await stream.until('stdout')
+    // Looked at by the minute, and at any news.
+    const news = setInterval(() => world.gateway.sql`select pg_notify('grants', '')`.catch(() => {}), 200)
+    try {
+      expect(decoded((await stream.ended).text).error).toBe('the token was taken back')
+    } finally {
+      clearInterval(news)
+    }
+  })
 })
 
 describe('what is taken away ends what runs, within a second', () => {

@@ -61,6 +61,8 @@ export function addTerminal(control: Control): void {
       })
     }
     const name = context.req.param('name') ?? ''
+    // A path can say what no name is, and Postgres does not take for text.
+    if (!/^[a-z0-9-]+$/.test(name)) return gone(context)
     return (await app.machines.find(name, { accountId: session.accountId })) ?? gone(context)
   }
 
