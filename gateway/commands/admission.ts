@@ -2,6 +2,7 @@ import type postgres from 'postgres'
 import type { HostImage } from '../../migrations/schema.ts'
 import type { App, Caller } from '../app.ts'
 import { CommandError, usageError } from './error.ts'
+import { mayBeReference } from './images.ts'
 import { recordEvent } from './machine-steps.ts'
 import { chooseName } from './names/choose.ts'
 import { sayBytes, sayList, shown } from './values.ts'
@@ -221,14 +222,17 @@ function chooseHost(live: Host[], wish: MachineWish): Host {
   const open = live.filter((host) => !host.draining)
   if (open.length === 0) throw short('capacity.draining', 'every server is being emptied and takes no new machines')
   const images = [...new Set(open.flatMap((host) => host.images.map((image) => image.name)))].sort()
-  const withImage = open.filter((host) => host.images.some((image) => image.name === wish.image))
+  const having = open.filter((host) => host.images.some((image) => image.name === wish.image))
+  // What no server has by name is fetched from a registry, by whichever server.
+  const withImage = having.length > 0 || !mayBeReference(wish.image) ? having : open
   if (withImage.length === 0) {
     if (images.length === 0) throw short('capacity.images', 'the server has no image yet', 'doctor says why')
     throw new CommandError('image.not_found', 3, `no image called ${shown(wish.image)}`, {
-      wayOn: `images: ${sayList(images, 20)}`,
+      wayOn: `images: ${sayList([...images, 'any of a registry, as REGISTRY/NAME:TAG'], 20)}`,
     })
   }
   const imageBytes = Math.max(
+    0,
     ...withImage.flatMap((host) => host.images.filter((i) => i.name === wish.image).map((i) => i.sizeBytes)),
   )
   if (wish.diskBytes < imageBytes) {

@@ -28,7 +28,7 @@ describe('bad input', () => {
     ['new demo --memory 4T', 5, /4 TiB of memory left; the most is 64 GiB/],
     ['new demo --disk 900T', 5, /disk/],
     ['new demo --disk 100M', 2, /at least 1 GiB/],
-    ['new demo --image nothing:here', 3, /images: base and minimal/],
+    ['new demo --image ../nothing', 3, /images: base, minimal and any of a registry/],
     ['new demo --colour blue', 2, /--colour/],
     ['new demo --env 1A=2', 2, /variable/],
     ['new demo --env A', 2, /=/],

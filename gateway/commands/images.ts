@@ -7,3 +7,11 @@ export const imageNames: Completer = async ({ app }) => {
     where lease_expires_at > now() order by 1`
   return rows.map((row) => row.name)
 }
+
+/**
+ * Whether it may be an image in a registry: `[registry/]name[:tag][@digest]`. Which it is, only the server that fetches it
+ * can say.
+ */
+export function mayBeReference(text: string): boolean {
+  return /^[A-Za-z0-9[][A-Za-z0-9._:/@[\]-]{0,199}$/.test(text) && !text.includes('..') && !text.endsWith('/')
+}

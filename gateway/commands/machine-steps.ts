@@ -3,6 +3,7 @@ import type { App, Caller } from '../app.ts'
 import { type Machine, stageOf } from '../machines.ts'
 import type { Context } from './command.ts'
 import { CommandError, usageError } from './error.ts'
+import { watchImage } from './image-progress.ts'
 import { sayList, shown } from './values.ts'
 
 /** A start under emulation on a busy server; nobody waits longer. */
@@ -65,11 +66,15 @@ export async function recordEvent(
 export async function untilSshWorks(context: Context, machineId: number): Promise<Machine> {
   const { app, caller, progress, signal } = context
   using _watch = watchServer(context, machineId)
+  using image = watchImage(context, machineId)
   const machine = await app.machines.whenReady(machineId, caller, {
     signal,
     knock: 'a command of the lobby',
     timeoutMs: READY_TIMEOUT_MS,
-    onStage: (seen) => progress.show(`${seen.name}: ${stageOf(seen)}`),
+    onStage: (seen) => {
+      progress.show(`${seen.name}: ${stageOf(seen)}`)
+      image.show(seen.observedStage === 'image' ? seen.name : undefined)
+    },
   })
   progress.show(`${machine.name}: signing in`)
   for (let attempt = 1; ; attempt++) {

@@ -13,7 +13,7 @@ export const port = defineCommand({
   group: 'web',
   onMachines: true,
   summary: 'the port that https://NAME shows; with PORT another one',
-  description: `${DEFAULT_PORT} unless set. The ports from 3000 to 9999 are also at https://NAME--PORT, for those who may see the machine.`,
+  description: `What the machine's image exposes unless set (80, else the lowest from 1024 on), else ${DEFAULT_PORT}. The ports from 3000 to 9999 are also at https://NAME--PORT, for those who may see the machine.`,
   arguments: { name: { label: 'NAME', complete: machineNames }, port: { label: 'PORT', optional: true } },
   examples: ['port demo', 'port demo 5173'],
   async run({ app, caller }, { args }) {
@@ -21,7 +21,7 @@ export const port = defineCommand({
     const machine = await reachable(app, caller, args.name)
     const [row] = await app.sql<
       { port: number | null }[]
-    >`select web_port as port from machines where id = ${machine.id}`
+    >`select coalesce(web_port, observed_web_port) as port from machines where id = ${machine.id}`
     let chosen = row?.port ?? DEFAULT_PORT
     if (args.port !== undefined) {
       const asked = /^\d{1,5}$/.test(args.port) ? Number(args.port) : 0

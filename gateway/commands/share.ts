@@ -10,7 +10,7 @@ import {
   type ShareLink,
 } from '../accounts/shares.ts'
 import { listDomains } from '../domains/rows.ts'
-import { DEFAULT_PORT } from '../https/machines/routes.ts'
+import { primaryPort } from '../https/machines/ports.ts'
 import type { Machine } from '../machines.ts'
 import { type Context, defineCommand } from './command.ts'
 import { machineNames } from './complete.ts'
@@ -44,7 +44,7 @@ export const shareShow = defineCommand({
       json: {
         vm_name: machine.name,
         status: visibility(machine.webPublic),
-        port: machine.webPort ?? DEFAULT_PORT,
+        port: primaryPort(machine),
         url,
         users: shares.map(({ email, createdAt, acceptedAt }) => ({
           email,
@@ -59,7 +59,7 @@ export const shareShow = defineCommand({
       text: (view) => {
         const open = machine.webPublic ? 'open to everybody' : 'private: you, and whom you let in'
         const also = domains.map(({ domain, wildcard }) => `also at ${domain}${wildcard ? ` and *.${domain}` : ''}\n`)
-        const head = `${url} shows port ${machine.webPort ?? DEFAULT_PORT}, ${open}\n${also.join('')}`
+        const head = `${url} shows port ${primaryPort(machine)}, ${open}\n${also.join('')}`
         const people = shares.length
           ? `\n${table<Share>(
               shares,
@@ -254,7 +254,7 @@ async function setPublic(context: Context, typed: string, isPublic: boolean) {
     json: {
       status: 'updated',
       vm_name: machine.name,
-      port: machine.webPort ?? DEFAULT_PORT,
+      port: primaryPort(machine),
       share: visibility(isPublic),
       https_url: url,
     },

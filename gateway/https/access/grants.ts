@@ -254,7 +254,7 @@ export class Grants {
       where s.expires_at > now() and a.suspended_at is null and m.observed_state <> 'gone'
         and s.id = any(${ids('terminal')}::int[]) and m.id = any(${machineIds}::int[])
       union all
-      select 'public', coalesce(m.web_port, ${DEFAULT_PORT}), m.id from machines m join accounts o on o.id = m.account_id
+      select 'public', coalesce(m.web_port, m.observed_web_port, ${DEFAULT_PORT}), m.id from machines m join accounts o on o.id = m.account_id
       where m.web_public and m.observed_state <> 'gone' and o.suspended_at is null and m.id = any(${machineIds}::int[])`
     const good = new Set(rows.map(({ kind, id, machineId }) => `${kind}:${id} ${machineId}`))
     const nowMs = Date.now()

@@ -1,4 +1,11 @@
 import type { Sql } from '../../../migrations/connect.ts'
+import type { Machine } from '../../machines.ts'
+import { DEFAULT_PORT } from './routes.ts'
+
+/** What a machine's own host shows: what was chosen, else what its image exposes. */
+export function primaryPort({ webPort, observedWebPort }: Pick<Machine, 'webPort' | 'observedWebPort'>): number {
+  return webPort ?? observedWebPort ?? DEFAULT_PORT
+}
 
 /** What programs in the machine listen on, as its agent reported last; nothing when that is long ago. */
 export async function listeningPorts(sql: Sql, machineId: number): Promise<readonly number[]> {

@@ -132,7 +132,7 @@ export class RouteTable {
   /** Indexes: machine_names_pkey or machines_pkey, accounts_pkey, addresses_machine_id_key. */
   async #select(which: ReturnType<Sql>): Promise<Row[]> {
     return await this.#options.sql<Row[]>`
-      select m.id, n.name, m.account_id as "accountId", host(a.address) as address, m.web_port as "webPort",
+      select m.id, n.name, m.account_id as "accountId", host(a.address) as address, coalesce(m.web_port, m.observed_web_port) as "webPort",
         m.web_public as "isPublic", c.suspended_at is not null as "isSuspended", m.tags,
         m.desired_state as "desiredState", m.observed_state as "observedState", m.desired_boot as "desiredBoot",
         m.observed_boot as "observedBoot", m.observed_ready_at as "observedReadyAt"
