@@ -49,34 +49,51 @@ const defaultWindowBytes = 1024 * 1024
 const enoughBacklogBytes = 1024 * 1024
 const packetBytes = 32 * 1024
 const openTimeoutMs = 5000
+// A busy emulated machine starts a shell in seconds; a hostile one never answers
+const startTimeoutMs = 30_000
 
 /**
  * Runs something on a machine over the pooled connection: the lobby's `ssh NAME CMD`, setup scripts, the web terminal.
  * Resolves when the machine has started it.
+ * @param limitMs from the session being open to the machine having started what is asked for
  * @throws MachineUnreachableError also when the machine refuses
  */
 export async function openOnMachine(
   pool: MachinePool,
   target: MachineTarget,
   what: MachineCommand,
+  limitMs = startTimeoutMs,
 ): Promise<MachineProcess> {
   const remote = await openSession(pool, target, what.windowBytes ?? defaultWindowBytes)
-  for (const [name, value] of Object.entries(what.env ?? {})) remote.end?.sendRequest('env', false, name, value)
-  if (what.pty !== undefined) {
-    const { term, columns, rows, modes = Buffer.of(0) } = what.pty
-    await remote.request('pty-req', term, columns, rows, 0, 0, modes)
+  const timer = setTimeout(() => remote.giveUp(), limitMs)
+  try {
+    await begin(remote, what)
+  } catch (error) {
+    // Nobody else would: it would count among the connection's channels as long as that lasts.
+    remote.channel.destroy()
+    throw error
+  } finally {
+    clearTimeout(timer)
   }
-  if (what.command === undefined) await remote.request('shell')
-  else await remote.request('exec', what.command)
   return {
     stdin: remote.channel,
     stdout: remote.channel,
     stderr: remote.stderr,
     exit: remote.exit.promise,
-    resize: (columns, rows) => remote.end?.sendRequest('window-change', false, columns, rows, 0, 0),
+    resize: (columns, rows) => remote.resize(columns, rows),
     signal: (name) => remote.end?.sendRequest('signal', false, name),
     close: () => remote.channel.destroy(),
   }
+}
+
+async function begin(remote: RemoteProcess, { command, pty, env = {} }: MachineCommand): Promise<void> {
+  for (const [name, value] of Object.entries(env)) remote.end?.sendRequest('env', false, name, value)
+  if (pty !== undefined) {
+    const { term, columns, rows, modes = Buffer.of(0) } = pty
+    await remote.request('pty-req', term, columns, rows, 0, 0, modes)
+  }
+  if (command === undefined) await remote.request('shell')
+  else await remote.request('exec', command)
 }
 
 /** Tried twice: the shared connection may be dead without anybody having noticed, or full by the machine's own count. */
@@ -116,9 +133,12 @@ class RemoteProcess implements ChannelSink {
   readonly stderr: Readable
   readonly #target: MachineTarget
   readonly #windowBytes: number
-  readonly #replies: ((success: boolean) => void)[] = []
+  /** Each hears of the machine's answer, or undefined: none will come. */
+  readonly #replies: ((success: boolean | undefined) => void)[] = []
   #status: MachineExit | undefined
   #unwritten: { bytes: Buffer; done: () => void } | undefined
+  /** The terminal's size, while the machine lags behind with what it was sent. */
+  #unsentSize: { columns: number; rows: number } | undefined
   #readBytes = 0
   #outputEnded = false
   /** Outputs whose reader is behind: they said so at the last push and have not asked for more since. */
@@ -154,12 +174,14 @@ class RemoteProcess implements ChannelSink {
   giveUp(): void {
     this.end?.close()
     this.opened.reject(this.#lost())
+    for (const answer of this.#replies.splice(0)) answer(undefined)
   }
 
   request(name: string, ...fields: (number | string | Buffer)[]): Promise<void> {
     const { promise, resolve, reject } = Promise.withResolvers<void>()
     this.#replies.push((success) => {
       if (success) resolve()
+      else if (success === undefined) reject(this.#lost())
       else reject(this.#unreachable(`Machine ${this.#target.name} refused "${name}".`))
     })
     this.end?.sendRequest(name, true, ...fields)
@@ -182,7 +204,26 @@ class RemoteProcess implements ChannelSink {
     this.#push(this.stderr, payload.subarray(extendedDataHeaderBytes), lengthBytes)
   }
 
+  /** The last of several sizes is enough for a machine that reads slowly, and one that does not read gets none. */
+  resize(columns: number, rows: number): void {
+    this.#unsentSize = { columns, rows }
+    this.#sendSize()
+  }
+
+  #sendSize(): void {
+    const { end } = this
+    const size = this.#unsentSize
+    if (end === undefined || size === undefined) return
+    if (end.link.backlogBytes > enoughBacklogBytes) {
+      end.link.callWhenDrained(end)
+      return
+    }
+    this.#unsentSize = undefined
+    end.sendRequest('window-change', false, size.columns, size.rows, 0, 0)
+  }
+
   onRoom(): void {
+    this.#sendSize()
     const { end } = this
     const waiting = this.#unwritten
     if (end === undefined || waiting === undefined) return
@@ -227,7 +268,7 @@ class RemoteProcess implements ChannelSink {
 
   onLost(): void {
     this.opened.reject(this.#lost())
-    for (const answer of this.#replies.splice(0)) answer(false)
+    for (const answer of this.#replies.splice(0)) answer(undefined)
     this.#ended()
     this.exit.reject(this.#lost())
   }

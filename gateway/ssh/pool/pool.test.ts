@@ -184,6 +184,59 @@ test('a process on a machine can have a terminal that changes its size', async (
   expect(seen).toContain('40 120')
 })
 
+test('sizes of a terminal pile up for no machine that does not read', async () => {
+  const first = await openOnMachine(pool, machine.target, { command: 'echo $PPID' })
+  const pid = Number(await text(first.stdout))
+  const pty = { term: 'xterm', columns: 100, rows: 30 }
+  const command = `trap 'stty size' WINCH; while :; do sleep 0.05; done`
+  const child = await openOnMachine(pool, machine.target, { command, pty })
+  const upstream = await pool.reserve(machine.target)
+  pool.unreserve(upstream)
+  process.kill(pid, 'SIGSTOP')
+  try {
+    for (let n = 0; n < 200_000; n++) {
+      child.resize(80 + (n % 100), 24)
+      if (n % 1000 === 0) await new Promise((resolve) => setImmediate(resolve))
+    }
+    expect(upstream.link.backlogBytes).toBeLessThan(2 * 1024 * 1024)
+    child.resize(123, 45)
+  } finally {
+    process.kill(pid, 'SIGCONT')
+  }
+  // The last one counts, once the machine reads again.
+  let seen = ''
+  child.stdout.on('data', (bytes: Buffer) => {
+    seen += bytes
+  })
+  await expect.poll(() => seen, { timeout: 20_000 }).toContain('45 123')
+  child.close()
+})
+
+test('what a machine refuses leaves no channel behind', async () => {
+  await using strict = await startMachine(keys, ['PermitTTY no'])
+  const pty = { term: 'xterm', columns: 80, rows: 24 }
+  await expect(openOnMachine(pool, strict.target, { command: 'true', pty })).rejects.toThrow('refused "pty-req"')
+  const upstream = await pool.reserve(strict.target)
+  pool.unreserve(upstream)
+  await expect.poll(() => upstream.channels).toBe(0)
+})
+
+test('nobody waits for a machine that says neither yes nor no', async () => {
+  await using fake = await startFakeMachine(keys, (session) => void session.on('exec', () => {}))
+  const started = openOnMachine(pool, fake.target, { command: 'anything' }, 300)
+  await expect(started).rejects.toThrow('The connection to machine demo was lost')
+})
+
+test('one machine has a bounded number of connections, whatever it never closes', async () => {
+  const own = makePool({ maxChannelsPerConnection: 1 })
+  for (let n = 0; n < 31; n++) await own.warm({ ...machine.target, accountId: n + 10 })
+  await own.reserve(machine.target)
+  await expect(own.reserve(machine.target)).rejects.toThrow('Machine demo has too many sessions')
+  expect(own.connections).toBe(32)
+  await own.warm({ ...machine.target, machineId: 2 })
+  own.close()
+})
+
 test('a process that a signal ended says so, and one that is closed ends', async () => {
   const child = await openOnMachine(pool, machine.target, { command: 'kill -KILL $$' })
   child.stdout.resume()

@@ -21,6 +21,12 @@ export type MachinePoolOptions = {
   keepaliveIntervalMs?: number
 }
 
+/**
+ * Shared connections to one machine, whatever guest users they are for. What a hostile machine never closes counts as
+ * open, so without a bound it would get one connection more for every hundred sessions.
+ */
+const CONNECTIONS_PER_MACHINE = 32
+
 type Entry = { upstream: Upstream; idleTimer: NodeJS.Timeout | undefined }
 
 /**
@@ -79,6 +85,11 @@ export class MachinePool {
       ({ upstream }) => !upstream.suspect && upstream.channels < this.#options.maxChannelsPerConnection,
     )
     if (entry === undefined) {
+      if (this.#sharedWith(target.machineId) >= CONNECTIONS_PER_MACHINE)
+        throw new MachineUnreachableError(
+          'machine.unreachable',
+          `Machine ${target.name} has too many sessions; close some, or start it anew: restart ${target.name}`,
+        )
       entry = { upstream: this.#connectShared(target, key, watch), idleTimer: undefined }
       this.#shared.set(key, [...entries, entry])
     }
@@ -157,6 +168,10 @@ export class MachinePool {
       if (upstream.watch?.isHeld) this.#closeWhenIdle(upstream)
       else upstream.close()
     }, afterMs).unref()
+  }
+
+  #sharedWith(machineId: number): number {
+    return [...this.#shared.values()].flat().filter(({ upstream }) => upstream.target.machineId === machineId).length
   }
 
   #all(): Upstream[] {
