@@ -419,3 +419,31 @@ test('under Cloud Hypervisor the guest’s port is asked for first', async () =>
   expect(asked).toEqual(['CONNECT 1024\n'])
   server.close()
 })
+
+test('under Cloud Hypervisor a guest whose agent does not listen yet is asked again, soon and not all the time', async () => {
+  let refused = 0
+  const server = createServer((socket) => {
+    const reader = new FrameReader()
+    socket.once('data', () => {
+      if (++refused < 12) {
+        socket.destroy()
+        return
+      }
+      socket.write('OK 1073741824\n')
+      socket.on('data', (more: Buffer) => {
+        for (const frame of reader.push(more)) {
+          const nonce = frame.fields.find((field) => field.tag === fieldTag.nonce)?.bytes
+          socket.write(nonce ? helloAnswer(nonce) : encodeFrame({ type: messageType.ok, id: frame.id, fields: [] }))
+        }
+      })
+    })
+  })
+  server.listen(path)
+  await once(server, 'listening')
+  const startedAt = performance.now()
+  await open({ vsockPort: 1024 }).ping()
+  // 20, 40, 80 ms, then 100 ms each: as often as that, and no more often.
+  expect(performance.now() - startedAt).toBeGreaterThan(900)
+  expect(performance.now() - startedAt).toBeLessThan(5_000)
+  server.close()
+})

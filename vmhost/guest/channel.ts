@@ -92,6 +92,8 @@ const defaultTimeoutMs = 30_000
 const helloAgainMs = 5_000
 const reconnectFirstMs = 20
 const reconnectMostMs = 1_000
+/** A hypervisor that answers for a guest turns everybody away until the agent listens, at the end of a boot of a second. */
+const vsockReconnectMostMs = 100
 /** A machine is hostile: what it may make this process read in a second. */
 const mostFramesPerSecond = 500
 /** Bytes count too, whether they make frames or not: so many are as good as a frame. A report has some 4 KiB. */
@@ -235,9 +237,12 @@ class SocketChannel implements AgentChannel {
     let greeted = this.#options.vsockPort === undefined
     let greeting = ''
     this.#socket = socket
-    socket.on('connect', () => {
+    const answered = () => {
       this.#retryMs = reconnectFirstMs
-      if (greeted) this.#greet()
+      this.#greet()
+    }
+    socket.on('connect', () => {
+      if (greeted) answered()
       else socket.write(`CONNECT ${this.#options.vsockPort}\n`)
     })
     socket.on('data', (chunk: Buffer) => {
@@ -252,7 +257,7 @@ class SocketChannel implements AgentChannel {
         }
         greeted = true
         rest = chunk.subarray(end + 1)
-        this.#greet()
+        answered()
       }
       const frames = reader.push(rest)
       this.#bound(socket, Math.max(frames.length, chunk.length / bytesPerFrame))
@@ -268,7 +273,8 @@ class SocketChannel implements AgentChannel {
       this.#socket = undefined
       this.#fail(new ChannelError('agent.lost', 'The control channel was lost'))
       this.#timer = setTimeout(() => this.#connect(), this.#retryMs)
-      this.#retryMs = Math.min(this.#retryMs * 2, reconnectMostMs)
+      const mostMs = this.#options.vsockPort === undefined ? reconnectMostMs : vsockReconnectMostMs
+      this.#retryMs = Math.min(this.#retryMs * 2, mostMs)
     })
   }
 
