@@ -1,10 +1,12 @@
 import { execFileSync } from 'node:child_process'
 import { randomUUID } from 'node:crypto'
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { tmpdir, totalmem } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
 import { makeTinyGuest, type TinyGuest } from './hypervisor/tiny-guest.ts'
+import { rawTar } from './images/testing/layers.ts'
+import { TestRegistry } from './images/testing/registry.ts'
 import { artifactsFolder, TestServer } from './testing/server.ts'
 
 vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 })
@@ -112,8 +114,9 @@ describe('a vmhost', () => {
   })
 
   test.each([
-    ['an unknown image', { image: 'plan9' }, 'There is no image called plan9 on this server'],
-    ['an image that is a path', { image: '../x' }, 'There is no image called ../x'],
+    ['an image that set-up has not made', { image: 'base' }, 'There is no image called base on this server'],
+    ['an image that is a path', { image: '../x' }, '"../x" is no image'],
+    ['an image where only the operator may send it', { image: 'localhost:1/x' }, 'localhost:1 is in a private network'],
     ['more memory than the server has', { memory_bytes: 2 ** 50 }, /^It wants more memory than its server has/],
     ['a disk smaller than its image', { disk_bytes: MiB }, 'The image minimal needs a disk of at least 4 MiB'],
     ['memory that is no whole number of MiB', { memory_bytes: 128 * MiB + 1 }, /^Its memory must be a multiple/],
@@ -125,6 +128,39 @@ describe('a vmhost', () => {
     expect(server.taps()).not.toContain(`vm${id}`)
     await server.update(id, { desired_state: 'gone' })
     await nothingLeftOf(id)
+  })
+
+  test('an image of a registry becomes the disk of a machine, and says how it is used', async () => {
+    await using registry = await TestRegistry.start()
+    const layer = rawTar([
+      { path: 'etc/passwd', content: 'root:x:0:0::/root:/bin/sh\nweb:x:33:33::/:/bin/sh\n' },
+      { path: 'bin/sh', content: 'sh', mode: 0o755 },
+    ])
+    const config = { User: 'web', Env: ['A=b'], ExposedPorts: { '80/tcp': {}, '8080/tcp': {} }, Cmd: ['serve'] }
+    await registry.push('app', 'latest', { layers: [layer], config })
+    await using _there = await registry.alsoIn(server.namespace)
+    const image = `${registry.host}/app`
+    const registries = join(server.dataDirectory, 'registries.json')
+    writeFileSync(registries, JSON.stringify({ auths: { [registry.host]: {} } }))
+    const refused = await server.insert({ ...small, image })
+    const failed = await server.until(refused, (row) => row.observed_state === 'failed', 60_000)
+    expect(failed.observed_reason).toMatch(/^The image .*\/app:latest needs a disk of at least \d+ MiB$/)
+    const missing = await server.insert({ ...small, image: `${image}:nothing` })
+    await server.until(missing, (row) => row.observed_state === 'failed', 60_000)
+    expect((await server.machine(missing)).observed_reason).toMatch(/^There is no image localhost:\d+\/app:nothing/)
+    const id = await server.insert({ ...small, image, disk_bytes: 2 ** 30 })
+    await server.until(id, (row) => row.observed_stage === 'boot', 60_000)
+    const [row] = await server.sql`select observed_login_user, observed_web_port from machines where id = ${id}`
+    expect(row).toEqual({ observed_login_user: 'web', observed_web_port: 80 })
+    const folder = join(server.dataDirectory, 'store/machines', String(id))
+    const record = JSON.parse(readFileSync(join(folder, 'machine.json'), 'utf8'))
+    expect(record).toMatchObject({ image: `${image}:latest`, init: false, settings: { environment: { A: 'b' } } })
+    expect(statSync(join(folder, 'root.raw')).size).toBe(2 ** 30)
+    expect(await server.sql`select from image_pulls`).toEqual([])
+    for (const gone of [refused, missing, id]) {
+      await server.update(gone, { desired_state: 'gone' })
+      await nothingLeftOf(gone)
+    }
   })
 
   test('a guest that switches itself off while it boots is a failure, and restart the way out', async () => {

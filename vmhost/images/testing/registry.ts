@@ -173,6 +173,31 @@ export class TestRegistry implements AsyncDisposable {
     return sha256(bytes)
   }
 
+  /** The same registry, with what was pushed so far, at the same address in another network namespace. */
+  async alsoIn(namespace: string): Promise<AsyncDisposable> {
+    const args = ['netns', 'exec', namespace, 'docker-registry', 'serve', join(this.#folder, 'config.yml')]
+    const child = spawn('ip', args, { stdio: 'ignore' })
+    const answers = () => {
+      try {
+        execFileSync('ip', ['netns', 'exec', namespace, 'curl', '-s', '-o', '/dev/null', `http://${this.host}/v2/`])
+        return true
+      } catch {
+        return false
+      }
+    }
+    while (!answers()) {
+      if (child.exitCode !== null) throw new Error('docker-registry ended')
+      await sleep(50)
+    }
+    return {
+      async [Symbol.asyncDispose]() {
+        const ended = once(child, 'exit')
+        child.kill()
+        await ended
+      },
+    }
+  }
+
   /** Where the registry keeps a blob's bytes, to spoil them. */
   fileOf(digest: string): string {
     const hex = digest.slice('sha256:'.length)
