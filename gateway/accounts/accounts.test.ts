@@ -162,6 +162,16 @@ describe('invitations', () => {
 })
 
 describe('the first account', () => {
+  it('has the first of a starter’s keys, where an account may not have them all', async () => {
+    await using database = await testDatabase()
+    const sql = database.as('berth_gateway')
+    const keys = Array.from({ length: 103 }, () => makeKey())
+    const account = await createOwner(sql, keys, [])
+    if (account === undefined) throw new Error('no owner')
+    const fingerprints = (await listKeys(sql, account)).map((key) => key.fingerprint)
+    expect(fingerprints).toEqual(keys.slice(0, 100).map(({ key }) => key.fingerprint))
+  })
+
   it('is made once, however many gateways start', async () => {
     await using database = await testDatabase()
     const sql = database.as('berth_gateway')

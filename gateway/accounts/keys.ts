@@ -26,7 +26,7 @@ export class KeyError extends Error {
   }
 }
 
-const MAX_KEYS = 100
+export const MAX_KEYS = 100
 const MAX_KEY_NAME_LENGTH = 100
 const KEY_TAKEN = 'that key belongs to another account; remove it there first, with ssh-key remove, or add another one'
 

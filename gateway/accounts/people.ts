@@ -1,6 +1,6 @@
 import type { Sql } from '../../migrations/connect.ts'
 import { hashCode } from './invitations.ts'
-import { insertKey, KeyError } from './keys.ts'
+import { insertKey, KeyError, MAX_KEYS } from './keys.ts'
 import { recordName } from './names.ts'
 import type { PublicKey } from './public-key.ts'
 
@@ -80,6 +80,7 @@ export async function signUp(sql: Sql, request: SignUp): Promise<{ accountId: nu
 
 /**
  * The first account, from the keys of whoever starts the installation. Does nothing when there is an account.
+ * @param keys the first of them, if they are more than an account may have
  * @param names recorded as leading to the lobby, the starter's own last: the last ones are kept
  * @returns the owner's account, or undefined when there was one already
  */
@@ -88,16 +89,18 @@ export async function createOwner(
   keys: { key: PublicKey; comment: string }[],
   names: string[],
 ): Promise<number | undefined> {
+  // A shared server's authorized_keys may hold hundreds, which must not keep Berth from starting.
+  const first = keys.slice(0, MAX_KEYS)
   const accountId = await sql.begin(async (tx) => {
     await tx`select pg_advisory_xact_lock(hashtextextended(${OWNER_LOCK}, 0))`
     if ((await tx`select from accounts limit 1`).length > 0) return undefined
     const accounts = await tx<{ id: number }[]>`insert into accounts (is_owner) values (true) returning id`
     const id = accounts[0]?.id
     if (id === undefined) return undefined
-    for (const line of keys) await insertKey(tx, id, line)
+    for (const line of first) await insertKey(tx, id, line)
     await tx`
       insert into events (account_id, actor, kind, detail)
-      values (${id}, 'gateway', 'account.created', ${tx.json({ isOwner: true, keys: keys.length })})`
+      values (${id}, 'gateway', 'account.created', ${tx.json({ isOwner: true, keys: first.length })})`
     return id
   })
   if (accountId !== undefined) for (const name of names) await recordName(sql, accountId, name)

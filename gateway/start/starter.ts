@@ -91,16 +91,19 @@ function keysOfHome(home: string): KeyLine[] {
   } catch {
     return []
   }
-  return files
-    .filter((file) => /^id_.*\.pub$/.test(file) || file === 'authorized_keys')
-    .sort()
-    .flatMap((file) => {
-      const path = join(directory, file)
-      try {
-        const { size } = statSync(path)
-        return size <= MAX_FILE_BYTES ? parseKeyFile(readFileSync(path, 'utf8')) : []
-      } catch {
-        return []
-      }
-    })
+  return (
+    files
+      .filter((file) => /^id_.*\.pub$/.test(file) || file === 'authorized_keys')
+      // The starter's own first: an account has not room for any number.
+      .sort((a, b) => Number(a === 'authorized_keys') - Number(b === 'authorized_keys') || (a < b ? -1 : 1))
+      .flatMap((file) => {
+        const path = join(directory, file)
+        try {
+          const { size } = statSync(path)
+          return size <= MAX_FILE_BYTES ? parseKeyFile(readFileSync(path, 'utf8')) : []
+        } catch {
+          return []
+        }
+      })
+  )
 }
