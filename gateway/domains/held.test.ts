@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, expect, it } from 'vitest'
 import { startResolver, type TestResolver } from '../dns/testing/resolver.ts'
 import { type Site, startSite } from '../https/testing/site.ts'
+import { HeldDomains } from './held.ts'
 
 let resolver: TestResolver
 let site: Site
@@ -60,6 +61,21 @@ it('DNS is asked once in minutes, however many come at once', async () => {
   const pages = await Promise.all(browsers.map((browser) => browser.get(at('busy.example'))))
   expect(pages.map(({ status }) => status)).toEqual([200, 200, 200])
   expect(resolver.asked.filter((question) => question.startsWith('_berth.busy.example'))).toHaveLength(1)
+})
+
+it('a domain whose name servers say nothing holds up the sign-ins of no other', async () => {
+  const other = await site.addMachine('other')
+  await bring('silent.example', true)
+  await site.sql`insert into custom_domains (domain, machine_id) values ('fine.example', ${other})`
+  const answer = async (name: string): Promise<string[]> =>
+    name.endsWith('silent.example') ? await new Promise(() => {}) : [target]
+  const held = new HeldDomains({
+    ...{ sql: site.sql, settings: site.gateway.app.settings, addresses: [] },
+    lookup: { txt: answer, cname: answer, addresses: answer },
+  })
+  const waiting = Array.from({ length: 60 }, (_, n) => held.isHeld(`a${n}.silent.example`, site.machineId))
+  expect(await Promise.race(waiting)).toBe(false)
+  expect(await held.isHeld('fine.example', other)).toBe(true)
 })
 
 it('a cookie is good at the host that it was got at, and at no other of its machine', async () => {

@@ -17,7 +17,9 @@ const HELD_MS = 5 * 60_000
 /** Whoever has just mended a record does not wait long, and DNS is not asked with each reload. */
 const NOT_HELD_MS = 10_000
 const HOSTS_MOST = 1_000
-const ASKED_AT_ONCE = 20
+const ASKED_AT_ONCE = 50
+/** Of these, for one machine: name servers that say nothing hold up nobody else. */
+const ASKED_OF_MACHINE = 5
 
 type Answer = { isHeld: Promise<boolean>; untilMs: number }
 
@@ -25,7 +27,8 @@ type Answer = { isHeld: Promise<boolean>; untilMs: number }
 export class HeldDomains {
   readonly #options: HeldDomainsOptions
   readonly #answers = new Map<string, Answer>()
-  #asking = 0
+  /** machines that DNS is being asked about, once for each question */
+  readonly #asking: number[] = []
 
   constructor(options: HeldDomainsOptions) {
     this.#options = options
@@ -40,8 +43,9 @@ export class HeldDomains {
     const nowMs = performance.now()
     const known = this.#answers.get(key)
     if (known && nowMs < known.untilMs) return known.isHeld
-    if (this.#asking >= ASKED_AT_ONCE) return Promise.resolve(false)
-    this.#asking++
+    const ofMachine = this.#asking.filter((id) => id === machineId).length
+    if (this.#asking.length >= ASKED_AT_ONCE || ofMachine >= ASKED_OF_MACHINE) return Promise.resolve(false)
+    this.#asking.push(machineId)
     const answer: Answer = { isHeld: this.#ask(host, machineId), untilMs: Number.POSITIVE_INFINITY }
     this.#answers.delete(key)
     this.#answers.set(key, answer)
@@ -50,7 +54,7 @@ export class HeldDomains {
       this.#answers.delete(oldest)
     }
     const keep = (ms: number) => {
-      this.#asking--
+      this.#asking.splice(this.#asking.indexOf(machineId), 1)
       answer.untilMs = performance.now() + ms
     }
     answer.isHeld.then(

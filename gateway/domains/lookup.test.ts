@@ -1,3 +1,5 @@
+import { createSocket } from 'node:dgram'
+import { once } from 'node:events'
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import { startResolver, type TestResolver } from '../dns/testing/resolver.ts'
 import { isProved, whereItPoints } from './check.ts'
@@ -51,6 +53,27 @@ describe('a look-up', () => {
     expect(await lookup.txt('nothing.shop.example')).toEqual([])
     resolver.set('top.example', { txt: ['plain'] })
     expect(await lookup.txt('top.example')).toEqual(['plain'])
+  })
+
+  it('waits for servers that say nothing for a bounded time, however many a zone has', async () => {
+    const silent = await Promise.all(
+      [2, 3, 4, 5].map(async (n) => {
+        const socket = createSocket('udp4')
+        socket.bind(53, `127.0.53.${n}`)
+        await once(socket, 'listening')
+        return socket
+      }),
+    )
+    resolver.set('shop.example', { ns: ['ns.silent.example'] })
+    resolver.set('ns.silent.example', { a: silent.map((socket) => socket.address().address) })
+    resolver.set('_berth.shop.example', { txt: ['proof'] })
+    const hasty = systemLookup([resolver.address], true, { authoritiesMs: 300, resolverMs: 300 })
+    expect(await hasty.txt('_berth.shop.example')).toEqual(['proof'])
+    const nobody = systemLookup([`${silent[0]?.address().address}:53`], true, { authoritiesMs: 300, resolverMs: 300 })
+    await expect(nobody.txt('_berth.shop.example')).rejects.toThrow(
+      'the name servers of _berth.shop.example do not answer',
+    )
+    for (const socket of silent) socket.close()
   })
 
   it('falls back on the resolver when the zone’s servers do not answer, and says so when nobody does', async () => {

@@ -22,6 +22,8 @@ export class LookupError extends Error {
 
 const TRY_MS = 2_000
 const TRIES = 3
+/** For all tries at all servers, which take turns: four that say nothing would take a minute. */
+const LIMITS = { authoritiesMs: 5_000, resolverMs: 10_000 }
 const NONE = new Set(['ENOTFOUND', 'ENODATA'])
 /** Name servers of a zone that are asked, and labels that are gone up to find it. */
 const SERVERS_MOST = 4
@@ -33,10 +35,14 @@ type Ask<T> = (resolver: Resolver) => Promise<T[]>
  * @param servers `address` or `address:port`; the system's own unless given
  * @param asksInner a zone's own servers are asked also where they are in a private network
  */
-export function systemLookup(servers?: readonly string[], asksInner = servers !== undefined): Lookup {
+export function systemLookup(
+  servers?: readonly string[],
+  asksInner = servers !== undefined,
+  { authoritiesMs, resolverMs } = LIMITS,
+): Lookup {
   const ask = async <T>(name: string, query: Ask<T>): Promise<T[]> => {
     try {
-      return await askOne(servers, query)
+      return await askOne(servers, query, resolverMs)
     } catch (cause) {
       throw new LookupError(`the name servers of ${name} do not answer`, { cause })
     }
@@ -70,7 +76,7 @@ export function systemLookup(servers?: readonly string[], asksInner = servers !=
 
   const direct = async <T>(name: string, query: Ask<T>): Promise<T[]> => {
     const authorities = await authoritiesOf(name).catch(() => [])
-    const found = authorities.length > 0 ? await askOne(authorities, query).catch(() => []) : []
+    const found = authorities.length > 0 ? await askOne(authorities, query, authoritiesMs).catch(() => []) : []
     return found.length > 0 ? found : await ask(name, query)
   }
 
@@ -88,15 +94,18 @@ export function systemLookup(servers?: readonly string[], asksInner = servers !=
 }
 
 /** @throws what the resolver throws, but for names and records that there are not */
-async function askOne<T>(servers: readonly string[] | undefined, query: Ask<T>): Promise<T[]> {
+async function askOne<T>(servers: readonly string[] | undefined, query: Ask<T>, limitMs: number): Promise<T[]> {
   // A resolver of its own for each question: one that is given up takes no other with it.
   const resolver = new Resolver({ timeout: TRY_MS, tries: TRIES })
   if (servers) resolver.setServers(servers)
+  const late = setTimeout(() => resolver.cancel(), limitMs)
   try {
     return await query(resolver)
   } catch (error) {
     if (NONE.has((error as NodeJS.ErrnoException).code ?? '')) return []
     throw error
+  } finally {
+    clearTimeout(late)
   }
 }
 
