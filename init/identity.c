@@ -315,6 +315,11 @@ bool identity_apply(const struct frame *frame, bool rehearsing, struct identity_
   }
   if (user_ensure_system() != 0 || user_ensure(login_user, &result->login_uid) != 0)
     return fail(reason, capacity, "add the login user");
+  struct text passwd = {.at = text_buffer, .capacity = sizeof text_buffer};
+  if (users_with_shell(login_user, &passwd)) {
+    if (put_shown(RUN "/etc/passwd", passwd.at, passwd.length) != 0) return fail(reason, capacity, "write the users");
+    show(RUN "/etc/passwd", "/etc/passwd", rehearsing);
+  }
   if (put_lines(frame, TAG_AUTHORIZED_KEY, RUN "/ssh/authorized_keys") != 0 ||
       put_lines(frame, TAG_USER_AUTHORITY, RUN "/ssh/user_authorities") != 0)
     return fail(reason, capacity, "write the keys");

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base.h"
+#include "mounts.h"
 
 enum { FIRST_UID = 1000, LAST_UID = 59999 };
 
@@ -86,6 +87,30 @@ int user_ensure(const char *name, uid_t *uid) {
   in_root(path, sizeof path, home);
   if (mkdir(path, 0700) != 0) return errno == EEXIST ? 0 : -1;
   return chown(path, *uid, *uid);
+}
+
+static bool has_shell(const char *shell) {
+  char path[PATH_MOST];
+  return access(in_root(path, sizeof path, *shell ? shell : "/bin/sh"), X_OK) == 0;
+}
+
+bool users_with_shell(const char *login, struct text *passwd) {
+  static char file[256 * 1024];
+  char path[PATH_MOST];
+  bool changed = false;
+  if (read_file(passwd_path(path), file, sizeof file) <= 0) return false;
+  char *rest = file;
+  for (char *line; (line = strsep(&rest, "\n"));) {
+    char *shell = strrchr(line, ':');
+    size_t name = strcspn(line, ":");
+    bool enters = text_is(line, name, "root") || text_is(line, name, login);
+    if (enters && shell && !has_shell(shell + 1)) {
+      text_add(passwd, line, (size_t)(shell + 1 - line));
+      text_print(passwd, TOOLS "/bin/sh\n");
+      changed = true;
+    } else if (*line) text_print(passwd, "%s\n", line);
+  }
+  return changed && !passwd->overflow;
 }
 
 int user_ensure_system(void) {

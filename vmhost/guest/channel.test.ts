@@ -108,6 +108,24 @@ test('what the image runs is kept for PID 1, and nobody else reads it', async ()
   expect(() => rootFile('exe/run/service')).toThrow(/ENOENT/)
 })
 
+test('whoever is let in has a shell, the tools’ own where the image has none', async () => {
+  startAgent()
+  const channel = open()
+  mkdirSync(join(directory, 'root/bin'))
+  writeFileSync(join(directory, 'root/bin/sh'), '', { mode: 0o755 })
+  writeFileSync(
+    join(directory, 'root/etc/passwd'),
+    'root:x:0:0::/root:/bin/sh\nnobody:x:65534:65534::/:/sbin/nologin\n',
+  )
+  await channel.identify({ ...identity, loginUser: 'root' })
+  expect(() => rootFile('exe/run/etc/passwd')).toThrow(/ENOENT/)
+  rmSync(join(directory, 'root/bin/sh'))
+  await channel.identify(identity)
+  expect(rootFile('exe/run/etc/passwd')).toBe(
+    'root:x:0:0::/root:/exe/bin/sh\nnobody:x:65534:65534::/:/sbin/nologin\ndev:*:1000:1000::/home/dev:/exe/bin/sh\n',
+  )
+})
+
 test('a second identity changes everything in place and adds no second user', async () => {
   startAgent()
   const channel = open()

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto'
-import { chmod, copyFile, cp, mkdir, readdir, readFile, stat } from 'node:fs/promises'
+import { chmod, copyFile, cp, mkdir, readdir, readFile, stat, symlink } from 'node:fs/promises'
 import { basename, join } from 'node:path'
 import { CommandError, run } from './command.ts'
 import { kernelRelease } from './kernel.ts'
@@ -9,7 +9,7 @@ import type { Resolved } from './store.ts'
 /** Fixed, so that the same content gives the same bytes. */
 const TOOLS_UUID = '62657274-6874-4f6f-8c73-000000000000'
 
-export const BOOT_RECIPE = { revision: 1, uuid: TOOLS_UUID }
+export const BOOT_RECIPE = { revision: 2, uuid: TOOLS_UUID }
 
 /** Paths of what init/ gives: exe-init, the programs that go to /exe/bin (exe-init too), sshd's configuration. */
 export type InitBinaries = { exeInit: string; programs: string[]; sshdConfig: string }
@@ -66,10 +66,18 @@ export async function assembleBoot(
   for (const name of ['vmlinuz', 'initrd', 'tools.erofs']) await chmod(join(directory, name), 0o644)
 }
 
+/** The shell of images that have none, with its applets: one static program of this host's. */
+export async function busyboxPath(): Promise<string> {
+  const files = (await run('dpkg-query', ['-L', 'busybox-static'])).split('\n')
+  const path = files.find((file) => file.endsWith('/bin/busybox'))
+  if (path === undefined) throw new CommandError('busybox-static holds no busybox')
+  return path
+}
+
 /** @returns hashes of the compiled binaries and of the configuration, which make up a boot artifact's identity */
 export async function resolveInit(init: InitBinaries): Promise<Resolved> {
   const hashes: Resolved = {}
-  for (const path of [...init.programs, init.sshdConfig]) {
+  for (const path of [...init.programs, init.sshdConfig, await busyboxPath()]) {
     hashes[basename(path)] = createHash('sha256')
       .update(await readFile(path))
       .digest('hex')
@@ -117,6 +125,9 @@ async function writeToolsDisk(
     await copyFile(program, path)
     await chmod(path, 0o755)
   }
+  await copyFile(await busyboxPath(), join(tree, 'bin/busybox'))
+  await chmod(join(tree, 'bin/busybox'), 0o755)
+  await symlink('busybox', join(tree, 'bin/sh'))
   await copyFile(init.sshdConfig, join(tree, 'etc/ssh/sshd_config'))
   await chmod(join(tree, 'etc/ssh/sshd_config'), 0o644)
   // Not compressed: modules already are, and sshd is on the path of every start.

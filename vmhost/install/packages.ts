@@ -5,6 +5,7 @@ const execFileAsync = promisify(execFile)
 
 /** Debian packages that a server running machines needs. The one list: set-up installs it, messages name it. */
 export const HOST_PACKAGES = [
+  'busybox-static',
   'ca-certificates',
   'conntrack',
   'cpio',
