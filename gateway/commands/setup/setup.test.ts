@@ -66,6 +66,22 @@ describe('a setup script', () => {
     forget()
   })
 
+  it('is not waited for when its machine is stopped or thrown away', async () => {
+    for (const [name, line, sentence] of [
+      ['off', 'stop off --no-wait', /off was stopped while its setup script ran\nstart off\n$/],
+      ['tossed', 'rm tossed', /tossed was put into the trash while its setup script ran\nuntrash tossed\n$/],
+    ] as const) {
+      const io = recordingIo({ stdin: '' })
+      const script = `while test -e ${directory}; do sleep 0.1; done`
+      const making = runLine(world.app, world.owner, `new ${name} --memory 512M --setup-script '${script}'`, io)
+      await expect.poll(() => io.stderrText(), PATIENT).toContain('its setup script runs')
+      expect((await world.run(line)).status).toBe(0)
+      expect(await making).toBe(1)
+      expect(io.stderrText()).toMatch(sentence)
+      forget()
+    }
+  })
+
   it('goes on when nobody waits, and when the gateway ends; the next one reports its end', async () => {
     expect(
       (

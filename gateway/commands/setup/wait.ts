@@ -28,10 +28,21 @@ export async function untilSetupEnded(context: Context, machine: Machine): Promi
           wayOn: `restart ${seen.name}`,
         })
       }
+      refuseWhenOff(seen)
       ended = seen
       return seen.setupState === 'done' || seen.setupState === 'failed'
     },
     SETUP_TIMEOUT_MS,
   )
   return ended
+}
+
+/** What is off goes on with no script; a sleeper does, as soon as it wakes. */
+function refuseWhenOff({ name, desiredState }: Machine): void {
+  if (desiredState === 'stopped') throw overtaken(`${name} was stopped`, `start ${name}`)
+  if (desiredState === 'trashed') throw overtaken(`${name} was put into the trash`, `untrash ${name}`)
+}
+
+function overtaken(what: string, wayOn: string): CommandError {
+  return new CommandError('machine.overtaken', 1, `${what} while its setup script ran`, { wayOn })
 }
