@@ -78,9 +78,9 @@ describe('bad input', () => {
     expect(JSON.parse(document.stdout).commands.length).toBeGreaterThan(1)
   })
 
-  it('help promises no service that nothing runs', async () => {
+  it('help says what runs where an image has no init', async () => {
     const help = (await world.run('help new')).stdout.replaceAll(/\s+/g, ' ')
-    expect(help).toMatch(/what runs as its service; kept, but nothing runs it yet/)
+    expect(help).toMatch(/auto runs the image's own program/)
   })
 
   it('a size that no machine can have is rounded up to one that it can', async () => {

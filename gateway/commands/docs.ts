@@ -121,6 +121,19 @@ export const DOCS: Record<string, Page> = {
         'pause is a sleep that only resume ends. A server short of memory puts the machines to sleep that were idle longest, whatever their time; why and audit say so.',
       ].join('\n'),
   },
+  images: {
+    title: 'what machines are made from',
+    text: (settings) =>
+      [
+        'base is Debian for developers, minimal little more than systemd. Any container image does as well:',
+        `  ${lobbyLine(settings, 'new web --image nginx:stable')}`,
+        `  ${lobbyLine(settings, 'new api --image registry.example.com/team/api:v2')}`,
+        '',
+        'Its variables are those of every session, and what it exposes is what its page shows: port 80, else the lowest from 1024 on. You log in as the user it runs as if that one has a shell, else as root; the label berth.login-user names another, berth.port another port. An image without an init runs its own program, started again when it fails; its output is in logs. --command none leaves it out.',
+        '',
+        'Without a registry in its name an image is from docker.io. For a registry that wants credentials, or is in a private network, the operator lists it in registries.json in the data directory, which is as docker login writes it; what is listed there is for every account.',
+      ].join('\n'),
+  },
   names: {
     title: 'names of machines',
     text: () =>

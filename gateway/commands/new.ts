@@ -21,7 +21,7 @@ const FLAGS = {
   image: {
     type: 'string',
     value: 'REF',
-    summary: 'what its disk is made from; base unless given',
+    summary: 'what its disk is made from: base, minimal, or an image of a registry; base unless given',
     complete: imageNames,
   },
   cpu: { type: 'integer', min: 1, max: 256, summary: 'virtual CPUs; 2 unless given' },
@@ -38,7 +38,7 @@ const FLAGS = {
   command: {
     type: 'string',
     value: 'CMD',
-    summary: 'auto, none, or what runs as its service; kept, but nothing runs it yet',
+    summary: "where the image has no init: auto runs the image's own program, none nothing; or a line for its shell",
     complete: () => ['auto', 'none'],
   },
   'setup-script': { type: 'string', value: '-|S', summary: 'a script run once as its user, - reads it from stdin' },
@@ -62,6 +62,7 @@ export const newMachine = defineCommand({
   examples: [
     'new',
     'new demo --memory 8G --tag web',
+    'new web --image nginx:stable',
     "new api --env PORT=8000 --setup-script 'sudo apt-get install -y nginx'",
   ],
   async run(context, { flags, args }) {

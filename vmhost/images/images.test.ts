@@ -228,6 +228,14 @@ test('a transfer that breaks off goes on from where it was', async () => {
   expect(Number(/^bytes=(\d+)-$/.exec(ranges[2] ?? '')?.[1])).toBeGreaterThan(500_000)
 })
 
+test('an image of one program has the folders of a system, a user and nothing that is not its own', async () => {
+  await registry.push('one', 'latest', { layers: [rawTar([{ path: 'app', content: 'elf', mode: 0o755 }])] })
+  const image = await ensure(`${registry.host}/one`)
+  expect(image).toMatchObject({ loginUser: 'root', init: false, settings: { webPort: null, service: null } })
+  const names = inside(image, (root) => readdirSync(root).sort())
+  expect(names).toEqual(['app', 'dev', 'etc', 'lost+found', 'proc', 'run', 'sys', 'tmp'])
+})
+
 test('a registry that cannot give a part gives the whole again', async () => {
   let broken = 0
   const layer = rawTar([{ path: 'x', content: randomBytes(MiB) }])

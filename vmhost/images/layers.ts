@@ -17,7 +17,7 @@ import {
   planTree,
   storedBytes,
 } from './tar-writer.ts'
-import { applyLayer, type Change, type DirectoryNode, emptyTree } from './tree.ts'
+import { addMountPoints, applyLayer, type Change, type DirectoryNode, emptyTree } from './tree.ts'
 
 /**
  * From layers to the tree that they make, and from there to one archive.
@@ -81,6 +81,7 @@ export async function mergeLayers(
       throw new ImageError('image.digest', `Layer ${number + 1} of the image is not what its configuration says`)
     applyLayer(root, number, changes)
   }
+  addMountPoints(root)
   return { plan: planTree(root), root, texts }
 }
 

@@ -63,6 +63,16 @@ export function applyLayer(root: DirectoryNode, layer: number, changes: readonly
   }
 }
 
+/**
+ * Makes the folders that systems are mounted on and programs expect, where they are missing: a container engine brings
+ * them itself, and an image of one program has nothing else.
+ */
+export function addMountPoints(root: DirectoryNode): void {
+  for (const [name, mode] of [...['dev', 'etc', 'proc', 'run', 'sys'].map((path) => [path, 0o755] as const), tmp])
+    if (!root.children.has(name)) root.children.set(name, { ...directory(), mode })
+}
+const tmp = ['tmp', 0o1777] as const
+
 /** The node that a path leads to, links followed; undefined when there is none. */
 export function find(root: DirectoryNode, path: string): Node | undefined {
   return walk(root, split(path), { follow: true, make: false })
