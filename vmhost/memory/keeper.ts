@@ -25,8 +25,8 @@ export type Keeper = {
    * Finds room for a machine that wakes: by balloons, and by having those sleep that are idle longest.
    * @param wanted.bytes that it will take of the server's memory
    * @param isWanted asked while it waits
-   * @returns what its wake ends: from then on the kernel counts it. undefined: it is not wanted any more
-   * @throws NoRoomError
+   * @returns what its wake ends: from then on the kernel counts it. undefined: it is not wanted awake any more, or
+   *   there is no room; it is left asleep then, and its row says why
    */
   room(machineId: number, wanted: { bytes: number; isWanted: () => Promise<boolean> }): Promise<Disposable | undefined>
   figures(): Promise<Figures>
@@ -39,11 +39,6 @@ export type Figures = {
   readonly usedBytes: number
   /** that guests have given back */
   readonly reclaimedBytes: number
-}
-
-/** The message is a sentence for whoever came for the machine. */
-export class NoRoomError extends Error {
-  override readonly name = 'NoRoomError'
 }
 
 /** A machine whose guest is ready, neither lies down nor stands still, and so can give memory. */
@@ -61,7 +56,7 @@ export type KeeperOptions = {
   seats(): Iterable<Seat>
   /** of the hypervisors of all machines */
   pids(): Iterable<number>
-  readonly rows: Pick<MemoryRows, 'awake' | 'promises' | 'putToSleep'>
+  readonly rows: Pick<MemoryRows, 'awake' | 'promises' | 'putToSleep' | 'leaveAsleep'>
   /** what each hypervisor takes beside its guest */
   readonly overheadBytes: number
   readonly log: Pick<Logger, 'info' | 'warn' | 'debug'>
@@ -83,6 +78,8 @@ const giveBackEveryMs = 10_000
 /** Two sleepers of 8 GiB on a slow disk; nobody who came for a machine should wait for more. */
 const roomLimitMs = 30_000
 const lookAgainMs = 250
+/** What is refused and wanted again at once, by a connection that is held, waits for the next answer at least so long. */
+const refuseEveryMs = 30_000
 /** A machine that does not fall asleep within this time is not counted on. */
 const fallLimitMs = 120_000
 /** Balloons move in steps of this; less is no difference. */
@@ -111,6 +108,7 @@ class MemoryKeeper implements Keeper {
   readonly #known = new Map<number, Known>()
   readonly #waiting = new Map<number, number>()
   readonly #admitted = new Map<number, number>()
+  readonly #refusedAt = new Map<number, number>()
   readonly #falling = new Map<number, { since: number; heldBytes: number }>()
   readonly #turns = coalesce(() => this.#turn())
   #timer: NodeJS.Timeout | undefined
@@ -169,14 +167,30 @@ class MemoryKeeper implements Keeper {
         const found = await this.#admit(machineId, bytes)
         if (typeof found !== 'string') return found
         if (looks > 0 && !(await isWanted())) return undefined
+        if (this.#closed) return undefined
         // The first look after it came has seen all that there is to give.
-        if (this.#closed || this.#now() > deadline || (looks > 0 && !this.#isUnderWay)) throw new NoRoomError(found)
+        const isHopeless = looks > 0 && !this.#isUnderWay
+        if (this.#now() > deadline || (isHopeless && this.#mayRefuse(machineId))) {
+          await this.#refuse(machineId, found)
+          return undefined
+        }
         await this.look()
         await sleep(lookAgainMs, undefined, { ref: false })
       }
     } finally {
       this.#waiting.delete(machineId)
     }
+  }
+
+  #mayRefuse(machineId: number): boolean {
+    return this.#now() - (this.#refusedAt.get(machineId) ?? Number.NEGATIVE_INFINITY) >= refuseEveryMs
+  }
+
+  async #refuse(machineId: number, because: string): Promise<void> {
+    for (const [id, at] of this.#refusedAt) if (this.#now() - at >= refuseEveryMs) this.#refusedAt.delete(id)
+    this.#refusedAt.set(machineId, this.#now())
+    this.#options.log.warn({ machine: machineId, because }, 'is left asleep')
+    await this.#options.rows.leaveAsleep(machineId, because)
   }
 
   /** @returns why it cannot come now, or what its wake ends. Nothing else runs once it has read: two never get one room. */

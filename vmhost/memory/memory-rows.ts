@@ -86,9 +86,13 @@ export class MemoryRows {
   async leaveAsleep(id: number, because: string): Promise<boolean> {
     const { sql, lease } = this.#rows
     const written = await sql`
-      update machines set desired_state = 'asleep', observed_reason = ${because}
-      where id = ${id} and host_id = ${lease.hostId} and desired_state = 'running' and observed_state = 'asleep'
-        and ${this.#underLease()}`
+      with left_asleep as (
+        update machines set desired_state = 'asleep', observed_reason = ${because}
+        where id = ${id} and host_id = ${lease.hostId} and desired_state = 'running' and ${this.#underLease()}
+        returning id, name, account_id)
+      insert into events (account_id, machine_id, machine_name, actor, kind, detail)
+      select account_id, id, name, ${`host:${lease.hostName}`}, 'machine.left_asleep', ${sql.json({ because })}
+      from left_asleep`
     return written.count > 0
   }
 

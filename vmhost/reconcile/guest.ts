@@ -134,6 +134,11 @@ export class Guest {
     return this.#standstill.on
   }
 
+  /** Whether its memory may be taken and given. */
+  get givesMemory(): boolean {
+    return this.#ready && !this.#isLying && !this.#standstill.on
+  }
+
   /** Whether it is being put to sleep. */
   set lying(isLying: boolean) {
     this.#isLying = isLying

@@ -15,6 +15,7 @@ const first: MachineRow = {
   cpus: 1,
   memoryBytes: 2 ** 28,
   diskBytes: 2 ** 30,
+  observedDiskBytes: 2 ** 30,
   env: {},
   command: 'auto',
   desiredState: 'running',

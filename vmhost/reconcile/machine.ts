@@ -1,7 +1,9 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
+import { ChannelError } from '../guest/channel.ts'
 import { type Hypervisor, HypervisorError, hypervisorUid } from '../hypervisor/driver.ts'
 import { ImageError } from '../images/errors.ts'
+import type { Seat } from '../memory/keeper.ts'
 import { type MachineNetwork, NetworkError } from '../network/types.ts'
 import { StorageError } from '../storage/errors.ts'
 import {
@@ -69,6 +71,8 @@ export class Machine {
   #gettingUp: Promise<void> | undefined
   #wakeFailures = 0
   #sleepFailures = 0
+  /** its guest could not make use of a disk of this size */
+  #refusedDiskBytes: number | undefined
   #sleepAgain: NodeJS.Timeout | undefined
   #crashes: number[] = []
   #turn: Promise<void> | undefined
@@ -103,6 +107,15 @@ export class Machine {
   /** What the host's network must have for it now; undefined: nothing. */
   get network(): MachineNetwork | undefined {
     return this.#network
+  }
+
+  /** Its guest, where memory may be taken from it and given to it. */
+  get seat(): Seat | undefined {
+    const guest = this.#guest
+    if (!guest?.givesMemory || !this.#runsWith) return undefined
+    const { hypervisor, agent } = guest
+    const { memoryBytes } = this.#runsWith
+    return { id: this.id, pid: hypervisor.pid, memoryBytes, hypervisor, report: (options) => agent.report(options) }
   }
 
   /** Hash of the boot set that it runs, or sleeps, with. */
@@ -323,6 +336,24 @@ export class Machine {
     // It was to be put to sleep, and is wanted after all.
     else if (guest.ready && row.asleepBecause !== null) this.#observe(notAsleep)
     guest.updateIdentity()
+    if (guest.givesMemory && row.diskBytes > (row.observedDiskBytes ?? 0)) await this.#growDisk(row, guest)
+  }
+
+  /** While it runs: its disk, then what its guest knows of it, then its filesystem. Each may have been done before. */
+  async #growDisk(row: MachineRow, guest: Guest): Promise<void> {
+    if (this.#refusedDiskBytes === row.diskBytes) return
+    const diskBytes = await this.#world.store.growDisk(this.id, row.diskBytes)
+    await guest.hypervisor.diskGrown(diskBytes)
+    try {
+      await guest.agent.grow({ timeoutMs: growLimitMs })
+    } catch (error) {
+      if (!(error instanceof ChannelError) || error.code !== 'agent.refused') throw error
+      this.#refusedDiskBytes = row.diskBytes
+      this.#observe({ observedReason: oneLine(`Its disk has grown, and its filesystem has not: ${error.message}`) })
+      return
+    }
+    this.#observe({ observedDiskBytes: diskBytes, observedReason: null })
+    this.#log.info({ diskBytes }, 'its disk has grown')
   }
 
   async #towardsAsleep(row: MachineRow): Promise<void> {
@@ -412,7 +443,10 @@ export class Machine {
 
   async #wake(row: MachineRow, saved: SavedMemory): Promise<void> {
     const { wakes, store } = this.#world
-    const slot = await this.#slot(wakes, (now) => now.desiredState === 'running' && now.desiredBoot === row.desiredBoot)
+    const isWanted = (now: MachineRow) => now.desiredState === 'running' && now.desiredBoot === row.desiredBoot
+    using room = await this.#room(isWanted)
+    if (!room) return
+    const slot = await this.#slot(wakes, isWanted)
     if (!slot) return
     this.#observe({
       observedState: 'running',
@@ -436,6 +470,19 @@ export class Machine {
       this.#world.signal.throwIfAborted()
       await this.#notWoken(error, saved.boot)
     }
+  }
+
+  /** @returns undefined when it is not wanted awake any more, or there is no memory for it and its row says so */
+  async #room(isWanted: (row: MachineRow) => boolean): Promise<Disposable | undefined> {
+    const { room, rows, store, signal } = this.#world
+    const stillWanted = async () => {
+      const now = signal.aborted ? undefined : await rows.one(this.id).catch(() => this.#row)
+      return now !== undefined && isWanted(now)
+    }
+    const bytes = (await memoryBytes(store.directoryOf(this.id))) + wakeOverheadBytes
+    const found = await room(this.id, { bytes, isWanted: stillWanted })
+    if (!found) this.#again = true
+    return found
   }
 
   /** What cannot be restored boots from its disk; what may be another time is tried again. */
@@ -562,7 +609,9 @@ export class Machine {
     this.#runsWith = runsWith
     if (as.restored) await hypervisor.resume().catch((error) => this.#log.warn({ err: error }, 'resume'))
     const { cpus, memoryBytes } = runsWith
-    this.#observe({ observedStartedAt: startedAt, observedCpus: cpus, observedMemoryBytes: memoryBytes })
+    // A guest that boots makes its filesystem as large as its disk.
+    const disk = as.restored ? {} : { observedDiskBytes: this.#row.diskBytes }
+    this.#observe({ observedStartedAt: startedAt, observedCpus: cpus, observedMemoryBytes: memoryBytes, ...disk })
     this.#log.info({ pid: hypervisor.pid, boot: as.boot }, as.restored ? 'restored' : 'started')
   }
 
@@ -746,6 +795,7 @@ export class Machine {
     this.#guest = undefined
     this.#ending = undefined
     this.#runsWith = undefined
+    this.#refusedDiskBytes = undefined
   }
 
   async #disconnect(): Promise<void> {
@@ -790,6 +840,10 @@ export class Machine {
 }
 
 const powerOffLimitMs = 20_000
+/** A filesystem of a TiB under emulation. */
+const growLimitMs = 120_000
+/** What a hypervisor takes that has just been started, beside its guest. */
+const wakeOverheadBytes = 64 * 2 ** 20
 /** The agent ends what does not stop by itself after its limit; somewhat later nothing comes any more. */
 const stopLimitMs = powerOffLimitMs + 8_000
 /** A hypervisor that is ended by somebody else is started again this often within the time, then it is a failure. */

@@ -1,6 +1,9 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { type Listening, listenTo } from '../../migrations/listen.ts'
+import { hypervisorOverheadBytes } from '../hypervisor/driver.ts'
+import { createKeeper, type Figures, type Keeper } from '../memory/keeper.ts'
+import { MemoryRows } from '../memory/memory-rows.ts'
 import type { PublicPort } from '../network/types.ts'
 import { giveUpBallast, keepBallast } from '../storage/ballast.ts'
 import { isShortOfSpace, spaceProblem } from '../storage/space.ts'
@@ -32,13 +35,15 @@ export type Reconciler = {
   nameAt(address: string): string | undefined
   /** Machines this vmhost knows of, and how many of them have a hypervisor. */
   counts(): { machines: number; running: number }
+  /** What there is of the server's memory, and what its machines do with it. */
+  memory(): Promise<Figures>
   /** Ids under which files lie in the store that no row of this server is about: kept, and reported by the doctor. */
   unknownDisks(): Promise<number[]>
 }
 
 export type ReconcilerOptions = {
   /** The world of the machines, without what the reconciler itself provides. */
-  readonly world: Omit<World, 'gatewayKey' | 'signal'>
+  readonly world: Omit<World, 'gatewayKey' | 'signal' | 'room'>
   readonly log: Logger
   /** ports of the gateway on this server, of which machines may reach those that it has */
   readonly publicPorts: readonly PublicPort[]
@@ -69,6 +74,7 @@ class HostReconciler implements Reconciler {
   readonly #onUnknownDisk: () => void
   readonly #publicPorts: readonly PublicPort[]
   readonly #machines = new Map<number, Machine>()
+  readonly #keeper: Keeper
   readonly #stop = new AbortController()
   readonly #timers: NodeJS.Timeout[] = []
   readonly #background = new Set<Promise<void>>()
@@ -86,7 +92,19 @@ class HostReconciler implements Reconciler {
     this.#onLeaseLost = onLeaseLost
     this.#onUnknownDisk = onUnknownDisk
     this.#publicPorts = publicPorts
-    this.#world = { ...world, gatewayKey: () => this.#gatewayKey, signal: this.#stop.signal }
+    this.#keeper = createKeeper({
+      seats: () => [...this.#machines.values()].map(({ seat }) => seat).filter((seat) => seat !== undefined),
+      pids: () => [...this.#machines.values()].map(({ pid }) => pid).filter((pid) => pid !== undefined),
+      rows: new MemoryRows(world.rows),
+      overheadBytes: hypervisorOverheadBytes,
+      log,
+    })
+    this.#world = {
+      ...world,
+      gatewayKey: () => this.#gatewayKey,
+      room: (machineId, wanted) => this.#keeper.room(machineId, wanted),
+      signal: this.#stop.signal,
+    }
   }
 
   async unknownDisks(): Promise<number[]> {
@@ -100,6 +118,10 @@ class HostReconciler implements Reconciler {
     return unknown
   }
 
+  memory(): Promise<Figures> {
+    return this.#keeper.figures()
+  }
+
   async start(): Promise<void> {
     await this.#readGatewayKey()
     const rows = await this.#world.rows.all()
@@ -111,6 +133,7 @@ class HostReconciler implements Reconciler {
     const bootSets = [...this.#machines.values()].map((machine) => machine.bootSet)
     await this.#world.store.sweep(new Set(bootSets.filter((hash) => hash !== undefined)))
     await this.#listen()
+    this.#keeper.start()
     for (const machine of this.#machines.values()) this.#run(machine.poke())
     this.#run(this.#emptyTrash())
     this.#every(rescanEveryMs, () => this.#rescan())
@@ -129,6 +152,7 @@ class HostReconciler implements Reconciler {
   async close(): Promise<void> {
     this.#stop.abort()
     for (const timer of this.#timers) clearInterval(timer)
+    await this.#keeper.close()
     await Promise.all([this.#listening?.close(), ...[...this.#machines.values()].map((machine) => machine.release())])
     await Promise.allSettled(this.#background)
   }

@@ -26,6 +26,8 @@ export type MachineRow = {
   readonly token: string
   /** public part of its host key in SSH wire form, as it was reported; null: it never had a disk */
   readonly hostKey: Buffer | null
+  /** size of its disk as its guest knows it */
+  readonly observedDiskBytes: number | null
   /** null: none left, or taken away */
   readonly address: string | null
   /** what puts it to sleep, or did; null: nothing, or its owner */
@@ -46,6 +48,7 @@ export type Observation = {
   readonly observedStartedAt?: Date | null
   readonly observedCpus?: number | null
   readonly observedMemoryBytes?: number | null
+  readonly observedDiskBytes?: number
   readonly observedAwakeBecause?: string | null
   readonly observedIdleSince?: Date | null
   readonly observedAsleepBecause?: string | null
@@ -103,7 +106,7 @@ export class Rows {
   #select(condition: ReturnType<Sql>) {
     return this.sql<MachineRow[]>`
       select m.id, account_id as "accountId", name, image, cpus, memory_bytes as "memoryBytes", disk_bytes as "diskBytes",
-        env, command, desired_state as "desiredState", desired_boot as "desiredBoot", observed_state as "observedState",
+        observed_disk_bytes as "observedDiskBytes", env, command, desired_state as "desiredState", desired_boot as "desiredBoot", observed_state as "observedState",
         observed_boot as "observedBoot", observed_reason as "observedReason",
         observed_ready_at is not null as "isReady", token, observed_host_key as "hostKey", host(a.address) as address,
         observed_asleep_because as "asleepBecause"

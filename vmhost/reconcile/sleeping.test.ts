@@ -51,6 +51,9 @@ let row: MachineRow
 let seen: Observation
 let recorded: string[]
 let freeBytes: number
+let balloonBytes: number
+let mostBalloonBytes: number
+let hasRoom: boolean
 let stateVersion: string | undefined
 let keepsBoot: boolean
 /** a step that never returns: it is begun, or done, and then its vmhost is killed */
@@ -79,6 +82,7 @@ beforeEach(async () => {
     cpus: 1,
     memoryBytes: 128 * MiB,
     diskBytes: 64 * MiB,
+    observedDiskBytes: 64 * MiB,
     env: {},
     command: 'auto',
     desiredState: 'running',
@@ -95,6 +99,9 @@ beforeEach(async () => {
   seen = {}
   recorded = []
   freeBytes = 2 ** 40
+  balloonBytes = 0
+  mostBalloonBytes = 0
+  hasRoom = true
   stateVersion = undefined
   keepsBoot = true
   cut = undefined
@@ -171,6 +178,10 @@ async function vmhost(): Promise<void> {
       directoryOf: () => directory,
       findMachine: async () => files,
       claimMachine: async () => {},
+      growDisk: async (_: number, diskBytes: number) => {
+        truncateSync(files.disk, diskBytes)
+        return diskBytes
+      },
       currentBoot: async () => bootSet,
       keptBoot: async (hash: string) => (keepsBoot && hash === bootHash ? bootSet : undefined),
       space: async () => ({
@@ -200,6 +211,11 @@ async function vmhost(): Promise<void> {
     slots: new Slots(1),
     wakes: new Slots(1),
     sleeps: new Slots(1),
+    room: async () => {
+      if (hasRoom) return { [Symbol.dispose]: () => {} }
+      row = { ...row, desiredState: 'asleep' }
+      return undefined
+    },
     guest: { network: '10.42.0.0/16', resolvers: [], ntp: '' },
     memoryBytes: 2 ** 40,
     log: pino({ level: process.env.BERTH_LOG ?? 'silent' }),
@@ -223,6 +239,7 @@ function report(signal: AbortSignal, news: Observation): void {
     observedReason: seen.observedReason ?? null,
     isReady: (seen.observedReadyAt ?? null) !== null,
     asleepBecause: seen.observedAsleepBecause ?? null,
+    observedDiskBytes: seen.observedDiskBytes ?? row.observedDiskBytes,
   }
 }
 
@@ -237,9 +254,14 @@ async function step<T>(name: Step, act: () => Promise<T>): Promise<T> {
 function wrapped(hypervisor: Hypervisor): Hypervisor {
   const own: Partial<Hypervisor> = {
     agent: { socketPath: join(home, 'agent.sock') },
-    setBalloon: (bytes) => step('balloon', () => hypervisor.setBalloon(bytes)),
+    setBalloon: (bytes) =>
+      step('balloon', async () => {
+        await hypervisor.setBalloon(bytes)
+        balloonBytes = bytes
+        mostBalloonBytes = Math.max(mostBalloonBytes, bytes)
+      }),
     // A guest without a driver gives nothing back.
-    balloon: async () => 2 ** 40,
+    balloon: async () => balloonBytes,
     pause: () => step('pause', () => hypervisor.pause()),
     resume: () => step('resume', () => hypervisor.resume()),
     quit: (limitMs) => step('quit', () => hypervisor.quit(limitMs)),
@@ -302,6 +324,39 @@ async function sleeps(): Promise<void> {
   want({ desiredState: 'asleep' })
   await asleep()
 }
+
+test('it sleeps on as long as its server has no memory for it', async () => {
+  await sleeps()
+  hasRoom = false
+  want({ desiredState: 'running' })
+  await expect.poll(() => row.desiredState).toBe('asleep')
+  await asleep()
+  hasRoom = true
+  want({ desiredState: 'running' })
+  await awake()
+})
+
+test('what its balloon has taken already stays taken while it is put to sleep', async () => {
+  balloonBytes = 30 * MiB
+  agent.memory = { totalBytes: 60 * MiB, availableBytes: 40 * MiB }
+  // It uses what it does not say is available, less what it has given back: nothing, and some margin.
+  freeBytes = 2 ** 30 + 27 * MiB
+  await sleeps()
+  expect(mostBalloonBytes).toBeGreaterThan(30 * MiB)
+})
+
+test('its disk grows while it runs: the file, what its guest knows of it, its filesystem', async () => {
+  want({ diskBytes: 96 * MiB })
+  await expect.poll(() => seen.observedDiskBytes).toBe(96 * MiB)
+  expect(agent.grown).toBe(1)
+  // While it sleeps nothing changes; then it is made up for.
+  await sleeps()
+  want({ diskBytes: 128 * MiB })
+  want({ desiredState: 'running' })
+  await awake()
+  await expect.poll(() => seen.observedDiskBytes).toBe(128 * MiB)
+  expect(agent.grown).toBe(2)
+})
 
 test('told to sleep, it leaves nothing but files, and goes on from them when it is wanted', async () => {
   await sleeps()

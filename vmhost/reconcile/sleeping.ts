@@ -71,10 +71,13 @@ export async function layDown(
   const { freezeMs } = { ...limits, ...bed.limits }
   const uid = hypervisorUid(hypervisor.machineId)
   const { memoryTotalBytes, memoryAvailableBytes } = await agent.report({ timeoutMs: reportLimitMs })
-  refuseWithoutRoom(await bed.space(), record.memoryBytes, memoryTotalBytes - memoryAvailableBytes)
+  // What it has given back because its server is short, it says it uses: it may take that again by itself.
+  const balloonBytes = await hypervisor.balloon()
+  const usedBytes = Math.max(0, memoryTotalBytes - memoryAvailableBytes - balloonBytes)
+  refuseWithoutRoom(await bed.space(), record.memoryBytes, usedBytes)
   const folder = await beginMemory(files.directory, uid)
   try {
-    await giveBack(bed, memoryAvailableBytes - marginBytes(record.memoryBytes))
+    await giveBack(bed, balloonBytes + memoryAvailableBytes - marginBytes(record.memoryBytes))
     if (!(await stillWanted())) return await getUp(bed).then(() => undefined)
     await agent.freeze(freezeMs, { timeoutMs: freezeMs }).catch((error: unknown) => {
       // A filesystem that cannot be frozen is as safe as after a power cut.

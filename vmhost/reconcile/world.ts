@@ -1,6 +1,7 @@
 import type { Logger } from 'pino'
 import type { HypervisorDriver } from '../hypervisor/driver.ts'
 import type { Images } from '../images/images.ts'
+import type { Keeper } from '../memory/keeper.ts'
 import type { Network } from '../network/types.ts'
 import type { Store } from '../storage/store.ts'
 import type { Outbox } from './observed.ts'
@@ -22,6 +23,8 @@ export type World = {
   readonly wakes: Slots
   /** places of those that are being put to sleep: each writes its memory as fast as the disk takes it */
   readonly sleeps: Slots
+  /** finds memory for those that wake */
+  readonly room: Keeper['room']
   readonly guest: GuestNetwork
   /** what a single machine may have */
   readonly memoryBytes: number

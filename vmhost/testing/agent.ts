@@ -13,6 +13,8 @@ export class Agent {
   memory = { totalBytes: 0, availableBytes: 0 }
   /** its root filesystem */
   frozen = false
+  /** how often it made its filesystem as large as its disk */
+  grown = 0
   readonly identified = Promise.withResolvers<void>()
   readonly #server: Server
   #socket: Socket | undefined
@@ -74,6 +76,7 @@ export class Agent {
         number(fieldTag.memoryTotalBytes, this.memory.totalBytes),
         number(fieldTag.memoryAvailableBytes, this.memory.availableBytes),
       )
+    if (type === messageType.grow) this.grown++
     if (type === messageType.freeze) this.frozen = true
     if (type === messageType.thaw) this.frozen = false
     this.#send(messageType.ok, id, answer)
