@@ -1,4 +1,5 @@
 import type { Command, Result } from './command.ts'
+import { familyOf } from './lookup.ts'
 import { COMMON_FLAGS, flagUsage, usageLine } from './parse.ts'
 import { definitions, type View, wrap } from './text.ts'
 
@@ -45,10 +46,10 @@ export function commandDescription(command: Command) {
 
 /** `help share`, `share --help`: the commands that begin with one word. */
 export function familyHelp(table: readonly Command[], first: string): Result {
-  const family = table.filter((command) => command.name.startsWith(`${first} `))
-  const lines = family.map((command) => [command.name, command.summary] as const)
+  const family = familyOf(table, first)
+  const lines = family.map(([name, command]) => [name, command.summary] as const)
   return {
-    json: { commands: family.map(commandDescription) },
+    json: { commands: family.map(([, command]) => commandDescription(command)) },
     text: (view) => `${definitions(lines, view, 0)}\n${view.style.dim('each of them takes --help')}\n`,
   }
 }

@@ -24,7 +24,15 @@ export function findCommand(table: readonly Command[], words: readonly string[])
 
 /** `add`, `list`, … of a command that is nothing by itself. */
 export function membersOf(table: readonly Command[], first: string): string[] {
-  return table.flatMap(({ name }) => (name.startsWith(`${first} `) ? [name.slice(first.length + 1)] : []))
+  return familyOf(table, first).map(([name]) => name.slice(first.length + 1))
+}
+
+/** The commands that begin with one word, each as it is called there: `share port` is `port` as well. */
+export function familyOf(table: readonly Command[], first: string): [name: string, command: Command][] {
+  return table.flatMap((command): [string, Command][] => {
+    const name = [command.name, ...(command.aliases ?? [])].find((one) => one.startsWith(`${first} `))
+    return name === undefined ? [] : [[name, command]]
+  })
 }
 
 /** `share --help`: the first word of several commands, with no second one before the flag; the flag may stand beside `--json`. */

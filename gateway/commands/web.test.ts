@@ -83,6 +83,8 @@ describe('port', () => {
     await expect.poll(async () => (await browser.get(site.machine())).status, PATIENT).toBe(200)
     expect(await run('port demo 70000')).toMatchObject({ status: 2, stdout: '' })
     expect((await run('port tpyo')).status).toBe(3)
+    expect((await run('share --help')).stdout).toMatch(/^share port +the port that/m)
+    expect((await run('share prot demo')).stderr).toContain('did you mean share port')
   })
 })
 
