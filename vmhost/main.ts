@@ -16,6 +16,7 @@ import { readKernel } from './network/kernel.ts'
 import { createNetwork } from './network/network.ts'
 import { describeResolvers } from './network/resolvers.ts'
 import { NetworkTakenError } from './network/types.ts'
+import { CheckpointRows } from './reconcile/checkpoint-rows.ts'
 import { FactsWriter } from './reconcile/facts.ts'
 import { takeLease } from './reconcile/lease.ts'
 import { lockFile } from './reconcile/lock.ts'
@@ -26,6 +27,7 @@ import { Rows } from './reconcile/rows.ts'
 import { Slots } from './reconcile/slots.ts'
 import { parseSettings, type Settings, SettingsError } from './settings.ts'
 import { isServerGoingDown } from './shutdown.ts'
+import { openCheckpoints } from './storage/checkpoints.ts'
 import { openStore, type Store } from './storage/store.ts'
 import { growVolume, prepareVolume, unmountVolume } from './storage/volume.ts'
 
@@ -121,9 +123,11 @@ async function main(): Promise<void> {
     world: {
       driver,
       store,
+      checkpoints: await openCheckpoints(volume),
       images,
       network,
       rows,
+      checkpointRows: new CheckpointRows(sql, lease),
       outbox,
       slots: new Slots(startsAtOnce(accelerated, cpus)),
       wakes: new Slots(accelerated ? Math.max(8, cpus * 4) : Math.max(2, cpus)),

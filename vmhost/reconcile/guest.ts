@@ -6,7 +6,7 @@ import type { MachineFiles } from '../storage/store.ts'
 import { ConsoleReader } from './console.ts'
 import { publicPart } from './identity.ts'
 import { Load } from './idleness.ts'
-import { Introduction } from './introduction.ts'
+import { Introduction, type IntroductionOptions } from './introduction.ts'
 import { toStoredReport } from './report.ts'
 import { type MachineRow, notAsleep, type Observation } from './rows.ts'
 import { settle } from './settling.ts'
@@ -73,6 +73,8 @@ export class Guest {
     /** its place among the machines that boot; given back when it is ready or over */
     slot: Disposable | undefined
     owner: GuestOwner
+    /** see introduction.ts */
+    moved?: IntroductionOptions['moved']
     world: GuestWorld
     log: Logger
   }) {
@@ -101,7 +103,8 @@ export class Guest {
     this.#channel = connectAgent(socketPath, { log, ...(vsockPort === undefined ? {} : { vsockPort }) })
     const channel = this.#channel
     const limitMs = this.#bootLimitMs
-    this.#introduction = new Introduction({ channel, files, owner: options.owner, world, log, limitMs })
+    const moved = options.moved && { moved: options.moved }
+    this.#introduction = new Introduction({ channel, files, owner: options.owner, ...moved, world, log, limitMs })
     const goesOn = {
       state: () => hypervisor.state(),
       resume: async () => {

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import type { AgentChannel } from '../guest/channel.ts'
+import { environmentOver } from '../guest/environment.ts'
 import type { MachineIdentity } from '../guest/messages.ts'
 import type { MachineFiles, MachineRecord } from '../storage/store.ts'
 import { authorizedKeyLine } from './identity.ts'
@@ -121,11 +122,11 @@ export class Introduction {
       hostname: name,
       loginUser: files.record.loginUser,
       authorizedKeys: await this.#keys(),
-      // The owner's own come on top of the image's.
-      environment: { ...settings?.environment, ...env },
+      environment: settings ? environmentOver(settings.environment, env) : env,
       ...(service ? { service } : {}),
       hostKey: files.hostKey,
       machineId: files.record.systemId,
+      ...this.#options.moved?.(),
     }
   }
 
@@ -141,6 +142,8 @@ export type IntroductionOptions = {
   readonly files: Pick<MachineFiles, 'directory' | 'record' | 'hostKey'>
   readonly owner: { readonly row: Pick<MachineRow, 'name' | 'env' | 'command' | 'accountId'> }
   readonly world: Pick<World, 'gatewayKey'> & { readonly rows: Pick<World['rows'], 'keysOf'> }
+  /** where it is now, when it was another machine at its start */
+  readonly moved?: () => { readonly address: string; readonly commandLine: string } | undefined
   readonly log: Pick<Logger, 'warn'>
   /** until a guest has taken its identity */
   readonly limitMs: number

@@ -28,6 +28,8 @@ const first: MachineRow = {
   hostKey: null,
   address: '10.42.0.2',
   asleepBecause: null,
+  restore: null,
+  hasCheckpointWork: false,
 }
 
 let row: MachineRow
@@ -76,7 +78,13 @@ afterEach(async () => {
 })
 
 test('a restart of a machine that failed says that it starts, also while it waits for its turn', async () => {
-  row = { ...first, observedState: 'failed', observedReason: 'Its kernel panicked', desiredBoot: 2 }
+  row = {
+    ...first,
+    hostKey: Buffer.of(1),
+    observedState: 'failed',
+    observedReason: 'Its kernel panicked',
+    desiredBoot: 2,
+  }
   void machine.poke()
   await expect.poll(() => row).toMatchObject({ observedState: 'running', observedReason: null })
   row = { ...row, desiredState: 'stopped' }

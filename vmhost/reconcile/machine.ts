@@ -1,10 +1,11 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { ChannelError } from '../guest/channel.ts'
-import { type Hypervisor, HypervisorError, hypervisorUid } from '../hypervisor/driver.ts'
+import { type Hypervisor, HypervisorError } from '../hypervisor/driver.ts'
 import { ImageError } from '../images/errors.ts'
 import type { Seat } from '../memory/keeper.ts'
 import { type MachineNetwork, NetworkError } from '../network/types.ts'
+import type { Draft } from '../storage/checkpoints.ts'
 import { StorageError } from '../storage/errors.ts'
 import {
   type FoundMemory,
@@ -14,18 +15,23 @@ import {
   type SavedMemory,
   spendMemory,
 } from '../storage/memory.ts'
+import { spaceProblem } from '../storage/space.ts'
 import type { DiskImage, MachineFiles } from '../storage/store.ts'
+import type { CheckpointObservation, CheckpointRow } from './checkpoint-rows.ts'
+import { type Taken, takeDiskOfRunning, takeWithMemory } from './checkpointing.ts'
 import { type Ending, Guest, type GuestOwner, saidLast } from './guest.ts'
 import type { Load } from './idleness.ts'
 import { obtainImage } from './image.ts'
-import { isOwn, isTaken } from './ownership.ts'
-import { type MachineRow, notAsleep, type Observation } from './rows.ts'
+import { isOwn, isTaken, ownFiles } from './ownership.ts'
+import { findSource, isRestored, layRestored } from './restoring.ts'
+import { type MachineRow, notAsleep, type Observation, type RestoreWish } from './rows.ts'
 import { getUp, layDown } from './sleeping.ts'
 import type { Slots } from './slots.ts'
-import { MachineError } from './specification.ts'
+import { MachineError, movedTo } from './specification.ts'
 import {
   bootFromDisk,
   LostMemoryError,
+  networkOf,
   type RunsWith,
   readRunsWith,
   restoreMemory,
@@ -50,6 +56,8 @@ import type { World } from './world.ts'
  *     guest, ready --sleep wanted--> saved (sleeping.ts) --> memory
  *     memory --wanted running--> restored --> guest
  *     memory --another boot, stop or trash wanted, or it cannot be restored--> no guest: only its processes are lost
+ *     anything, no guest after it --restore wanted--> the files of a checkpoint (restoring.ts), off or asleep
+ *     anything --checkpoint wanted--> as before (checkpointing.ts)
  *     anything --gone--> nothing left, and only then name and address given back
  *     anything --no row any more--> stopped in order, its files kept
  */
@@ -130,7 +138,7 @@ export class Machine {
 
   /** Nothing is to be done for it that its row, as it is now, did not ask for at its last turn. */
   isAtRest(row: MachineRow): boolean {
-    if (this.#guest || this.#turn || this.#network) return false
+    if (this.#guest || this.#turn || this.#network || row.restore || row.hasCheckpointWork) return false
     const { desiredState, desiredBoot, observedState } = this.#row
     const isSame =
       row.desiredState === desiredState && row.desiredBoot === desiredBoot && row.observedState === observedState
@@ -192,8 +200,8 @@ export class Machine {
       this.#findAsleep(memory)
       return
     }
-    this.#network = { machineId: this.id, address, uid: hypervisorUid(this.id) }
     this.#runsWith = await readRunsWith(directory)
+    this.#network = networkOf({ id: this.id, address }, this.#runsWith?.commandLine)
     const ready = observedState === 'running' && isReady && !memory.used
     const guest = this.#attend({ hypervisor, files, boot: observedBoot, ready, restored: memory.used, slot: undefined })
     this.#log.info({ pid: hypervisor.pid }, 'adopted')
@@ -284,6 +292,10 @@ export class Machine {
       await this.#bury(this.#ending)
       return
     }
+    if (row.hasCheckpointWork) await this.#tendCheckpoints(row)
+    const { restore, desiredState } = row
+    const isLeaving = this.#isServerGoingDown || desiredState === 'trashed' || desiredState === 'gone'
+    if (restore && !isLeaving && !(await this.#restore(row, restore))) return
     switch (row.desiredState) {
       case 'running':
         if (this.#isServerGoingDown) {
@@ -370,9 +382,22 @@ export class Machine {
   }
 
   async #sleep(row: MachineRow, guest: Guest): Promise<void> {
+    const problem = await this.#layDown(guest, (now) => this.#isSleepWanted(now))
+    if (problem !== undefined) this.#sleepFailed(problem)
+    if (!this.#saved) return
+    this.#forgetSleepFailures()
+    await this.#sayAsleep(row)
+  }
+
+  /**
+   * Saves a guest and ends its hypervisor; it is `#saved` then. Otherwise it is awake, or ended by itself.
+   * @returns why it could not be saved, if that was tried
+   */
+  async #layDown(guest: Guest, isWanted: (row: MachineRow) => boolean): Promise<string | undefined> {
     const { sleeps, store, rows, signal } = this.#world
-    using slot = await this.#slot(sleeps, (now) => this.#isSleepWanted(now))
-    if (!slot) return
+    const row = this.#row
+    using slot = await this.#slot(sleeps, isWanted)
+    if (!slot) return undefined
     await this.#gettingUp
     const { hypervisor, agent, files, boot } = guest
     this.#saved = undefined
@@ -383,22 +408,21 @@ export class Machine {
       const bed = { hypervisor, agent, files, space: () => store.space(), log: this.#log, signal }
       this.#saved = await layDown(bed, { ...this.#runsWith, boot }, async () => {
         const now = signal.aborted ? undefined : await rows.one(this.id).catch(() => row)
-        return now !== undefined && this.#isSleepWanted(now) && isOwn(files, now)
+        return now !== undefined && isWanted(now) && isOwn(files, now)
       })
     } catch (error) {
       signal.throwIfAborted()
+      this.#log.warn({ err: error }, 'could not be saved')
       // Its hypervisor is gone: that is told by itself.
-      if (!this.#ending) this.#sleepFailed(error)
-      return
+      return this.#ending ? undefined : oneLine(messageOf(error))
     } finally {
       guest.lying = false
     }
     this.#again = true
-    if (!this.#saved) return
+    if (!this.#saved) return undefined
     await this.#endGuest(guest, 'quit')
     await this.#disconnect()
-    this.#forgetSleepFailures()
-    await this.#sayAsleep(row)
+    return undefined
   }
 
   #isSleepWanted({ desiredState }: MachineRow): boolean {
@@ -421,12 +445,9 @@ export class Machine {
     this.#record('asleep', { because, bytes })
   }
 
-  #sleepFailed(error: unknown): void {
+  #sleepFailed(problem: string): void {
     const waitMs = Math.min(sleepAgainFirstMs * 2 ** this.#sleepFailures++, sleepAgainMostMs)
-    this.#log.warn({ err: error, waitMs }, 'could not be put to sleep')
-    this.#observe({
-      observedReason: oneLine(`It could not be put to sleep, which is tried again: ${messageOf(error)}`),
-    })
+    this.#observe({ observedReason: oneLine(`It could not be put to sleep, which is tried again: ${problem}`) })
     this.#sleepAgain = setTimeout(() => {
       this.#sleepAgain = undefined
       void this.poke()
@@ -470,6 +491,184 @@ export class Machine {
       this.#world.signal.throwIfAborted()
       await this.#notWoken(error, saved.boot)
     }
+  }
+
+  /** Takes the checkpoints that are wanted, as far as that can be done now, and removes those that are not. */
+  async #tendCheckpoints(row: MachineRow): Promise<void> {
+    const { checkpoints, checkpointRows } = this.#world
+    for (const wanted of await checkpointRows.workOf(this.id)) {
+      if (wanted.desiredState === 'gone') {
+        await checkpoints.remove(wanted.id, wanted.token)
+        await checkpointRows.report(wanted.id, { observedState: 'gone', observedHeldBytes: null })
+      } else if (wanted.id !== row.restore?.keeps) await this.#checkpoint(row, wanted)
+    }
+  }
+
+  /**
+   * Takes a checkpoint; one that fails says why, and leaves the machine as it was.
+   * @returns false: it cannot be taken yet
+   */
+  async #checkpoint(row: MachineRow, wanted: CheckpointRow): Promise<boolean> {
+    const { checkpointRows, signal } = this.#world
+    const guest = this.#guest
+    // Its readiness, or its going on, brings another turn.
+    if (guest && (!guest.ready || guest.standsStill)) return false
+    const comesUp = row.desiredState === 'running' && row.observedState !== 'failed' && row.restore === null
+    if (!guest && !this.#saved && comesUp) return false
+    let outcome: CheckpointObservation
+    try {
+      outcome = await this.#taken(row, wanted)
+      if (!wanted.forCopy) this.#record('checkpoint-taken', { checkpoint: wanted.id, stillMs: outcome.observedStillMs })
+    } catch (error) {
+      signal.throwIfAborted()
+      this.#log.warn({ err: error, checkpoint: wanted.id }, 'a checkpoint could not be taken')
+      outcome = { observedState: 'failed', observedReason: oneLine(messageOf(error)) }
+    }
+    await checkpointRows.report(wanted.id, outcome)
+    return true
+  }
+
+  async #taken(row: MachineRow, wanted: CheckpointRow): Promise<CheckpointObservation> {
+    const { checkpoints, store } = this.#world
+    const guest = this.#guest
+    const files = guest?.files ?? (await ownFiles(store, row))
+    if (!files) throw new MachineError('It has no disk yet')
+    // By whoever was cut off before it could be reported.
+    let kept = await checkpoints.find(wanted.id, wanted.token)
+    let stillMs: number | null = null
+    if (!kept) {
+      const problem = spaceProblem(await store.space())
+      if (problem) throw new StorageError('storage.full', problem)
+      const draft = await checkpoints.begin(wanted.id)
+      try {
+        if (guest) ({ stillMs } = await this.#takeRunning(guest, draft, wanted.diskOnly))
+        else {
+          await draft.takeDisk(files.disk)
+          if (this.#saved && !wanted.diskOnly) await draft.copyMemory(files.directory, this.#saved)
+        }
+        kept = await draft.keep(wanted.token, files)
+      } catch (error) {
+        await draft.drop()
+        throw error
+      }
+    }
+    const { saved } = kept
+    return {
+      observedState: 'kept',
+      observedTakenAt: kept.takenAt,
+      observedDiskBytes: kept.diskBytes,
+      observedCpus: saved?.cpus ?? null,
+      observedMemoryBytes: saved?.memoryBytes ?? null,
+      observedSavedBytes: saved ? await memoryBytes(kept.directory) : null,
+      observedHeldBytes: await checkpoints.heldBytes(kept),
+      observedStillMs: stillMs,
+    }
+  }
+
+  async #takeRunning(guest: Guest, draft: Draft, diskOnly: boolean): Promise<Taken> {
+    const { sleeps, store, signal } = this.#world
+    const { hypervisor, agent, files, boot } = guest
+    if (diskOnly) return takeDiskOfRunning({ agent, files, log: this.#log }, draft)
+    if (!this.#runsWith)
+      throw new MachineError('It was started by an earlier version of Berth: restart it, or take its disk alone')
+    using _place = await sleeps.acquire(signal)
+    await this.#gettingUp
+    guest.lying = true
+    try {
+      const bed = { hypervisor, agent, files, space: () => store.space(), log: this.#log, signal }
+      return await takeWithMemory(bed, draft, { ...this.#runsWith, boot })
+    } finally {
+      guest.lying = false
+    }
+  }
+
+  /** @returns whether the turn may go on: nothing was changed that its row does not know yet */
+  async #restore(row: MachineRow, wish: RestoreWish): Promise<boolean> {
+    const { checkpointRows, outbox, store, signal } = this.#world
+    const directory = store.directoryOf(this.id)
+    let files: MachineFiles | undefined
+    try {
+      files = await ownFiles(store, row)
+    } catch (error) {
+      if (!(error instanceof MachineError)) throw error
+      if (row.observedState !== 'failed') this.#fail(error.message, row.desiredBoot)
+      return row.observedState === 'failed'
+    }
+    // It could not be made of the checkpoint, and another try is asked for by its next start.
+    if (!files && row.observedState === 'failed' && row.desiredBoot <= row.observedBoot) return true
+    if (!(await isRestored(files, wish))) {
+      const source = await findSource(row, wish, this.#world)
+      if (source === 'waits') return false
+      if ('problem' in source) return this.#notRestored(row, wish, source.problem, files)
+      try {
+        if (files && !(await this.#keepBefore(row, wish))) return false
+        // What it was is kept, or was nothing but a disk.
+        if (this.#guest) await this.#stop(this.#guest)
+        await this.#disconnect()
+        await layRestored(row, wish, source, files, this.#world)
+      } catch (error) {
+        signal.throwIfAborted()
+        if (!(error instanceof StorageError || error instanceof MachineError)) throw error
+        return this.#notRestored(row, wish, error.message, files)
+      }
+    }
+    const made = await ownFiles(store, row)
+    this.#saved = (await findMemory(directory)).saved
+    this.#lost = undefined
+    this.#forgetSleepFailures()
+    this.#observe({
+      observedRestore: wish.number,
+      observedRestoreProblem: null,
+      ...offline,
+      ...(row.observedState === 'creating'
+        ? {}
+        : { observedState: this.#saved ? 'asleep' : 'stopped', observedReason: null }),
+      ...(made?.record.settings ? { observedWebPort: made.record.settings.webPort } : {}),
+    })
+    this.#record('restored', { checkpoint: wish.from })
+    this.#again = true
+    await outbox.flushed(this.id)
+    await checkpointRows.endCopies()
+    return false
+  }
+
+  /**
+   * Keeps what it is now as a checkpoint, and ends it where it runs: nothing of it is lost then.
+   * @returns false: that was begun, or must wait
+   * @throws StorageError or MachineError when it cannot be kept; it is as it was then
+   */
+  async #keepBefore(row: MachineRow, wish: RestoreWish): Promise<boolean> {
+    const { checkpointRows } = this.#world
+    const wanted = wish.keeps === null ? undefined : await checkpointRows.one(wish.keeps)
+    if (wanted?.observedState === 'failed')
+      throw new MachineError(wanted.observedReason ?? 'What it is now could not be kept')
+    if (wanted?.observedState !== 'waiting' || wanted.desiredState === 'gone') return true
+    const guest = this.#guest
+    if (guest?.ready && !guest.standsStill) {
+      const problem = await this.#layDown(guest, (now) => now.restore?.number === wish.number)
+      if (problem !== undefined) {
+        await checkpointRows.report(wanted.id, { observedState: 'failed', observedReason: problem })
+        throw new MachineError(problem)
+      }
+      if (!this.#saved) return false
+    } else if (guest) await this.#stop(guest)
+    await this.#disconnect()
+    this.#again = true
+    await this.#checkpoint(row, wanted)
+    return false
+  }
+
+  /** It stays what it is. One that was to be made of the checkpoint is nothing, and fails. */
+  #notRestored(row: MachineRow, wish: RestoreWish, problem: string, files: MachineFiles | undefined): boolean {
+    this.#log.warn({ problem }, 'is not restored')
+    if (!files) {
+      this.#fail(problem, row.desiredBoot)
+      return false
+    }
+    this.#observe({ observedRestore: wish.number, observedRestoreProblem: oneLine(problem) })
+    this.#record('not-restored', { reason: oneLine(problem) })
+    this.#again = true
+    return false
   }
 
   /** @returns undefined when it is not wanted awake any more, or there is no memory for it and its row says so */
@@ -605,8 +804,8 @@ export class Machine {
   /** A hypervisor was started for it: whatever becomes of that is the guest's from here on. */
   async #run(started: Started, as: { boot: number; restored: boolean; slot: Disposable }): Promise<void> {
     const { hypervisor, files, runsWith, startedAt } = started
-    this.#attend({ hypervisor, files, ready: false, ...as })
     this.#runsWith = runsWith
+    this.#attend({ hypervisor, files, ready: false, ...as })
     if (as.restored) await hypervisor.resume().catch((error) => this.#log.warn({ err: error }, 'resume'))
     const { cpus, memoryBytes } = runsWith
     // A guest that boots makes its filesystem as large as its disk.
@@ -678,7 +877,7 @@ export class Machine {
       ready: () => {
         this.#lost = undefined
         if (started.restored) this.#gettingUp = this.#isAwake(started.hypervisor, started.files.directory)
-        if (this.#isSleepWanted(this.#row)) void this.poke()
+        if (this.#isSleepWanted(this.#row) || this.#row.restore || this.#row.hasCheckpointWork) void this.poke()
       },
       ended: (ending) => {
         this.#ending ??= ending
@@ -688,7 +887,13 @@ export class Machine {
       record: (kind, detail) => this.#record(kind, detail),
     }
     this.#ending = undefined
-    const guest = new Guest({ ...started, owner, world: this.#world, log: this.#log })
+    const moved = () => {
+      const { address } = this.#row
+      const startedWith = this.#runsWith?.commandLine
+      if (address === null || startedWith === undefined) return undefined
+      return movedTo({ ...this.#row, address }, this.#world.guest, startedWith)
+    }
+    const guest = new Guest({ ...started, owner, moved, world: this.#world, log: this.#log })
     this.#guest = guest
     return guest
   }
@@ -806,13 +1011,18 @@ export class Machine {
 
   /** Takes everything of the machine away; its name and address only when nothing of it is left. */
   async #vanish(row: MachineRow): Promise<void> {
-    const { store, driver, rows, network } = this.#world
+    const { store, driver, rows, network, checkpoints, checkpointRows } = this.#world
     if (this.#guest) await this.#endGuest(this.#guest, 'kill')
     await driver.destroy(this.id, store.directoryOf(this.id))
     await network.removeMachine(this.id)
     this.#network = undefined
     if (!(await isTaken(store, row))) await store.removeMachine(this.id)
+    for (const { id, token } of await checkpointRows.endAllOf(this.id)) {
+      await checkpoints.remove(id, token)
+      await checkpointRows.report(id, { observedState: 'gone', observedHeldBytes: null })
+    }
     await rows.finishGone(this.id)
+    if (row.restore) await checkpointRows.endCopies()
     this.#record('gone')
     this.#over = true
   }

@@ -58,6 +58,8 @@ const heartbeatEveryMs = 10_000
 const networkEveryMs = 60_000
 const trashEveryMs = 60_000
 const idlenessEveryMs = 10_000
+/** What a checkpoint holds alone grows as its machine writes. */
+const checkpointsEveryMs = 600_000
 /** A fast disk takes some GiB in this time; what is too late here is made good by what the ballast leaves. */
 const spaceEveryMs = 1_000
 const trashDays = 7
@@ -130,8 +132,10 @@ class HostReconciler implements Reconciler {
     await this.#removeStrays(rows)
     this.#hasLooked = true
     await this.#networkRound()
+    await this.#world.checkpoints.sweep()
     const bootSets = [...this.#machines.values()].map((machine) => machine.bootSet)
-    await this.#world.store.sweep(new Set(bootSets.filter((hash) => hash !== undefined)))
+    const kept = await this.#world.checkpoints.bootSets()
+    await this.#world.store.sweep(new Set([...bootSets, ...kept].filter((hash) => hash !== undefined)))
     await this.#listen()
     this.#keeper.start()
     for (const machine of this.#machines.values()) this.#run(machine.poke())
@@ -140,6 +144,7 @@ class HostReconciler implements Reconciler {
     this.#every(networkEveryMs, () => this.#networkRound())
     this.#every(trashEveryMs, () => this.#emptyTrash())
     this.#every(heartbeatEveryMs, () => this.#heartbeat())
+    this.#every(checkpointsEveryMs, () => this.#countCheckpoints())
     this.#every(idlenessEveryMs, () => this.#watchIdleness())
     if (this.#world.store.volume.ballast) this.#every(spaceEveryMs, () => this.#guardSpace())
   }
@@ -280,6 +285,18 @@ class HostReconciler implements Reconciler {
     const machineId = await this.#world.rows.sacrificeTrash()
     if (machineId !== undefined)
       this.#log.warn({ machine: machineId }, 'gave up a trashed machine: its space is needed')
+  }
+
+  /** Says of every checkpoint what it holds alone by now, and lets go of those for copies that were cut off. */
+  async #countCheckpoints(): Promise<void> {
+    const { checkpoints, checkpointRows } = this.#world
+    await checkpointRows.endCopies()
+    for (const { id, token, heldBytes } of await checkpointRows.kept()) {
+      if (this.#stop.signal.aborted) return
+      const found = await checkpoints.find(id, token)
+      const bytes = found && (await checkpoints.heldBytes(found))
+      if (bytes !== undefined && bytes !== heldBytes) await checkpointRows.report(id, { observedHeldBytes: bytes })
+    }
   }
 
   /** Says of every machine that runs what keeps it awake, and puts to sleep what has been idle for long enough. */

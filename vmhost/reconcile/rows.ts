@@ -1,5 +1,6 @@
 import type { Sql } from '../../migrations/connect.ts'
 import type { DesiredState, ImageStep, MachineReport, ObservedState, StartStage } from '../../migrations/schema.ts'
+import { hasWork } from './checkpoint-rows.ts'
 import type { Watched } from './idleness.ts'
 import type { Lease } from './lease.ts'
 
@@ -32,6 +33,18 @@ export type MachineRow = {
   readonly address: string | null
   /** what puts it to sleep, or did; null: nothing, or its owner */
   readonly asleepBecause: string | null
+  /** it is to become what a checkpoint holds; null: it is not, or has already */
+  readonly restore: RestoreWish | null
+  /** checkpoints of it are to be taken, or removed */
+  readonly hasCheckpointWork: boolean
+}
+
+export type RestoreWish = {
+  readonly number: number
+  /** id of the checkpoint */
+  readonly from: number | null
+  /** id of the checkpoint that its state before is kept as */
+  readonly keeps: number | null
 }
 
 /** What a vmhost reports; fields left out stay as they are. */
@@ -54,6 +67,8 @@ export type Observation = {
   readonly observedAsleepBecause?: string | null
   readonly observedAsleepAt?: Date | null
   readonly observedSavedBytes?: number | null
+  readonly observedRestore?: number
+  readonly observedRestoreProblem?: string | null
   /** the guest switched itself off during this boot: that is what is wanted now, unless something newer is */
   readonly switchedOffBoot?: number
 }
@@ -109,7 +124,10 @@ export class Rows {
         observed_disk_bytes as "observedDiskBytes", env, command, desired_state as "desiredState", desired_boot as "desiredBoot", observed_state as "observedState",
         observed_boot as "observedBoot", observed_reason as "observedReason",
         observed_ready_at is not null as "isReady", token, observed_host_key as "hostKey", host(a.address) as address,
-        observed_asleep_because as "asleepBecause"
+        observed_asleep_because as "asleepBecause",
+        case when observed_restore < desired_restore
+          then jsonb_build_object('number', desired_restore, 'from', restore_from, 'keeps', restore_keeps) end as restore,
+        exists (select from checkpoints c where c.machine_id = m.id and ${hasWork(this.sql)}) as "hasCheckpointWork"
       from machines m left join addresses a on a.machine_id = m.id
       where ${condition} order by m.id`
   }

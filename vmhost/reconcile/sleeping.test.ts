@@ -95,6 +95,8 @@ beforeEach(async () => {
     hostKey: null,
     address: '10.42.0.2',
     asleepBecause: null,
+    restore: null,
+    hasCheckpointWork: false,
   }
   seen = {}
   recorded = []

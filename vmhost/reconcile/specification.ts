@@ -54,6 +54,26 @@ export function commandLine(machine: CheckedMachine, guest: GuestNetwork, emulat
   return emulated ? `${line} mitigations=off` : line
 }
 
+/**
+ * Where a machine is that was another when its kernel started, and goes on from that one's memory.
+ * @param startedWith that kernel's command line
+ * @returns what it must be told; undefined when it knows
+ */
+export function movedTo(
+  machine: CheckedMachine,
+  guest: GuestNetwork,
+  startedWith: string,
+): { address: string; commandLine: string } | undefined {
+  if (addressIn(startedWith) === machine.address) return undefined
+  const emulated = / mitigations=off$/.test(startedWith)
+  return { address: ipSettings(machine, guest), commandLine: commandLine(machine, guest, emulated) }
+}
+
+/** The address that a kernel was started with. A card keeps the MAC of that address, whatever it is told later. */
+export function addressIn(startedWith: string): string | undefined {
+  return / ip=(\d+\.\d+\.\d+\.\d+):/.exec(startedWith)?.[1]
+}
+
 /** @see https://docs.kernel.org/admin-guide/nfs/nfsroot.html, `ip=` */
 function ipSettings(machine: CheckedMachine, guest: GuestNetwork): string {
   const network = parseCidr(guest.network)

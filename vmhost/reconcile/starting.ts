@@ -2,13 +2,14 @@ import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { type Hypervisor, hypervisorUid, type MachineSpec } from '../hypervisor/driver.ts'
+import { macFor } from '../network/address.ts'
 import type { MachineNetwork } from '../network/types.ts'
 import { memoryFolder, type SavedMemory } from '../storage/memory.ts'
 import type { BootSet, DiskImage, MachineFiles } from '../storage/store.ts'
 import { makeHostKey, publicPart } from './identity.ts'
 import { ownFiles } from './ownership.ts'
 import type { MachineRow, Observation } from './rows.ts'
-import { type CheckedMachine, checkMachine, commandLine, MachineError } from './specification.ts'
+import { addressIn, type CheckedMachine, checkMachine, commandLine, MachineError } from './specification.ts'
 import type { World } from './world.ts'
 
 /**
@@ -86,16 +87,29 @@ export async function restoreMemory(starting: Starting, saved: SavedMemory): Pro
     )
   const bootSet = await world.store.keptBoot(saved.bootSet)
   if (!bootSet) throw new LostMemoryError('the kernel that it was saved with is not on this server any more')
-  const connecting = await connect(starting, machine)
+  const connecting = await connect(starting, machine, saved.commandLine)
   const restoreFrom = memoryFolder(files.directory)
   return start(starting, { files, bootSet, connecting, spec: { ...saved, restoreFrom } })
 }
 
+/**
+ * What the host's network is to have for a machine.
+ * @param startedWith its kernel's command line, when that goes on: a card keeps the MAC that it had then
+ */
+export function networkOf(
+  { id, address }: Pick<CheckedMachine, 'id' | 'address'>,
+  startedWith?: string,
+): MachineNetwork {
+  const first = startedWith === undefined ? undefined : addressIn(startedWith)
+  const network = { machineId: id, address, uid: hypervisorUid(id) }
+  return first === undefined || first === address ? network : { ...network, mac: macFor(first) }
+}
+
 /** The network is made ready while the disk is. */
-async function connect({ row, world, connecting }: Starting, machine: CheckedMachine) {
+async function connect({ row, world, connecting }: Starting, machine: CheckedMachine, startedWith?: string) {
   // A process of this machine's that could not be adopted, or was started a moment before a kill -9.
   await world.driver.destroy(row.id, world.store.directoryOf(row.id))
-  const network = { machineId: row.id, address: machine.address, uid: hypervisorUid(row.id) }
+  const network = networkOf(machine, startedWith)
   connecting(network)
   const card = world.network.ensureMachine(network)
   card.catch(() => {})

@@ -3,7 +3,9 @@ import type { HypervisorDriver } from '../hypervisor/driver.ts'
 import type { Images } from '../images/images.ts'
 import type { Keeper } from '../memory/keeper.ts'
 import type { Network } from '../network/types.ts'
+import type { Checkpoints } from '../storage/checkpoints.ts'
 import type { Store } from '../storage/store.ts'
+import type { CheckpointRows } from './checkpoint-rows.ts'
 import type { Outbox } from './observed.ts'
 import type { Rows } from './rows.ts'
 import type { Slots } from './slots.ts'
@@ -13,10 +15,12 @@ import type { GuestNetwork } from './specification.ts'
 export type World = {
   readonly driver: HypervisorDriver
   readonly store: Store
+  readonly checkpoints: Checkpoints
   /** disks made of images in registries */
   readonly images: Images
   readonly network: Network
   readonly rows: Rows
+  readonly checkpointRows: CheckpointRows
   readonly outbox: Outbox
   readonly slots: Slots
   /** places of those that wake, who wait for nobody that boots */
