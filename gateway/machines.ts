@@ -203,6 +203,7 @@ export function isReady(machine: LifeRow): boolean {
     machine.desiredState === 'running' &&
     machine.observedState === 'running' &&
     machine.observedBoot === machine.desiredBoot &&
+    machine.observedRestore === machine.desiredRestore &&
     machine.observedReadyAt !== null
   )
 }

@@ -8,6 +8,9 @@ export type LifeRow = {
   desiredBoot: number
   observedBoot: number
   observedReadyAt: Date | null
+  /** it is to become what a checkpoint holds: see migrations/0016_checkpoints.sql */
+  desiredRestore: number
+  observedRestore: number
 }
 
 /**
@@ -24,6 +27,8 @@ export type Run = { boot: number; readyAtMs: number }
 export function lifeOf(row: LifeRow, wasHeld: boolean): Life {
   const { desiredState, observedState, observedReadyAt } = row
   const isWanted = desiredState === 'running' || desiredState === 'asleep' || desiredState === 'paused'
+  // What it goes back to knows nothing of them, or knows them as they were.
+  if (row.observedRestore < row.desiredRestore) return 'over'
   if (!isWanted || (observedState !== 'running' && observedState !== 'asleep')) return 'over'
   if (desiredState !== 'running' || observedState === 'asleep') return 'held'
   if (observedReadyAt !== null) return 'up'

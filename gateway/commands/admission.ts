@@ -11,7 +11,7 @@ import { sayBytes, sayList, shown } from './values.ts'
  * Who may have what, decided under one lock for the whole installation: twenty `new` at once are admitted one after
  * the other, each seeing what those before it were promised, so nothing is promised twice.
  */
-const ADMISSION_LOCK = 'berth.admission'
+export const ADMISSION_LOCK = 'berth.admission'
 /** Disks are thin, so their sizes may add up to more than there is; this much must be left for them to grow into. */
 export const DISK_RESERVE_BYTES = 2 * 2 ** 30
 /** What a machine that is still being made is about to write. */
@@ -164,7 +164,7 @@ export async function admitBack(tx: Tx, caller: Caller): Promise<void> {
   refuseBeyondMost(await accountOf(tx, caller))
 }
 
-async function assertAccount(tx: Tx, caller: Caller): Promise<void> {
+export async function assertAccount(tx: Tx, caller: Caller): Promise<void> {
   const account = await accountOf(tx, caller)
   refuseBeyondMost(account)
   // What lies in the trash keeps its disk and its address.
@@ -295,7 +295,7 @@ export function short(code: string, message: string, wayOn?: string): CommandErr
  * The lowest free address. The first two of the network (its own, and the servers' end of every tap) and the last
  * (broadcast) are nobody's.
  */
-async function claimAddress(tx: Tx, network: string, machineId: number): Promise<void> {
+export async function claimAddress(tx: Tx, network: string, machineId: number): Promise<void> {
   // The index on addresses (its primary key) answers both the walk and the "not exists".
   const rows = await tx`
     insert into addresses (address, machine_id)

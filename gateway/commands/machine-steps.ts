@@ -136,10 +136,24 @@ function watchServer({ app, progress }: Context, machineId: number) {
  * @throws CommandError 'machine.timeout' (1) after `timeoutMs`, three minutes unless given
  */
 export async function untilSettled(
-  { app, caller, signal }: Context,
+  context: Context,
   machine: { id: number; name: string },
   settled: (machine: Machine | undefined) => boolean,
   timeoutMs = SETTLE_TIMEOUT_MS,
+): Promise<void> {
+  const { app, caller } = context
+  await untilNews(context, machine, async () => settled(await app.machines.byId(machine.id, caller)), timeoutMs)
+}
+
+/**
+ * Looks at something of a machine now and whenever there is news of it, until that is as it should be.
+ * @throws CommandError 'machine.timeout' (1) after `timeoutMs`
+ */
+export async function untilNews(
+  { app, signal }: Context,
+  machine: { id: number; name: string },
+  isOver: () => Promise<boolean>,
+  timeoutMs: number,
 ): Promise<void> {
   const deadline = performance.now() + timeoutMs
   for (;;) {
@@ -151,7 +165,7 @@ export async function untilSettled(
     signal.addEventListener('abort', onAbort, { once: true })
     try {
       signal.throwIfAborted()
-      if (settled(await app.machines.byId(machine.id, caller))) return
+      if (await isOver()) return
       if (performance.now() > deadline) {
         throw new CommandError('machine.timeout', 1, `${machine.name} is taking long; it goes on without you`, {
           wayOn: `to see how far it is: ls ${machine.name}`,

@@ -92,7 +92,7 @@ export async function wait(context: Context, machine: Machine, noWait: boolean, 
   return { status: ready ? statusOf(ready) : under }
 }
 
-async function refuseSuspended(tx: Tx, accountId: number): Promise<void> {
+export async function refuseSuspended(tx: Tx, accountId: number): Promise<void> {
   const accounts = await tx.unsafe('select from accounts where id = $1 and suspended_at is null', [accountId])
   if (accounts.length > 0) return
   throw new CommandError('account.suspended', 4, 'this account is suspended', {

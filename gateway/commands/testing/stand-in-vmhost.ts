@@ -28,6 +28,8 @@ export class StandInVmhost {
   readonly sleepFailures = new Map<string, string>()
   /** machines whose memory shall be lost when they wake: name -> reason */
   readonly memoryLosses = new Map<string, string>()
+  /** machines whose checkpoints shall fail: name -> reason */
+  readonly checkpointFailures = new Map<string, string>()
   /** while set, nothing is reported */
   paused = false
 
@@ -81,6 +83,7 @@ export class StandInVmhost {
   async #reconcile(): Promise<void> {
     if (this.paused) return
     const sql = this.#sql
+    await this.#tendCheckpoints()
     const rows = await sql<
       {
         id: number
@@ -91,7 +94,8 @@ export class StandInVmhost {
         observed_boot: number
       }[]
     >`select id, name, desired_state, observed_state, desired_boot, observed_boot from machines
-      where host_id = ${this.#hostId} and observed_state <> 'gone' order by id`
+      where host_id = ${this.#hostId} and observed_state <> 'gone'
+        and (observed_restore = desired_restore or desired_state = 'gone') order by id`
     for (const row of rows) {
       const { id, desired_state: desired, observed_state: observed } = row
       const behind = row.observed_boot < row.desired_boot
@@ -106,6 +110,42 @@ export class StandInVmhost {
         await this.#report(id, 'gone')
       }
     }
+  }
+
+  async #tendCheckpoints(): Promise<void> {
+    const sql = this.#sql
+    const work = await sql<
+      { id: number; wanted: string; name: string; state: string; alone: boolean; made: boolean }[]
+    >`
+      select c.id, c.desired_state as wanted, name, m.observed_state as state, disk_only as alone,
+        m.observed_restore < m.desired_restore and m.restore_keeps is null as made
+      from checkpoints c join machines m on m.id = c.machine_id where m.host_id = ${this.#hostId}
+        and (c.observed_state = 'waiting' or (c.desired_state = 'gone' and c.observed_state <> 'gone'))`
+    for (const { id, wanted, name, state, alone, made } of work) {
+      const reason = this.checkpointFailures.get(name)
+      if (wanted === 'gone') await sql`update checkpoints set observed_state = 'gone' where id = ${id}`
+      else if (made) continue
+      else if (reason) {
+        await sql`update checkpoints set observed_state = 'failed', observed_reason = ${reason} where id = ${id}`
+      } else {
+        const withMemory = !alone && (state === 'running' || state === 'asleep')
+        await sql`update checkpoints c set observed_state = 'kept', observed_taken_at = now(), observed_disk_bytes = disk_bytes,
+          observed_cpus = ${withMemory ? sql`cpus` : null}, observed_memory_bytes = ${withMemory ? sql`memory_bytes` : null},
+          observed_saved_bytes = ${withMemory ? 100 * 2 ** 20 : null}, observed_held_bytes = ${withMemory ? 100 * 2 ** 20 : 0},
+          observed_still_ms = ${withMemory && state === 'running' ? 300 : null}
+          from machines where machines.id = machine_id and c.id = ${id}`
+      }
+    }
+    const due = await sql<{ id: number; problem: string | null }[]>`
+      select m.id, keeps.observed_reason as problem from machines m join checkpoints source on source.id = m.restore_from
+        left join checkpoints keeps on keeps.id = m.restore_keeps
+      where m.host_id = ${this.#hostId} and m.observed_restore < m.desired_restore and source.observed_state = 'kept'`
+    for (const { id, problem } of due) {
+      if (problem === null) await this.#report(id, 'stopped')
+      await sql`update machines set observed_restore = desired_restore, observed_restore_problem = ${problem} where id = ${id}`
+    }
+    await sql`update checkpoints c set desired_state = 'gone' where for_copy and desired_state = 'kept' and not exists (
+      select from machines where restore_from = c.id and observed_restore < desired_restore and desired_state <> 'gone')`
   }
 
   async #boot({ id, name, desired_boot }: { id: number; name: string; desired_boot: number }): Promise<void> {
