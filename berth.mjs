@@ -678,6 +678,16 @@ async function runTool(file, parameters) {
 /** One unit for one server; a pair for several, when DATABASE_URL is set. */
 function printUnits() {
   const environment = readEnvironment()
+  const file = join(environment.BERTH_DATA, 'berth.env')
+  const kept = fs.existsSync(file) ? fs.readFileSync(file, 'utf8') : ''
+  const unseen = Object.keys(process.env)
+    .filter((name) => /^(BERTH_[A-Z_]+|DATABASE_URL)$/.test(name) && name !== 'BERTH_DATA')
+    .filter((name) => !new RegExp(`^\\s*(export\\s+)?${name}=`, 'm').test(kept))
+    .sort()
+  if (unseen.length > 0)
+    process.stderr.write(
+      `${unseen.join(', ')}: set here alone, where a unit does not see them; write them into ${file}\n`,
+    )
   const sides = environment.DATABASE_URL ? ['gateway', 'vmhost'] : ['']
   const drainSeconds = Math.ceil(parseDuration('BERTH_DRAIN', environment.BERTH_DRAIN || '30s') / 1000)
   for (const side of sides) {

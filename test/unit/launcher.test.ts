@@ -62,6 +62,19 @@ test('berth.env is read, under the environment; a line that is no setting stops 
   expect(stderr).toBe(`${path}/berth.env:2: expected NAME=value, found: BERTH DOMAIN: x\n`)
 })
 
+test('units are printed with the settings named that no unit would see', async () => {
+  await writeFile(join(path, 'berth.env'), 'BERTH_SIGNUP=open\n')
+  expect(launch(['units'], { BERTH_SIGNUP: 'open' }).stderr).toBe('')
+  const { stderr } = launch(['units'], {
+    BERTH_SIGNUP: 'open',
+    BERTH_DOMAIN: 'berth.example',
+    DATABASE_URL: 'postgres://d/b',
+  })
+  expect(stderr).toBe(
+    `BERTH_DOMAIN, DATABASE_URL: set here alone, where a unit does not see them; write them into ${path}/berth.env\n`,
+  )
+})
+
 test('units leave machines running when a unit is restarted; with a shared database there is one for each side', () => {
   const one = launch(['units']).stdout
   expect(one.match(/^# .*$/gm)).toEqual(['# /etc/systemd/system/berth.service', expect.any(String), expect.any(String)])
