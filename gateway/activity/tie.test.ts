@@ -15,6 +15,8 @@ const QUIET_MS = 500
 /** The kernel would try again after 0.2, 0.6, 1.4, 3 and 6.2 s: what was not held would come three seconds late. */
 const WAITING_MS = 3_100
 const SOON_MS = 1_500
+/** The machine's own kernel tries again as well; the gateway's ordinary keepalive would come after five seconds. */
+const PROBED_SOON_MS = 3_500
 
 async function start() {
   const stack = new AsyncDisposableStack()
@@ -99,8 +101,10 @@ test('a machine that has something to say when it wakes is heard, though nobody 
   await delay(QUIET_MS)
   const before = station.said.length
   await lab.linkUp()
+  const backAt = performance.now()
   station.ask({ do: 'see', state: 'running' })
   await station.until(heard('idle', 'tick'), before)
+  expect(performance.now() - backAt).toBeLessThan(PROBED_SOON_MS)
 }, 30_000)
 
 test('a machine that lost its memory says so itself, at once', async () => {
@@ -111,8 +115,10 @@ test('a machine that lost its memory says so itself, at once', async () => {
   await lab.linkDown()
   await lab.reboot()
   await lab.linkUp()
+  const backAt = performance.now()
   station.ask({ do: 'see', state: 'running' })
   for (const name of ['session', 'idle']) {
     await station.until((said) => said.is === 'closed' && said.name === name)
   }
+  expect(performance.now() - backAt).toBeLessThan(PROBED_SOON_MS)
 }, 30_000)
