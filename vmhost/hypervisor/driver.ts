@@ -85,9 +85,10 @@ export type Hypervisor = {
    * Writes all of a guest that stands still (memory without its empty pages, processors, devices; not its disk) into
    * `directory`: empty, and owned by the machine's uid. It is written out, not only handed to the kernel, when this
    * returns. The guest goes on standing still, and `resume` lets it go on whether this succeeded or not.
+   * @param compact nobody waits: it may take as much time again to take less space
    * @throws HypervisorError; with an ErrnoException as its cause when the file could not be written, ENOSPC among them
    */
-  save(directory: string): Promise<void>
+  save(directory: string, options?: { compact?: boolean }): Promise<void>
   /** @param targetBytes memory that the guest shall give back, 0 for none */
   setBalloon(targetBytes: number): Promise<void>
   /** @returns memory that the guest has given back, in bytes */

@@ -116,8 +116,9 @@ export class QemuProcess implements Hypervisor {
     await this.#execute('cont')
   }
 
-  async save(directory: string): Promise<void> {
+  async save(directory: string, { compact = false } = {}): Promise<void> {
     await writeState({
+      compact,
       execute: (command, args) => this.#execute(command, args),
       uid: hypervisorUid(this.machineId),
       directory: this.#directory,

@@ -1,7 +1,8 @@
 import { execFile, spawn } from 'node:child_process'
-import { closeSync, constants, fstatSync, openSync } from 'node:fs'
+import { closeSync, openSync } from 'node:fs'
 import { chown, lchown, mkdir, readFile, rename, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
+import { Writable } from 'node:stream'
 import { promisify } from 'node:util'
 import { confine, groupName, unconfine } from './cgroup.ts'
 import {
@@ -16,7 +17,7 @@ import { kvmGroups, privileges } from './privileges.ts'
 import { awaitExit, endProcess, findProcesses, identify, yieldToOom } from './process.ts'
 import { files, qemuArguments } from './qemu-command.ts'
 import { QemuProcess } from './qemu-process.ts'
-import { machineType, stateFile, stateVersion } from './qemu-state.ts'
+import { machineType, openState, type SavedState, stateVersion } from './qemu-state.ts'
 
 const execFileAsync = promisify(execFile)
 
@@ -76,19 +77,18 @@ async function start(spec: MachineSpec, options: QemuDriverOptions): Promise<Hyp
   const log = openSync(join(spec.directory, files.log), 'w', 0o600)
   const vhost = openVhost()
   const failed = new AbortController()
-  let saved: number | undefined
+  let saved: SavedState | undefined
   try {
     saved = spec.restoreFrom === undefined ? undefined : openState(spec.restoreFrom)
-    const stdio: ('ignore' | number)[] = ['ignore', log, log]
-    const pass = (descriptor: number) => stdio.push(descriptor) - 1
+    const stdio: ('ignore' | 'pipe' | number)[] = ['ignore', log, log]
+    const pass = (one: 'pipe' | number) => stdio.push(one) - 1
     const settings = {
       accelerator: options.accelerator,
       machineType: machineType(options.version),
       ...(vhost === undefined ? {} : { vhostDescriptor: pass(vhost) }),
-      ...(saved === undefined ? {} : { stateDescriptor: pass(saved) }),
+      ...(saved ? { stateDescriptor: pass(saved.stdio) } : {}),
     }
-    const limitMs =
-      (options.startLimitMs ?? startLimitMs) + (saved === undefined ? 0 : fstatSync(saved).size / restoredPerMsBytes)
+    const limitMs = (options.startLimitMs ?? startLimitMs) + (saved ? saved.sizeBytes / restoredPerMsBytes : 0)
     const child = spawn('setpriv', [...privileges(uid, groups), binary, ...qemuArguments(spec, settings)], {
       cwd: spec.directory,
       env: { PATH: process.env.PATH ?? '/usr/bin:/bin', LC_ALL: 'C' },
@@ -99,6 +99,8 @@ async function start(spec: MachineSpec, options: QemuDriverOptions): Promise<Hyp
       child.once('error', (error) => resolve(error.message))
       child.once('exit', (code, signal) => resolve(signal ? `ended by ${signal}` : `exit status ${code}`))
     })
+    const into = settings.stateDescriptor === undefined ? undefined : child.stdio[settings.stateDescriptor]
+    if (into instanceof Writable) saved?.feed(into)
     // Detached and without a reference: neither the end of this process nor its kill -9 touches it.
     child.unref()
     exited.then(() => failed.abort())
@@ -108,7 +110,7 @@ async function start(spec: MachineSpec, options: QemuDriverOptions): Promise<Hyp
       await limit(spec, identity.pid, options)
       const running = new QemuProcess(spec.machineId, spec.directory, identity, exited)
       await running.attach(limitMs, failed.signal)
-      if (saved !== undefined) await running.restored(limitMs)
+      if (saved) await running.restored(limitMs)
       return running
     } catch (error) {
       // Ended by somebody else's signal, not by itself: nothing is wrong with the machine.
@@ -121,7 +123,7 @@ async function start(spec: MachineSpec, options: QemuDriverOptions): Promise<Hyp
   } finally {
     closeSync(log)
     if (vhost !== undefined) closeSync(vhost)
-    if (saved !== undefined) closeSync(saved)
+    await saved?.close()
   }
 }
 
@@ -178,15 +180,6 @@ function openVhost(): number | undefined {
     return openSync('/dev/vhost-net', 'r+')
   } catch {
     return undefined
-  }
-}
-
-/** Opened here because it is root's. Never what a link leads to: whoever took over a QEMU would have another file read. */
-function openState(directory: string): number {
-  try {
-    return openSync(join(directory, stateFile), constants.O_RDONLY | constants.O_NOFOLLOW)
-  } catch (error) {
-    throw new HypervisorError('hypervisor.start', 'There is no saved guest to restore', { cause: error })
   }
 }
 

@@ -267,9 +267,9 @@ function wrapped(hypervisor: Hypervisor): Hypervisor {
     pause: () => step('pause', () => hypervisor.pause()),
     resume: () => step('resume', () => hypervisor.resume()),
     quit: (limitMs) => step('quit', () => hypervisor.quit(limitMs)),
-    save: (folder) =>
+    save: (...to) =>
       step('save', async () => {
-        await hypervisor.save(folder)
+        await hypervisor.save(...to)
         whileSaving?.()
       }),
   }

@@ -29,7 +29,7 @@ export type Bed = {
   readonly agent: Pick<AgentChannel, 'report' | 'freeze' | 'thaw'>
   readonly files: Pick<MachineFiles, 'directory' | 'disk'>
   space(): Promise<Space>
-  readonly log: Pick<Logger, 'warn' | 'debug'>
+  readonly log: Pick<Logger, 'info' | 'warn' | 'debug'>
   /** ends the wait for caches */
   readonly signal?: AbortSignal
   readonly limits?: Partial<typeof limits>
@@ -76,8 +76,10 @@ export async function layDown(
   const usedBytes = Math.max(0, memoryTotalBytes - memoryAvailableBytes - balloonBytes)
   refuseWithoutRoom(await bed.space(), record.memoryBytes, usedBytes)
   const folder = await beginMemory(files.directory, uid)
+  const took = stopwatch()
   try {
     await giveBack(bed, balloonBytes + memoryAvailableBytes - marginBytes(record.memoryBytes))
+    const cachesMs = took()
     if (!(await stillWanted())) return await getUp(bed).then(() => undefined)
     await agent.freeze(freezeMs, { timeoutMs: freezeMs }).catch((error: unknown) => {
       // A filesystem that cannot be frozen is as safe as after a power cut.
@@ -85,12 +87,15 @@ export async function layDown(
       log.debug({ err: error }, 'it sleeps without having its filesystem frozen')
     })
     await hypervisor.pause()
-    await hypervisor.save(folder)
+    const frozenMs = took()
+    await hypervisor.save(folder, { compact: true })
+    const savedMs = took()
     await sync(files.disk)
     if (!(await stillWanted())) return await getUp(bed).then(() => undefined)
     const { stateVersion } = hypervisor
     const saved: SavedMemory = { format: 1, ...record, stateVersion, at: new Date().toISOString() }
     await keepMemory(files.directory, uid, saved)
+    log.info({ cachesMs, frozenMs, savedMs, keptMs: took() }, 'saved')
     return saved
   } catch (error) {
     await getUp(bed)
@@ -147,4 +152,14 @@ export function refuseWithoutRoom(space: Space, memoryBytes: number, usedBytes: 
     'storage.full',
     `Its server's disk has no room for the ${Math.ceil(wanted / MiB)} MiB of memory that it uses`,
   )
+}
+
+/** @returns what says how many milliseconds have passed since it was asked last */
+function stopwatch(): () => number {
+  let at = performance.now()
+  return () => {
+    const ms = Math.round(performance.now() - at)
+    at += ms
+    return ms
+  }
 }
