@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest'
-import { environmentProblem, environmentsProblem } from './environment.ts'
+import { environmentOver, environmentProblem, environmentsProblem } from './environment.ts'
 
 test.each([
   'two words',
@@ -37,4 +37,17 @@ test('all variables together have limits', () => {
   expect(environmentsProblem({ A: 'x'.repeat(30_000), B: 'y'.repeat(30_000), C: 'z'.repeat(10_000) })).toContain(
     '64 KiB',
   )
+})
+
+test('a machine’s own variables come on top of its image’s, and those too many are the image’s', () => {
+  expect(environmentOver({ A: 'image', B: 'image' }, { A: 'own', C: 'own' })).toEqual({
+    A: 'own',
+    B: 'image',
+    C: 'own',
+  })
+  const own = Object.fromEntries(Array.from({ length: 255 }, (_, n) => [`OWN_${n}`, 'x']))
+  const together = environmentOver({ A: '1', B: '2' }, own)
+  expect(environmentsProblem(together)).toBeUndefined()
+  expect(together).toMatchObject({ ...own, A: '1' })
+  expect(together).not.toHaveProperty('B')
 })

@@ -47,6 +47,19 @@ export function environmentsProblem(environment: Readonly<Record<string, string>
   return undefined
 }
 
+/** A machine's own variables on top of those of its image, of which those are left out that would be too much. */
+export function environmentOver(
+  image: Readonly<Record<string, string>>,
+  own: Readonly<Record<string, string>>,
+): Record<string, string> {
+  let together: Record<string, string> = { ...own }
+  for (const [name, value] of Object.entries(image)) {
+    const more = { ...together, [name]: value }
+    if (!Object.hasOwn(own, name) && environmentsProblem(more) === undefined) together = more
+  }
+  return together
+}
+
 function printable(text: string): string {
   return text.replace(/[\u0000-\u001f\u007f]/g, '?').slice(0, 40)
 }

@@ -1,4 +1,4 @@
-import { environmentProblem, environmentsProblem } from '../guest/environment.ts'
+import { environmentProblem } from '../guest/environment.ts'
 import type { ImageConfig } from './documents.ts'
 import { type DirectoryNode, find } from './tree.ts'
 
@@ -43,10 +43,20 @@ export function describe(
     webPort: webPort(config),
     environment: environment(config),
     service:
-      config.arguments.length > 0 && owner
-        ? { arguments: config.arguments, ...owner, workingDirectory: config.workingDirectory || '/' }
+      config.arguments.length > 0 && owner && canBeTold(config.arguments)
+        ? { arguments: config.arguments, ...owner, workingDirectory: directoryOf(config) }
         : null,
   }
+}
+
+function directoryOf({ workingDirectory }: ImageConfig): string {
+  return /^\/[^\0]{0,254}$/.test(workingDirectory) ? workingDirectory : '/'
+}
+
+/** What exe-init takes; nobody's program has more. */
+function canBeTold(words: readonly string[]): boolean {
+  const bytes = words.reduce((sum, word) => sum + Buffer.byteLength(word) + 1, 0)
+  return words.length <= 512 && bytes <= 64 * 1024 && words.every((word) => !word.includes('\0'))
 }
 
 type User = { name: string; uid: number; gid: number; shell: string }
@@ -104,17 +114,22 @@ function webPort({ labels, ports }: ImageConfig): number | null {
   return ports.find((port) => port >= 1024) ?? null
 }
 
+/** Half of what a machine may have: its owner's own come on top. */
+const environmentMost = 128
+const environmentMostBytes = 32 * 1024
+
 /** What a machine can be given of it; the rest is for containers alone. */
 function environment({ environment: given }: ImageConfig): Record<string, string> {
   const found: Record<string, string> = {}
+  let bytes = 0
   for (const text of given) {
     const equals = text.indexOf('=')
     if (equals < 1) continue
     const name = text.slice(0, equals)
     const value = name === 'PATH' ? withTools(text.slice(equals + 1)) : text.slice(equals + 1)
-    // Half of what a machine may have: its owner's own come on top.
-    if (environmentProblem(name, value) || environmentsProblem({ ...found, [name]: `${value}${value}` })) continue
-    if (Object.keys(found).length >= 128) break
+    bytes += name.length + Buffer.byteLength(value)
+    if (bytes > environmentMostBytes || Object.keys(found).length >= environmentMost) break
+    if (environmentProblem(name, value)) continue
     found[name] = value
   }
   return found

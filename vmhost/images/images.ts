@@ -200,6 +200,7 @@ class ImageStore implements Images {
           listed: Object.keys(auths),
           blobs,
           uid: workerUid,
+          diskBytes: mostDisk(making),
         })
         const found = await this.#find(resolved.digest, reference.text)
         if (found) return found
@@ -268,8 +269,8 @@ class ImageStore implements Images {
   }
 
   /** Somebody whose disk it would fit into may be waiting too: the others hear it from the store. */
-  #refuseLarger(reference: Reference, { waiters }: Making, { contentBytes }: Inspected): void {
-    const most = Math.max(...[...waiters].map(({ diskBytes }) => diskBytes))
+  #refuseLarger(reference: Reference, making: Making, { contentBytes }: Inspected): void {
+    const most = mostDisk(making)
     if (contentBytes <= most) return
     const holds = sayBytes(contentBytes)
     throw new ImageError(
@@ -348,6 +349,10 @@ class ImageStore implements Images {
       if (Date.now() - at > keptMs || kept > mostBytes) await rm(join(folder, name), { force: true })
     }
   }
+}
+
+function mostDisk({ waiters }: Making): number {
+  return Math.max(0, ...[...waiters].map(({ diskBytes }) => diskBytes))
 }
 
 function hexOf(digest: string): string {

@@ -17,7 +17,7 @@ import {
   planTree,
   storedBytes,
 } from './tar-writer.ts'
-import { addMountPoints, applyLayer, type Change, type DirectoryNode, emptyTree } from './tree.ts'
+import { addMountPoints, applyLayer, type Change, type DirectoryNode, emptyTree, find } from './tree.ts'
 
 /**
  * From layers to the tree that they make, and from there to one archive.
@@ -32,12 +32,15 @@ export type Merged = {
   readonly texts: ReadonlyMap<string, string>
 }
 
+type Text = { readonly layer: number; readonly index: number; readonly text: string }
+
 const KEPT_TEXTS = new Set(['etc/passwd', 'etc/group'])
 const keptTextMost = 1 << 20
 
 /**
  * Reads all layers and finds what they make together. Their digests, unpacked, are those of the configuration, or it throws.
  * @param diffIds one for each layer
+ * @param mostBytes what they may be, unpacked
  * @param onBytes hears of what was read of the packed layers
  * @throws ImageError
  */
@@ -45,10 +48,11 @@ export async function mergeLayers(
   folder: string,
   layers: readonly Layer[],
   diffIds: readonly string[],
+  mostBytes: number,
   onBytes: (bytes: number) => void,
 ): Promise<Merged> {
   const root = emptyTree()
-  const texts = new Map<string, string>()
+  const texts = new Map<string, Text>()
   const total = { unpackedBytes: 0, entries: 0 }
   for (const [number, layer] of layers.entries()) {
     const diffId = diffIds[number] ?? ''
@@ -58,11 +62,8 @@ export async function mergeLayers(
     const watched = (async function* () {
       for await (const chunk of unpacked(folder, layer, onBytes)) {
         total.unpackedBytes += chunk.length
-        if (total.unpackedBytes > limits.unpackedBytes)
-          throw new ImageError(
-            'image.too_large',
-            `The image is larger than ${sayBytes(limits.unpackedBytes)}, unpacked`,
-          )
+        if (total.unpackedBytes > mostBytes)
+          throw new ImageError('image.too_large', `The image is larger than ${sayBytes(mostBytes)}, unpacked`)
         hash.update(chunk)
         yield chunk
       }
@@ -75,14 +76,26 @@ export async function mergeLayers(
       if (change.type !== 'file' || !KEPT_TEXTS.has(path) || change.sizeBytes > keptTextMost) continue
       const parts: Buffer[] = []
       for await (const part of content()) parts.push(part)
-      texts.set(path, Buffer.concat(parts).toString('latin1'))
+      texts.set(path, { layer: number, index: changes.length - 1, text: Buffer.concat(parts).toString('latin1') })
     }
     if (`${algorithm}:${hash.digest('hex')}` !== diffId)
       throw new ImageError('image.digest', `Layer ${number + 1} of the image is not what its configuration says`)
     applyLayer(root, number, changes)
   }
   addMountPoints(root)
-  return { plan: planTree(root), root, texts }
+  return {
+    plan: planTree(root),
+    root,
+    texts: new Map([...texts].filter(isThere(root)).map(([path, { text }]) => [path, text])),
+  }
+}
+
+/** A later layer may have taken it away, or put something else in its place. */
+function isThere(root: DirectoryNode): (entry: [string, Text]) => boolean {
+  return ([path, { layer, index }]) => {
+    const node = find(root, path)
+    return node?.type === 'file' && node.layer === layer && node.index === index
+  }
 }
 
 /** What `mergeLayers` found, as one archive. @param onBytes hears of what was read of the packed layers */

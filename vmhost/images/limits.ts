@@ -6,11 +6,16 @@ export const limits = {
   layers: 256,
   /** of all layers, as they are sent */
   packedBytes: 64 * 2 ** 30,
-  /** of all layers, unpacked, counted while they are: a gigabyte of zeros is a megabyte sent */
+  /**
+   * of all layers, unpacked, beyond the disk that they are for, and at most; counted while they are, because a gigabyte of
+   * zeros is a megabyte sent
+   */
+  unpackedBeyondBytes: 16 * 2 ** 30,
   unpackedBytes: 256 * 2 ** 30,
   /** of all layers together */
-  entries: 1_500_000,
-  pathBytes: 4095,
+  entries: 1_000_000,
+  /** with the path of the folder that it is unpacked to, what the kernel takes */
+  pathBytes: 3500,
   nameBytes: 255,
   /** of one entry's extended header: names, attributes */
   extendedHeaderBytes: 2 ** 20,
@@ -23,4 +28,8 @@ export const limits = {
 /** Layers fetched side by side. */
 export const layersAtOnce = 3
 /** Images fetched and made side by side; more only wait for the same disk. */
-export const pullsAtOnce = 2
+export const pullsAtOnce = 4
+
+/** A registry that is slower than this keeps others from theirs: until it has said what an image is, and then a minute. */
+export const resolveMostMs = 120_000
+export const leastBytesAMinute = 2 ** 19

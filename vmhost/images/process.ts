@@ -17,7 +17,7 @@ export type Pull = AsyncDisposable & {
 }
 
 /** A worker that grows beyond this has been given something to choke on. */
-const heapMebibytes = 2048
+const heapMebibytes = 1280
 
 /**
  * @param tree an empty folder that the image's files go to

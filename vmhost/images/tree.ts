@@ -73,9 +73,14 @@ export function addMountPoints(root: DirectoryNode): void {
 }
 const tmp = ['tmp', 0o1777] as const
 
-/** The node that a path leads to, links followed; undefined when there is none. */
+/** The node that a path leads to, links followed; undefined when there is none, or the links lead in a circle. */
 export function find(root: DirectoryNode, path: string): Node | undefined {
-  return walk(root, split(path), { follow: true, make: false })
+  try {
+    return walk(root, split(path), { follow: true, make: false })
+  } catch (error) {
+    if (error instanceof ImageError) return undefined
+    throw error
+  }
 }
 
 function takeAway(root: DirectoryNode, path: readonly string[]): void {

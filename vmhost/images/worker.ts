@@ -1,4 +1,6 @@
+import { writeFileSync } from 'node:fs'
 import { Socket } from 'node:net'
+import { setPriority } from 'node:os'
 import { pipeline } from 'node:stream/promises'
 import { fetchBlob } from './blobs.ts'
 import type { Login } from './credentials.ts'
@@ -6,7 +8,7 @@ import { describe, type ImageDescription } from './description.ts'
 import { type ImageConfig, type Manifest, parseConfig, parseManifest } from './documents.ts'
 import { ImageError, type ImageErrorCode, sayBytes } from './errors.ts'
 import { archiveOf, type Merged, mergeLayers } from './layers.ts'
-import { layersAtOnce, limits } from './limits.ts'
+import { layersAtOnce, leastBytesAMinute, limits, resolveMostMs } from './limits.ts'
 import { createReach, type Reach } from './reach.ts'
 import { parseReference } from './reference.ts'
 import { openRegistry, type Registry } from './registry.ts'
@@ -30,6 +32,8 @@ export type Job = {
   readonly listed: readonly string[]
   readonly blobs: string
   readonly uid: number
+  /** of the disk that it is for */
+  readonly diskBytes: number
 }
 export type Request =
   | { readonly do: 'resolve'; readonly job: Job }
@@ -69,6 +73,8 @@ class Work {
   #config: ImageConfig | undefined
   #merged: Merged | undefined
   #saidAt = 0
+  /** it was given up for being too slow */
+  #slow: ImageError | undefined
 
   constructor(job: Job) {
     const reference = parseReference(job.reference)
@@ -79,6 +85,17 @@ class Work {
   }
 
   async resolve(): Promise<Resolved> {
+    const tooSlow = setTimeout(() => this.#giveUp(), resolveMostMs)
+    try {
+      return await this.#resolve()
+    } catch (error) {
+      throw this.#slow ?? error
+    } finally {
+      clearTimeout(tooSlow)
+    }
+  }
+
+  async #resolve(): Promise<Resolved> {
     const reference = parseReference(this.#job.reference)
     const name = reference.text
     let document = await this.#registry.manifest(reference.digest ?? reference.tag ?? 'latest')
@@ -120,9 +137,17 @@ class Work {
         say()
       }
     }
+    let seenBytes = 0
+    const tooSlow = setInterval(() => {
+      if (doneBytes - seenBytes < leastBytesAMinute) this.#giveUp()
+      seenBytes = doneBytes
+    }, 60_000)
     try {
       await Promise.all(Array.from({ length: layersAtOnce }, lane))
+    } catch (error) {
+      throw this.#slow ?? error
     } finally {
+      clearInterval(tooSlow)
       this.#signal.abort()
       this.#reach.close()
     }
@@ -131,7 +156,8 @@ class Work {
   async merge(): Promise<Inspected> {
     const { layers, config } = this.#resolved
     const counter = this.#counter('reading')
-    const merged = await mergeLayers(this.#job.blobs, layers, config.diffIds, counter)
+    const mostBytes = Math.min(limits.unpackedBytes, this.#job.diskBytes + limits.unpackedBeyondBytes)
+    const merged = await mergeLayers(this.#job.blobs, layers, config.diffIds, mostBytes, counter)
     this.#merged = merged
     const { mode, uid, gid, modifiedAt } = merged.root
     return {
@@ -149,6 +175,12 @@ class Work {
     const out = new Socket({ fd: archiveDescriptor, readable: false, writable: true })
     await pipeline(archive, out)
     out.destroy()
+  }
+
+  #giveUp(): void {
+    const { registry } = parseReference(this.#job.reference)
+    this.#slow = new ImageError('image.unreachable', `The registry ${registry} is too slow`)
+    this.#signal.abort()
   }
 
   get #resolved() {
@@ -178,6 +210,13 @@ function send(reply: Reply): void {
   process.send?.(reply, undefined, {}, () => {})
 }
 
+/** Whatever the server needs comes first. */
+function stepBack(): void {
+  setPriority(10)
+  // Before any hypervisor, when there is no memory left.
+  writeFileSync('/proc/self/oom_score_adj', '700')
+}
+
 /** Root is given up before the first word of a stranger is heard. */
 function becomeNobody(uid: number): void {
   if (process.getuid?.() !== 0) return
@@ -191,6 +230,7 @@ let work: Work | undefined
 
 async function answer(request: Request): Promise<Resolved | Inspected | null> {
   if (request.do === 'resolve') {
+    stepBack()
     becomeNobody(request.job.uid)
     work = new Work(request.job)
     return await work.resolve()
