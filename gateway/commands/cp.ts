@@ -23,7 +23,7 @@ export const cp = defineCommand({
       type: 'size',
       min: MACHINE_SIZES.disk.min,
       value: '40G',
-      summary: 'a larger disk; in use after its next start',
+      summary: 'a larger disk',
     },
     'disk-only': { type: 'boolean', summary: 'copy the disk alone: the machine does not stand still, the copy boots' },
     'copy-tags': { type: 'boolean', summary: 'tags too, which is so unless --copy-tags=false' },

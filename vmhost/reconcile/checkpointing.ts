@@ -42,7 +42,8 @@ export async function takeWithMemory(
 ): Promise<Taken> {
   const { hypervisor, agent, files } = bed
   const { memoryTotalBytes, memoryAvailableBytes } = await agent.report({ timeoutMs: limits.reportMs })
-  refuseWithoutRoom(await bed.space(), record.memoryBytes, memoryTotalBytes - memoryAvailableBytes)
+  const usedBytes = Math.max(0, memoryTotalBytes - memoryAvailableBytes - (await hypervisor.balloon()))
+  refuseWithoutRoom(await bed.space(), record.memoryBytes, usedBytes)
   // The copy has what is in the disk's file alone, and would write it out first while the guest stands still.
   await sync(files.disk)
   const folder = await beginMemory(files.directory, hypervisorUid(hypervisor.machineId))

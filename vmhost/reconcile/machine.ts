@@ -596,6 +596,8 @@ export class Machine {
     }
     // It could not be made of the checkpoint, and another try is asked for by its next start.
     if (!files && row.observedState === 'failed' && row.desiredBoot <= row.observedBoot) return true
+    // Its guest grows into the rest as soon as it is awake, if it goes on from memory.
+    let diskBytes = 0
     if (!(await isRestored(files, wish))) {
       const source = await findSource(row, wish, this.#world)
       if (source === 'waits') return false
@@ -606,6 +608,7 @@ export class Machine {
         if (this.#guest) await this.#stop(this.#guest)
         await this.#disconnect()
         await layRestored(row, wish, source, files, this.#world)
+        diskBytes = source.diskBytes
       } catch (error) {
         signal.throwIfAborted()
         if (!(error instanceof StorageError || error instanceof MachineError)) throw error
@@ -619,6 +622,7 @@ export class Machine {
     this.#observe({
       observedRestore: wish.number,
       observedRestoreProblem: null,
+      observedDiskBytes: diskBytes,
       ...offline,
       ...(row.observedState === 'creating'
         ? {}
