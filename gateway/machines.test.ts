@@ -1,4 +1,5 @@
 import { afterEach, describe, expect, it, vi } from 'vitest'
+import { putToSleep, refuseWhenWanted } from './activity/testing/sleeper.ts'
 import { startWorld, type World } from './commands/testing/world.ts'
 
 afterEach(() => {
@@ -22,6 +23,28 @@ describe('a failed machine that shall start again', () => {
     const id = await failedAndRestarted(world)
     await world.gateway.sql`update hosts set lease_expires_at = now() - interval '1 minute'`
     expect(await waitThroughHour(world, id).outcome).toMatchObject({ code: 'machine.failed' })
+  })
+})
+
+describe('a machine that sleeps on a server without memory for it', () => {
+  it('is tried once, and whoever came is told', async () => {
+    await using world = await startWorld()
+    const { sql } = world.gateway
+    await world.run('new demo --no-wait')
+    await expect.poll(() => world.app.machines.find('demo', world.owner)).toMatchObject({ observedState: 'running' })
+    world.vmhost.paused = true
+    const { id = 0 } = (await world.app.machines.find('demo', world.owner)) ?? {}
+    await putToSleep(sql, id)
+    // What an earlier sleep left in the row refuses nobody.
+    await sql`update machines set observed_reason = 'It has lost its memory' where id = ${id}`
+    await using sleeper = await refuseWhenWanted(sql, id, 'Its server has no memory left for it: all of it is in use')
+    const options = { signal: new AbortController().signal, knock: 'a test' }
+    await expect(world.app.machines.whenReady(id, world.owner, options)).rejects.toMatchObject({
+      code: 'machine.no_room',
+      message: 'demo cannot wake now: its server has no memory left for it: all of it is in use; try again in a while',
+    })
+    expect(sleeper.wakes).toBe(1)
+    expect(await world.json('wake demo')).toMatchObject({ status: 5, document: { code: 'machine.no_room' } })
   })
 })
 

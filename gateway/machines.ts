@@ -28,7 +28,8 @@ export type MachineAccess = {
    * only for whoever may reach it.
    * @param knock who comes for it, for the record of what woke it: `an SSH session`
    * @param onStage hears the machine once at the beginning of a wait and whenever its stage changes
-   * @throws MachineNotReadyError when it is off, paused, failed, trashed or `timeoutMs` (default 5 minutes) has passed
+   * @throws MachineNotReadyError when it is off, paused, failed, trashed, its server has no memory for it, or `timeoutMs`
+   *   (default 5 minutes) has passed
    */
   whenReady(
     machineId: number,
@@ -52,6 +53,7 @@ export class MachineNotReadyError extends Error {
     | 'machine.paused'
     | 'machine.failed'
     | 'machine.timeout'
+    | 'machine.no_room'
     | 'account.suspended'
 
   constructor(code: MachineNotReadyError['code'], message: string, options?: ErrorOptions) {
@@ -130,6 +132,7 @@ export function createMachineAccess({ db, news, watches, sshPort = 22 }: Machine
       let deadline = beganAt + timeoutMs
       let lastStage: string | undefined
       let isRefused = false
+      let hasWoken = false
       for (let reads = 1; ; reads++) {
         const { generation } = watches.of(machineId)
         // Listening begins before the row is read: a change between the two would be missed otherwise.
@@ -144,7 +147,10 @@ export function createMachineAccess({ db, news, watches, sshPort = 22 }: Machine
             continue
           }
           if (machine.desiredState === 'asleep') {
+            // Newer than what this wait has done: its server looked for memory, and found none.
+            if (hasWoken && machine.observedState === 'asleep' && machine.observedReason !== null) throw noRoom(machine)
             const isWoken = await watches.wake(machineId, knock)
+            hasWoken ||= isWoken
             // Another gateway may have been quicker; but not twice.
             if (isRefused && !isWoken) throw suspended(machine)
             isRefused = !isWoken
@@ -250,6 +256,11 @@ function refuseUnlessStarting(machine: Machine, isFailureStale: boolean): void {
       `${name} failed: ${machine.observedReason ?? 'no reason was reported'}; to try again: restart ${name}`,
     )
   }
+}
+
+function noRoom({ name, observedReason }: Machine): MachineNotReadyError {
+  const reason = (observedReason ?? '').replace(/^Its /, 'its ')
+  return new MachineNotReadyError('machine.no_room', `${name} cannot wake now: ${reason}; try again in a while`)
 }
 
 function suspended({ name }: Machine): MachineNotReadyError {

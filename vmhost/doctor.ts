@@ -1,8 +1,9 @@
 import { constants } from 'node:fs'
 import { access } from 'node:fs/promises'
-import { freemem, totalmem } from 'node:os'
 import type { DoctorFinding } from '../migrations/schema.ts'
 import type { HypervisorChoice } from './hypervisor/choose.ts'
+import { describeMemory } from './memory/describe.ts'
+import type { Figures } from './memory/keeper.ts'
 import { parseCidr } from './network/address.ts'
 import { findClosed, findOutwards } from './network/forwarding.ts'
 import { type Kernel, readKernel } from './network/kernel.ts'
@@ -13,6 +14,7 @@ import type { Store } from './storage/store.ts'
 export type DoctorContext = {
   readonly store: Store
   readonly hypervisor: Pick<HypervisorChoice, 'accelerator' | 'reason' | 'proved' | 'concerns'>
+  readonly memory: Figures
   readonly unknownDisks: readonly number[]
   /** why hypervisors have no limits; undefined: they have */
   readonly cgroupProblem: string | undefined
@@ -20,7 +22,6 @@ export type DoctorContext = {
 }
 
 const GiB = 2 ** 30
-const memoryLeastBytes = 0.5 * GiB
 
 /** Looks at the server and says what is not as it should be, and what to do about it. Reads only. */
 export async function examine(context: DoctorContext): Promise<DoctorFinding[]> {
@@ -30,7 +31,7 @@ export async function examine(context: DoctorContext): Promise<DoctorFinding[]> 
     ...context.hypervisor.concerns.map(({ message, remedy }) => bad('hypervisor', message, remedy)),
     reflink(context.store),
     await space(context.store),
-    memory(),
+    describeMemory(context.memory),
     cgroups(context.cgroupProblem),
     await forwarding(context.settings.allow, kernel),
     resolvers(context.settings, kernel),
@@ -61,12 +62,6 @@ async function space(store: Store): Promise<DoctorFinding> {
     return good('space', `${(seen.freeBytes / GiB).toFixed(1)} GiB are free for machines' disks`)
   const remedy = 'Remove machines, empty the trash, or give the server more disk; the volume grows by itself'
   return bad('space', problem, remedy)
-}
-
-function memory(): DoctorFinding {
-  const free = `${(freemem() / GiB).toFixed(1)} of ${(totalmem() / GiB).toFixed(1)} GiB of memory are free`
-  if (freemem() >= memoryLeastBytes) return good('memory', free)
-  return bad('memory', free, 'Stop machines or give the server more memory')
 }
 
 function cgroups(problem: string | undefined): DoctorFinding {

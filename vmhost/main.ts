@@ -144,12 +144,20 @@ async function main(): Promise<void> {
   const facts = new FactsWriter(rows)
   const productVersion = await readVersion()
   const writeFacts = async () => {
-    const [images, space, unknownDisks] = await Promise.all([store.images(), store.space(), reconciler.unknownDisks()])
+    const [images, space, unknownDisks, memory] = await Promise.all([
+      store.images(),
+      store.space(),
+      reconciler.unknownDisks(),
+      reconciler.memory(),
+    ])
     await facts.write({
       boot_id: bootId(),
       cpus,
       memory_bytes: memoryForMachines,
       machine_overhead_bytes: hypervisorOverheadBytes,
+      memory_available_bytes: memory.host.availableBytes,
+      memory_used_bytes: memory.usedBytes,
+      memory_reclaimed_bytes: memory.reclaimedBytes,
       store_bytes: space.totalBytes,
       store_free_bytes: Math.max(0, space.freeBytes - space.reserveBytes),
       hypervisor: `${driver.name} ${driver.version}`,
@@ -157,7 +165,7 @@ async function main(): Promise<void> {
       accelerator_reason: reason,
       nested: accelerated && nestedAvailable(),
       images: images.map(({ init: _, ...image }) => image),
-      doctor: await examine({ store, hypervisor, unknownDisks, cgroupProblem, settings }),
+      doctor: await examine({ store, hypervisor, memory, unknownDisks, cgroupProblem, settings }),
       version: productVersion,
     })
   }

@@ -118,7 +118,7 @@ export async function admitStart(tx: Tx, machine: { id: number; name: string; me
     'capacity.memory',
     5,
     `${machine.name} needs ${sayBytes(machine.memoryBytes)} of memory and server ${host.name} has ${sayBytes(Math.max(0, freeBytes))} left`,
-    { wayOn: 'stop or rm a machine to make room' },
+    { wayOn: 'sleep, stop or rm a machine to make room' },
   )
 }
 
@@ -266,7 +266,7 @@ function chooseHost(live: Host[], wish: MachineWish): Host {
       short(
         'capacity.memory',
         `no server has ${sayBytes(wish.memoryBytes)} of memory left; the most is ${sayBytes(most)}`,
-        'choose a smaller --memory, or stop or rm a machine',
+        'choose a smaller --memory, or sleep, stop or rm a machine',
       ),
   )
   return withMemory.reduce((best, host) => (memoryLeft(host) > memoryLeft(best) ? host : best))

@@ -14,6 +14,9 @@ type HostRow = {
   cpus: number
   memory_bytes: number
   promised_bytes: number
+  memory_available_bytes: number
+  memory_used_bytes: number
+  memory_reclaimed_bytes: number
   memory_overcommit: string
   store_bytes: number
   store_free_bytes: number
@@ -28,7 +31,8 @@ const hostNamesOf: Completer = async ({ app }) => (await listHosts(app)).map((ho
 async function listHosts(app: App): Promise<HostRow[]> {
   return await app.sql<HostRow[]>`
     select id, name, lease_expires_at > now() as live, draining, cpus, memory_bytes, memory_overcommit, store_bytes,
-      store_free_bytes, hypervisor, accelerator, accelerator_reason,
+      store_free_bytes, hypervisor, accelerator, accelerator_reason, memory_available_bytes, memory_used_bytes,
+      memory_reclaimed_bytes,
       coalesce((select sum(greatest(m.memory_bytes, observed_memory_bytes) + machine_overhead_bytes) from machines m where host_id = hosts.id and observed_state <> 'gone'
         and (desired_state = 'running' or observed_state in ('creating', 'running'))), 0)::bigint as promised_bytes,
       (select count(*)::int from machines where host_id = hosts.id and observed_state <> 'gone') as machines
@@ -41,6 +45,8 @@ export const hostLs = defineCommand({
   group: 'operator',
   operator: true,
   summary: 'the servers: state, load, what is promised',
+  description:
+    'Memory: promised to machines that run, used by them, and reclaimed: taken from machines that did not use it, because the server was short.',
   async run({ app }) {
     const hosts = await listHosts(app)
     return {
@@ -51,6 +57,9 @@ export const hostLs = defineCommand({
           cpus: host.cpus,
           memory_bytes: host.memory_bytes,
           memory_promised_bytes: host.promised_bytes,
+          memory_used_bytes: host.memory_used_bytes,
+          memory_reclaimed_bytes: host.memory_reclaimed_bytes,
+          memory_available_bytes: host.memory_available_bytes,
           memory_overcommit: Number(host.memory_overcommit),
           store_bytes: host.store_bytes,
           store_free_bytes: host.store_free_bytes,
@@ -75,6 +84,13 @@ export const hostLs = defineCommand({
                   value: (host) =>
                     `${sayBytes(host.promised_bytes)} of ${sayBytes(Math.floor(host.memory_bytes * Number(host.memory_overcommit)))}`,
                   right: true,
+                },
+                { title: 'used', value: (host) => sayBytes(host.memory_used_bytes), right: true, optional: 1 },
+                {
+                  title: 'reclaimed',
+                  value: (host) => sayBytes(host.memory_reclaimed_bytes),
+                  right: true,
+                  optional: 1,
                 },
                 { title: 'disk free', value: (host) => sayBytes(host.store_free_bytes), right: true, optional: 2 },
                 {
@@ -119,7 +135,8 @@ export const hostOvercommit = defineCommand({
   group: 'operator',
   operator: true,
   summary: 'how much memory is promised for each GiB there is',
-  description: '1 promises what there is. More relies on machines that do not use all of theirs.',
+  description:
+    '1 promises what there is. More relies on machines that do not use all of theirs: a server that runs short takes what they do not use, and puts those to sleep that are idle longest. Machines that sleep or are off are promised nothing.',
   arguments: { ratio: { label: 'RATIO' }, name: { label: 'HOST', optional: true, complete: hostNamesOf } },
   examples: ['host overcommit 1.5'],
   async run({ app, caller }, { args }) {

@@ -177,9 +177,10 @@ function sentence(failure: CommandError, { view }: Context): string {
 function asCommandError(error: unknown, context: Context): CommandError {
   if (error instanceof CommandError) return error
   if (error instanceof MachineNotReadyError) {
-    const exits: Partial<Record<MachineNotReadyError['code'], 3 | 4>> = {
+    const exits: Partial<Record<MachineNotReadyError['code'], 3 | 4 | 5>> = {
       'machine.not_found': 3,
       'account.suspended': 4,
+      'machine.no_room': 5,
     }
     return new CommandError(error.code, exits[error.code] ?? EXIT.failed, error.message, { cause: error })
   }

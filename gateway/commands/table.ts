@@ -20,6 +20,7 @@ import { newMachine } from './new.ts'
 import { port } from './port.ts'
 import { restart, start, stop } from './power.ts'
 import { rename } from './rename.ts'
+import { resize } from './resize.ts'
 import { rm } from './rm.ts'
 import {
   shareAdd,
@@ -59,6 +60,7 @@ export const TABLE: readonly Command[] = [
   why,
   hold,
   sleepAfter,
+  resize,
   logs,
   rm,
   trash,

@@ -8,6 +8,9 @@ export type HostFacts = {
   readonly cpus: number
   readonly memory_bytes: number
   readonly machine_overhead_bytes: number
+  readonly memory_available_bytes: number
+  readonly memory_used_bytes: number
+  readonly memory_reclaimed_bytes: number
   readonly store_bytes: number
   readonly store_free_bytes: number
   readonly hypervisor: string
@@ -19,8 +22,9 @@ export type HostFacts = {
   readonly version: string
 }
 
-/** Free space that moves by less than this is no news. */
-const spaceGrainBytes = 64 * 2 ** 20
+/** Space and memory that move by less than this are no news. */
+const grainBytes = 64 * 2 ** 20
+const grained = ['store_free_bytes', 'memory_available_bytes', 'memory_used_bytes', 'memory_reclaimed_bytes'] as const
 
 /** Writes facts that changed; unchanged columns are left out, since writing `images` is news for every gateway. */
 export class FactsWriter {
@@ -32,16 +36,17 @@ export class FactsWriter {
   }
 
   async write(facts: HostFacts): Promise<void> {
-    const grained = { ...facts, store_free_bytes: facts.store_free_bytes - (facts.store_free_bytes % spaceGrainBytes) }
+    const coarse = Object.fromEntries(grained.map((key) => [key, facts[key] - (facts[key] % grainBytes)]))
+    const told: HostFacts = { ...facts, ...coarse }
     const changed: Record<string, unknown> = {}
-    for (const key of Object.keys(grained) as (keyof HostFacts)[]) {
-      if (isDeepStrictEqual(this.#written[key], grained[key])) continue
-      const value = grained[key]
+    for (const key of Object.keys(told) as (keyof HostFacts)[]) {
+      if (isDeepStrictEqual(this.#written[key], told[key])) continue
+      const value = told[key]
       changed[key] = typeof value === 'object' ? this.#rows.sql.json(value as never) : value
     }
     if (Object.keys(changed).length === 0) return
     const { sql, lease } = this.#rows
     await sql`update hosts set ${sql(changed)} where id = ${lease.hostId} and lease_epoch = ${lease.epoch}`
-    this.#written = grained
+    this.#written = told
   }
 }

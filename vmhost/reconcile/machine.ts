@@ -465,7 +465,7 @@ export class Machine {
   async #wake(row: MachineRow, saved: SavedMemory): Promise<void> {
     const { wakes, store } = this.#world
     const isWanted = (now: MachineRow) => now.desiredState === 'running' && now.desiredBoot === row.desiredBoot
-    using room = await this.#room(isWanted)
+    using room = await this.#room(saved, isWanted)
     if (!room) return
     const slot = await this.#slot(wakes, isWanted)
     if (!slot) return
@@ -676,13 +676,13 @@ export class Machine {
   }
 
   /** @returns undefined when it is not wanted awake any more, or there is no memory for it and its row says so */
-  async #room(isWanted: (row: MachineRow) => boolean): Promise<Disposable | undefined> {
-    const { room, rows, store, signal } = this.#world
+  async #room(saved: SavedMemory, isWanted: (row: MachineRow) => boolean): Promise<Disposable | undefined> {
+    const { room, rows, signal } = this.#world
     const stillWanted = async () => {
       const now = signal.aborted ? undefined : await rows.one(this.id).catch(() => this.#row)
       return now !== undefined && isWanted(now)
     }
-    const bytes = (await memoryBytes(store.directoryOf(this.id))) + wakeOverheadBytes
+    const bytes = (saved.usedBytes ?? saved.memoryBytes) + wakeOverheadBytes
     const found = await room(this.id, { bytes, isWanted: stillWanted })
     if (!found) this.#again = true
     return found

@@ -331,7 +331,7 @@ test('it sleeps on as long as its server has no memory for it', async () => {
   await sleeps()
   hasRoom = false
   want({ desiredState: 'running' })
-  await expect.poll(() => row.desiredState).toBe('asleep')
+  await expect.poll(() => row.desiredState, { timeout: 10_000 }).toBe('asleep')
   await asleep()
   hasRoom = true
   want({ desiredState: 'running' })
@@ -349,14 +349,16 @@ test('what its balloon has taken already stays taken while it is put to sleep', 
 
 test('its disk grows while it runs: the file, what its guest knows of it, its filesystem', async () => {
   want({ diskBytes: 96 * MiB })
-  await expect.poll(() => seen.observedDiskBytes).toBe(96 * MiB)
+  await expect.poll(() => seen.observedDiskBytes, { timeout: 10_000 }).toBe(96 * MiB)
   expect(agent.grown).toBe(1)
   // While it sleeps nothing changes; then it is made up for.
   await sleeps()
   want({ diskBytes: 128 * MiB })
   want({ desiredState: 'running' })
   await awake()
-  await expect.poll(() => seen.observedDiskBytes).toBe(128 * MiB)
+  // That it is ready is news to its own vmhost too.
+  want({})
+  await expect.poll(() => seen.observedDiskBytes, { timeout: 10_000 }).toBe(128 * MiB)
   expect(agent.grown).toBe(2)
 })
 
@@ -614,6 +616,6 @@ describe('a sleeper', () => {
 test('its record says what it needs again', async () => {
   await sleeps()
   const saved = JSON.parse(readFileSync(join(directory, 'memory/saved.json'), 'utf8')) as SavedMemory
-  expect(saved).toMatchObject({ bootSet: bootHash, cpus: 1, memoryBytes: 128 * MiB, boot: 1 })
+  expect(saved).toMatchObject({ bootSet: bootHash, cpus: 1, memoryBytes: 128 * MiB, usedBytes: 10 * MiB, boot: 1 })
   expect(saved.stateVersion).toMatch(/^qemu pc-q35-\d+\.\d+ tcg$/)
 })

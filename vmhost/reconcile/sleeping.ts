@@ -93,7 +93,7 @@ export async function layDown(
     await sync(files.disk)
     if (!(await stillWanted())) return await getUp(bed).then(() => undefined)
     const { stateVersion } = hypervisor
-    const saved: SavedMemory = { format: 1, ...record, stateVersion, at: new Date().toISOString() }
+    const saved: SavedMemory = { format: 1, ...record, usedBytes, stateVersion, at: new Date().toISOString() }
     await keepMemory(files.directory, uid, saved)
     log.info({ cachesMs, frozenMs, savedMs, keptMs: took() }, 'saved')
     return saved

@@ -26,6 +26,8 @@ const savedSchema = z.object({
   commandLine: z.string().max(4096),
   cpus: z.number().int().positive(),
   memoryBytes: z.number().int().positive(),
+  /** how much of that it used, and uses again when it wakes; what lies on the disk may be packed */
+  usedBytes: z.number().int().nonnegative().optional(),
   /** number of the boot that goes on */
   boot: z.number().int().positive(),
   at: z.iso.datetime(),

@@ -22,14 +22,27 @@ export type Sleeper = {
 
 /** Wakes the machine as soon as it is wanted, as its server would. @param before what is done first */
 export async function wakeWhenWanted(sql: Sql, machineId: number, before = async () => {}): Promise<Sleeper> {
+  return await whenWanted(sql, machineId, async () => {
+    await before()
+    await bringBack(sql, machineId)
+  })
+}
+
+/** Leaves it asleep as often as it is wanted, as a server without memory would. */
+export async function refuseWhenWanted(sql: Sql, machineId: number, reason: string): Promise<Sleeper> {
+  return await whenWanted(sql, machineId, async () => {
+    await sql`update machines set desired_state = 'asleep', observed_reason = ${reason} where id = ${machineId}`
+  })
+}
+
+async function whenWanted(sql: Sql, machineId: number, act: () => Promise<void>): Promise<Sleeper> {
   let work = Promise.resolve()
   const look = async () => {
     const [row] = await sql`
       select from machines where id = ${machineId} and desired_state = 'running' and observed_state = 'asleep'`
     if (!row) return
     sleeper.wakes++
-    await before()
-    await bringBack(sql, machineId)
+    await act()
   }
   const { unlisten } = await sql.listen('machines', () => {
     work = work.then(look).catch(() => {})

@@ -2,7 +2,7 @@ import { once } from 'node:events'
 import type { Duplex } from 'node:stream'
 import { connect as connectTls } from 'node:tls'
 import { describe, expect, it } from 'vitest'
-import { putToSleep, wakeWhenWanted } from '../../activity/testing/sleeper.ts'
+import { putToSleep, refuseWhenWanted, wakeWhenWanted } from '../../activity/testing/sleeper.ts'
 import { cookieOf, type Site, startSite } from '../testing/site.ts'
 
 const PATIENT = { timeout: 10_000, interval: 10 }
@@ -50,6 +50,18 @@ describe('a machine that sleeps', () => {
     expect([sleeper.wakes, await wakings(site)]).toEqual([1, ['a web request']])
     const noted = async () => (await site.sql`select what from machine_activity`).map(({ what }) => what)
     await expect.poll(noted, PATIENT).toEqual(['https'])
+  })
+
+  it('whose server has no memory for it answers that, and when to come again', async () => {
+    await using site = await startSite()
+    const browser = await site.signedIn()
+    await browser.get(site.machine())
+    await using _sleeper = await refuseWhenWanted(site.sql, site.machineId, 'Its server has no memory left for it')
+    await putToSleep(site.sql, site.machineId)
+    await expect.poll(async () => (await browser.get(site.machine())).status, PATIENT).toBe(503)
+    const answer = await browser.get(site.machine())
+    expect(answer).toMatchObject({ status: 503, text: expect.stringContaining('demo cannot wake now') })
+    expect(answer.headers['retry-after']).toBe('30')
   })
 
   it('with a body on its way is given all of it', async () => {

@@ -11,6 +11,8 @@ const COME_AGAIN_S = 5
 /** A person sees what goes on instead of an empty window; the page comes again by itself. */
 const PERSON_HOLD_MS = 2_000
 const PERSON_COMES_AGAIN_S = 2
+/** Those who use its server's memory rarely leave it sooner. */
+const NO_ROOM_COME_AGAIN_S = 30
 /** One that failed stays so until its owner does something about it. */
 const FAILED_COME_AGAIN_S = 30
 
@@ -60,6 +62,13 @@ function wakeError(cause: MachineNotReadyError, name: string): WakeError | undef
         code: 'machine.failed',
         title: `${name} has failed`,
         retryAfterS: FAILED_COME_AGAIN_S,
+        cause,
+      })
+    case 'machine.no_room':
+      return new WakeError('Its server has no memory for it at the moment. This page looks again by itself.', {
+        code: 'machine.no_room',
+        title: `${name} cannot wake now`,
+        retryAfterS: NO_ROOM_COME_AGAIN_S,
         cause,
       })
     case 'machine.not_found':

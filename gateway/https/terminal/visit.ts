@@ -150,6 +150,10 @@ export class TerminalVisit {
       } catch (error) {
         if (!(error instanceof MachineNotReadyError)) throw error
         if (error.code === 'machine.timeout') continue
+        if (error.code === 'machine.no_room') {
+          this.#tell({ state: 'waiting', text: `${error.message}.` })
+          continue
+        }
         const machine = await app.machines.byId(machineId, { accountId })
         const off = machine && offState(machine, (command) => lobbyLine(app.settings, command))
         if (!off) {
