@@ -743,6 +743,7 @@ export class Machine {
         observedReason: null,
         observedReadyAt: null,
         observedStartedAt: null,
+        ...notAsleep,
       })
       // Its disk is about to move on, and nothing may ever be restored beside it.
       await this.#dropMemory(row, 'restart')
@@ -902,13 +903,19 @@ export class Machine {
     return guest
   }
 
-  /** What a wake leaves to do once it can be reached. */
+  /**
+   * What a wake leaves to do. Whoever woke it is about to sign in, and gets the processors first: a guest that takes its
+   * memory back has its hands full, emulated for seconds.
+   */
   async #isAwake(hypervisor: Hypervisor, directory: string): Promise<void> {
+    const { driver, signal } = this.#world
     try {
+      await sleep(signInMs[driver.accelerator], undefined, { signal, ref: false })
       await hypervisor.setBalloon(0)
       await forgetMemory(directory)
     } catch (error) {
-      this.#log.warn({ err: error }, 'after it woke')
+      // What is not done yet, another vmhost does: the memory that was used is still there to tell it.
+      if (!signal.aborted) this.#log.warn({ err: error }, 'after it woke')
     }
   }
 
@@ -1065,6 +1072,7 @@ const crashesMost = 3
 const crashWindowMs = 600_000
 /** A memory that could not be restored so often never will be. */
 const wakesMost = 2
+const signInMs = { kvm: 300, tcg: 3_000 }
 const sleepAgainFirstMs = 30_000
 const sleepAgainMostMs = 600_000
 const retryFirstMs = 500
