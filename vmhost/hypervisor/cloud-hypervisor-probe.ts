@@ -106,10 +106,8 @@ async function tryKernel(
   })
   running.on((event) => {
     if (event.type !== 'exited') return
-    cameUp.resolve({
-      problem: `/dev/kvm is there, but Cloud Hypervisor ended under it (${event.detail})`,
-      isKvm: false,
-    })
+    const problem = `/dev/kvm is there, but Cloud Hypervisor ended under it (${event.detail})`
+    cameUp.resolve({ problem, isKvm: /vcpu run/.test(event.detail) })
   })
   try {
     return await cameUp.promise

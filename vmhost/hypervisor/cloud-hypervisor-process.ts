@@ -157,7 +157,7 @@ export class CloudHypervisorProcess implements Hypervisor {
     await this.#unlessAlready('vm.resume', ['running', 'shutdown', 'panicked'])
   }
 
-  async save(directory: string): Promise<void> {
+  async save(directory: string, { compact = false } = {}): Promise<void> {
     const memoryBytes = (await this.#memory()).size
     await writeState({
       api: this.#api,
@@ -166,6 +166,7 @@ export class CloudHypervisorProcess implements Hypervisor {
       target: directory,
       memoryBytes,
       version: this.#version,
+      compact,
     })
   }
 
@@ -174,7 +175,9 @@ export class CloudHypervisorProcess implements Hypervisor {
   }
 
   async setBalloon(targetBytes: number): Promise<void> {
-    await this.#api.put('vm.resize', { desired_balloon: targetBytes })
+    // It takes any size, and a guest that reboots would find all of its memory in the balloon.
+    const { size } = await this.#memory()
+    await this.#api.put('vm.resize', { desired_balloon: Math.min(targetBytes, size - 2 ** 20) })
   }
 
   async balloon(): Promise<number> {
@@ -311,5 +314,8 @@ export class CloudHypervisorProcess implements Hypervisor {
 /** Without what its logger puts in front, e.g. `cloud-hypervisor:   1.234567s: <vmm> ERROR:vmm/src/lib.rs:1 -- `. */
 export function lastLine(words: string): string {
   const lines = words.split(/\r?\n/).filter((line) => line.trim() !== '' && !line.includes('WARN'))
-  return (lines.at(-1) ?? '').replace(/^cloud-hypervisor: .*? -- /, '').slice(0, 300)
+  return (lines.at(-1) ?? '')
+    .replace(/^cloud-hypervisor: .*? -- /, '')
+    .trim()
+    .slice(0, 300)
 }

@@ -27,10 +27,11 @@ export class CloudHypervisorPrograms {
     if (there?.equals(wanted)) return path
     await mkdir(join(path, '..'), { recursive: true })
     for (const folder of [this.#folder, join(path, '..')]) await chmod(folder, 0o755)
-    await copyFile(binary, `${path}.new`)
-    await chmod(`${path}.new`, 0o755)
+    const copy = `${path}.${process.pid}`
+    await copyFile(binary, copy)
+    await chmod(copy, 0o755)
     // Those that run the one before keep it.
-    await rename(`${path}.new`, path)
+    await rename(copy, path)
     return path
   }
 

@@ -43,6 +43,8 @@ export type StateWriting = {
   readonly memoryBytes: number
   /** the release, e.g. `v53.0` */
   readonly version: string
+  /** pages that the guest itself has filled with zeroes shall take no space either */
+  readonly compact: boolean
 }
 
 /**
@@ -50,7 +52,7 @@ export type StateWriting = {
  * moved away.
  */
 export async function writeState(writing: StateWriting): Promise<void> {
-  const { api, machineId, directory, target, memoryBytes, version } = writing
+  const { api, machineId, directory, target, memoryBytes, version, compact } = writing
   const uid = hypervisorUid(machineId)
   const folder = join(directory, files.save)
   try {
@@ -61,7 +63,7 @@ export async function writeState(writing: StateWriting): Promise<void> {
       try {
         // One write each, and its outcome not looked at: on a full disk the end is missing and all seems well.
         if (name !== savedFiles.memory) JSON.parse(await file.readFile('utf8'))
-        else if (!abilitiesOf(version).savesSparsely) await digHoles(join(folder, name))
+        else if (compact || !abilitiesOf(version).savesSparsely) await digHoles(join(folder, name))
         await file.sync()
         await rename(join(folder, name), join(target, name))
       } finally {
@@ -143,7 +145,7 @@ async function share(from: string, to: string, uid: number): Promise<void> {
   await chmod(to, 0o600)
 }
 
-/** What no page was ever written to is nothing but zeroes in the file of a release that leaves no holes. */
+/** What is nothing but zeroes takes no space, and is read again as zeroes. */
 async function digHoles(path: string): Promise<void> {
   await execFileAsync('fallocate', ['--dig-holes', path])
 }
