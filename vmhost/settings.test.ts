@@ -61,6 +61,17 @@ describe('the settings of a vmhost', () => {
     ])
   })
 
+  test('ports of machines lead to the HTTPS listener where HTTPS is on 443, or where the operator says so', () => {
+    const https = (env: Record<string, string>) =>
+      parseSettings({ ...url, BERTH_SIDES: 'gateway,vmhost', ...env }).publicPorts.filter(
+        ({ forMachinePorts }) => forMachinePorts,
+      )
+    expect(https({})).toEqual([])
+    expect(https({ BERTH_PORTS: 'on' })).toEqual([{ protocol: 'tcp', port: 8443, forMachinePorts: true }])
+    expect(https({ BERTH_HTTPS: '203.0.113.2:443' })).toMatchObject([{ port: 443, address: '203.0.113.2' }])
+    expect(https({ BERTH_HTTPS: ':443', BERTH_PORTS: 'off' })).toEqual([])
+  })
+
   test('no database is said to be missing', () => {
     expect(() => parseSettings({})).toThrow(/^DATABASE_URL is missing: expected a postgres:\/\/ URL/)
   })

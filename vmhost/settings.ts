@@ -76,6 +76,7 @@ const variables = z.object({
   BERTH_SIDES: list('vmhost'),
   BERTH_SSH: listen(':2222', 'tcp'),
   BERTH_HTTPS: listen(':8443', 'tcp'),
+  BERTH_PORTS: z.enum(['on', 'off'], 'on or off').optional(),
   BERTH_HTTP: listen(':8080', 'tcp'),
   BERTH_DNS: listen('off', 'udp'),
 })
@@ -89,6 +90,8 @@ export function parseSettings(env: Readonly<Record<string, string | undefined>>)
   const parsed = variables.safeParse(given)
   if (!parsed.success) throw new SettingsError(sentence(parsed.error, given))
   const v = parsed.data
+  const machinePorts =
+    v.BERTH_PORTS === undefined ? v.BERTH_HTTPS.some(({ port }) => port === 443) : v.BERTH_PORTS === 'on'
   return {
     dataDirectory: v.BERTH_DATA,
     databaseUrl: v.DATABASE_URL,
@@ -104,7 +107,7 @@ export function parseSettings(env: Readonly<Record<string, string | undefined>>)
     publicPorts: v.BERTH_SIDES.includes('gateway')
       ? [
           ...v.BERTH_SSH,
-          ...v.BERTH_HTTPS,
+          ...v.BERTH_HTTPS.map((port) => (machinePorts ? { ...port, forMachinePorts: true as const } : port)),
           ...v.BERTH_HTTP,
           ...v.BERTH_DNS,
           // DNS answers over TCP as well.

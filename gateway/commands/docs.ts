@@ -48,6 +48,7 @@ export const DOCS: Record<string, Page> = {
         `  ${lobbyLine(settings, 'port demo 5173')}`,
         'Each port from 3000 to 9999 also has an address of its own:',
         `  ${httpsUrl(settings, 'demo--5173')}`,
+        ...(settings.ports ? [`  https://demo.${settings.machineDomain}:5173/`] : []),
         '',
         'Pages are private. To sign your browser in, open the link that this prints:',
         `  ${lobbyLine(settings, 'browser')}`,

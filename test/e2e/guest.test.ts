@@ -13,7 +13,7 @@ const HOST = 'berth.example'
 const inside = (command: string, machine = 'demo') => product.ssh([`${machine}@${SERVER_ADDRESS}`, command])
 
 beforeAll(async () => {
-  product = await startProduct({ env: { BERTH_DOMAIN: HOST } })
+  product = await startProduct({ env: { BERTH_DOMAIN: HOST, BERTH_PORTS: 'on' } })
 })
 afterAll(() => product?.[Symbol.asyncDispose]())
 
@@ -195,11 +195,14 @@ describe('what a machine serves', () => {
     const curl = (...parameters: string[]) =>
       product.outside('curl', [
         ...['-sS', '-m', '30', '--cacert', join(product.dataDirectory, 'ca.pem')],
-        ...['--resolve', `demo.${HOST}:8443:${SERVER_ADDRESS}`, ...parameters, url],
+        ...['--resolve', `demo.${HOST}:8443:${SERVER_ADDRESS}`, '--resolve', `demo.${HOST}:8000:${SERVER_ADDRESS}`],
+        ...(parameters.at(-1)?.startsWith('https:') ? parameters : [...parameters, url]),
       ])
     const { token } = JSON.parse((await product.lobby('token new --machine demo --json')).stdout) as { token: string }
     const shown = () => curl('-H', `Authorization: Bearer ${token}`).then(({ stdout }) => stdout)
     await expect.poll(shown, { timeout: 60_000, interval: 500 }).toBe('from demo\n')
+    const byNumber = await curl('-H', `Authorization: Bearer ${token}`, `https://demo.${HOST}:8000/`)
+    expect(byNumber).toMatchObject({ stdout: 'from demo\n' })
     expect((await curl('-o', '/dev/null', '-w', '%{http_code}')).stdout).toMatch(/^(302|303|401)$/)
     expect(await product.lobby('share set-public demo')).toMatchObject({ status: 0 })
     await expect.poll(() => curl().then(({ stdout }) => stdout), { timeout: 10_000 }).toBe('from demo\n')

@@ -15,6 +15,7 @@ const settings = {
     { protocol: 'tcp', port: 2222 },
     { protocol: 'tcp', port: 22, address: '203.0.113.2' },
     { protocol: 'udp', port: 53 },
+    { protocol: 'tcp', port: 443, forMachinePorts: true },
   ],
   flowsPerMachine: FLOWS,
 } as const
@@ -59,7 +60,7 @@ beforeAll(async () => {
   lan = new Probe(lab.lan)
   first = new Probe(guest)
   second = new Probe(guest2)
-  for (const port of [22, 2222, 5432]) await host.listen('tcp', port)
+  for (const port of [22, 443, 2222, 5432]) await host.listen('tcp', port)
   for (const port of [53, 67]) await host.listen('udp', port)
   for (const probe of [internet, lan, first, second]) {
     await probe.listen('tcp', 8000)
@@ -182,6 +183,31 @@ describe('a machine reaches', () => {
     expect(await internet.settled(9)).toEqual([])
     await repair()
     expect(await first.tcp('198.51.100.10', 8000)).toBe('connected')
+  })
+})
+
+describe('ports of machines', () => {
+  const landed = async (probe: Probe, port: number) => {
+    for (const own of [443, 5432]) await host.seen(own)
+    const result = await probe.tcp('203.0.113.2', port)
+    const at = []
+    for (const own of [443, 5432]) if ((await host.seen(own)).length > 0) at.push(own)
+    return [result, ...at]
+  }
+
+  test('from 3000 to 9999 lead to the HTTPS listener, for the world and for machines; the ports beside them do not', async () => {
+    for (const port of [3000, 8000, 9999])
+      expect(await landed(internet, port), String(port)).toEqual(['connected', 443])
+    expect(await landed(first, 3000)).toEqual(['connected', 443])
+    for (const port of [2999, 10_000]) expect(await landed(internet, port), String(port)).toEqual(['ECONNREFUSED'])
+  })
+
+  test('that a program of the host listens on stay its own', async () => {
+    expect(await landed(internet, 5432)).toEqual(['connected', 5432])
+    await removeRules(['in use on the host'])
+    expect(await landed(internet, 5432)).toEqual(['connected', 443])
+    await repair()
+    expect(await landed(first, 5432)).toEqual(['EHOSTUNREACH'])
   })
 })
 

@@ -12,7 +12,7 @@ after it has switched to it, and a `{ 10.0.0.0/8, .. }` is empty for that moment
  * the rules do not know yet is shut out instead of let through, and the operator's own `vmbr0` is none of our business.
  *
  * Hook priorities. `entry` is at raw (-300): spoofed packets die before conntrack remembers them. `metadata` is at
- * dstnat - 10, in front of Docker's and the operator's redirects. `to_host` and `transit` are at filter - 10: our
+ * dstnat - 10, in front of Docker's and the operator's redirects, and `machine_ports` at dstnat + 10 behind them. `to_host` and `transit` are at filter - 10: our
  * refusals do not depend on what the operator accepts. It does not work the other way round: an accept here does not
  * overrule a drop in another table (ufw, firewalld, Docker's FORWARD policy), so those must let machines through
  * themselves, by `iifname "vm*"` or the interface group.
@@ -35,6 +35,9 @@ export const METADATA_ADDRESS = '169.254.169.254'
  * and a gateway listening on `:80` would collide. Under the ephemeral range, so that no outgoing connection holds it.
  */
 export const METADATA_PORT = 16_925
+
+/** Of a machine, what is reachable over HTTPS by its number. */
+const MACHINE_PORTS = '3000-9999'
 
 /** Connections (conntrack entries) one machine may have at a time, unless set; about 2.5 MB of the host's memory. */
 export const FLOWS_PER_MACHINE = 8192
@@ -94,6 +97,7 @@ export type BaseChain = { readonly name: string; readonly type: string; readonly
 const BASE_CHAINS: readonly BaseChain[] = [
   { name: 'entry', type: 'filter', hook: 'prerouting', prio: -300 },
   { name: 'metadata', type: 'nat', hook: 'prerouting', prio: -110 },
+  { name: 'machine_ports', type: 'nat', hook: 'prerouting', prio: -90 },
   { name: 'to_host', type: 'filter', hook: 'input', prio: -10 },
   { name: 'transit', type: 'filter', hook: 'forward', prio: -10 },
   { name: 'outwards', type: 'nat', hook: 'postrouting', prio: 100 },
@@ -180,6 +184,7 @@ function chainRules(ruleset: Ruleset): ChainRules[] {
         `${fromTap} ip daddr ${METADATA_ADDRESS} tcp dport 80 dnat ip to ${gateway}:${METADATA_PORT} comment "metadata service"`,
       ],
     },
+    { chain: 'machine_ports', lines: redirectMachinePorts(ruleset.publicPorts) },
     {
       chain: 'to_host',
       lines: [
@@ -247,6 +252,22 @@ function chainRules(ruleset: Ruleset): ChainRules[] {
       ],
     },
   ]
+}
+
+/**
+ * `https://NAME.domain:3000` and its like: the HTTPS listener tells the ports apart by what the client asked for. What
+ * a program of the host listens on stays that program's. @see https://docs.kernel.org/networking/tproxy.html, `socket`
+ */
+function redirectMachinePorts(ports: readonly PublicPort[]): string[] {
+  const redirects = ports
+    .filter(({ forMachinePorts }) => forMachinePorts)
+    .map(({ port, address }) =>
+      address === undefined
+        ? `fib daddr type local tcp dport ${MACHINE_PORTS} redirect to :${port} comment "ports of machines"`
+        : `ip daddr ${address} tcp dport ${MACHINE_PORTS} dnat ip to ${address}:${port} comment "ports of machines"`,
+    )
+  if (redirects.length === 0) return []
+  return [`tcp dport ${MACHINE_PORTS} socket wildcard 0-1 accept comment "in use on the host"`, ...redirects]
 }
 
 /** Says no at once (EHOSTUNREACH in the guest) instead of letting a developer wait for a time-out. @see RFC 1812, 5.2.7.1 code 13 */

@@ -1,7 +1,13 @@
 import type { Logger } from 'pino'
 
 /** A port of the gateway that machines may reach like anybody else. Without `address`: on every address of the host. */
-export type PublicPort = { readonly protocol: 'tcp' | 'udp'; readonly port: number; readonly address?: string }
+export type PublicPort = {
+  readonly protocol: 'tcp' | 'udp'
+  readonly port: number
+  readonly address?: string
+  /** It answers for the ports 3000-9999 of machines' names too: connections to those of the host's that nobody has. */
+  readonly forMachinePorts?: true
+}
 
 export type NetworkSettings = {
   /** BERTH_NETWORK, e.g. `10.42.0.0/16`. */
