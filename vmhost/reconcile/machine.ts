@@ -394,8 +394,9 @@ export class Machine {
    * @returns why it could not be saved, if that was tried
    */
   async #layDown(guest: Guest, isWanted: (row: MachineRow) => boolean): Promise<string | undefined> {
-    const { sleeps, store, rows, signal } = this.#world
+    const { sleeps, store, rows, outbox, signal } = this.#world
     const row = this.#row
+    let isTold = false
     using slot = await this.#slot(sleeps, isWanted)
     if (!slot) return undefined
     await this.#gettingUp
@@ -407,6 +408,10 @@ export class Machine {
         throw new MachineError('it was started by an earlier version of Berth, and can after a restart')
       const bed = { hypervisor, agent, files, space: () => store.space(), log: this.#log, signal }
       this.#saved = await layDown(bed, { ...this.#runsWith, boot }, async () => {
+        // Whoever wants it awake from here on must not take it for ready: it stands still, and hears nothing.
+        if (!isTold) this.#observe({ observedReadyAt: null })
+        isTold = true
+        await outbox.flushed(this.id)
         const now = signal.aborted ? undefined : await rows.one(this.id).catch(() => row)
         return now !== undefined && isWanted(now) && isOwn(files, now)
       })
@@ -417,6 +422,7 @@ export class Machine {
       return this.#ending ? undefined : oneLine(messageOf(error))
     } finally {
       guest.lying = false
+      if (isTold && !this.#saved && !this.#ending) guest.sayReady()
     }
     this.#again = true
     if (!this.#saved) return undefined

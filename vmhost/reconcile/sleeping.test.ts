@@ -396,10 +396,16 @@ test('paused is asleep, and both say who put it to sleep when it was not its own
 
 test('wanted again while it is being saved, it goes on as if nothing had been', async () => {
   const [pid] = await pids()
-  whileSaving = () => want({ desiredState: 'running' })
+  // Whoever wants it would take it for ready otherwise, and find nobody.
+  let wasReady: boolean | undefined
+  whileSaving = () => {
+    wasReady = row.isReady
+    want({ desiredState: 'running' })
+  }
   want({ desiredState: 'asleep' })
   await expect.poll(() => row.desiredState, { timeout: 20_000 }).toBe('running')
   await awake()
+  expect(wasReady).toBe(false)
   expect(await pids()).toEqual([pid])
   expect(recorded).toEqual(['machine.running'])
 })
