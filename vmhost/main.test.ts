@@ -149,6 +149,8 @@ describe('a vmhost', () => {
     await server.until(missing, (row) => row.observed_state === 'failed', 60_000)
     expect((await server.machine(missing)).observed_reason).toMatch(/^There is no image localhost:\d+\/app:nothing/)
     const id = await server.insert({ ...small, image, disk_bytes: 2 ** 30 })
+    const told = () => server.sql`select step, total_bytes from image_pulls where machine_id = ${id}`
+    await expect.poll(told, { timeout: 60_000, interval: 20 }).not.toEqual([])
     await server.until(id, (row) => row.observed_stage === 'boot', 60_000)
     const [row] = await server.sql`select observed_login_user, observed_web_port from machines where id = ${id}`
     expect(row).toEqual({ observed_login_user: 'web', observed_web_port: 80 })
@@ -156,7 +158,7 @@ describe('a vmhost', () => {
     const record = JSON.parse(readFileSync(join(folder, 'machine.json'), 'utf8'))
     expect(record).toMatchObject({ image: `${image}:latest`, init: false, settings: { environment: { A: 'b' } } })
     expect(statSync(join(folder, 'root.raw')).size).toBe(2 ** 30)
-    expect(await server.sql`select from image_pulls`).toEqual([])
+    await expect.poll(() => server.sql`select from image_pulls`, { timeout: 20_000 }).toEqual([])
     for (const gone of [refused, missing, id]) {
       await server.update(gone, { desired_state: 'gone' })
       await nothingLeftOf(gone)

@@ -157,7 +157,8 @@ function serviceOf(command: string, { init, settings }: MachineRecord): MachineI
   if (init || !settings || command === 'none') return undefined
   if (command === 'auto') return settings.service ?? undefined
   const { uid, gid, workingDirectory } = settings.service ?? { uid: 0, gid: 0, workingDirectory: '/' }
-  return { arguments: ['/bin/sh', '-c', command], uid, gid, workingDirectory }
+  // Wherever one is: an image without any has the tools'.
+  return { arguments: ['sh', '-c', command], uid, gid, workingDirectory }
 }
 
 function hashOf({ hostname, loginUser, environment, machineId }: MachineIdentity): string {
