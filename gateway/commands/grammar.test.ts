@@ -237,7 +237,7 @@ describe('values', () => {
   it.each(['', 'G', '4', '-4G', '4GG', '1e3G', '99999999999999G'])('no size: %j', (text) => {
     expect(refused(() => parseSize(text, 'x')).exit).toBe(2)
   })
-  it.each(['', '5', 'm', '-5m', '0s', '1h 30m', '1y'])('no duration: %j', (text) => {
+  it.each(['', '5', 'm', '-5m', '0s', '1h 30m', '1y', '5201w'])('no duration: %j', (text) => {
     expect(refused(() => parseDuration(text, 'x')).exit).toBe(2)
   })
   it('are said as people say them', () => {

@@ -37,6 +37,8 @@ function typedSize(bytes: number): string {
   return `${bytes / unit}${letter.toUpperCase()}`
 }
 
+const DURATION_MOST_MS = 5200 * 7 * 86_400_000
+
 /**
  * `30s`, `5m`, `1h30m`, `7d`, `2w`.
  * @returns milliseconds
@@ -50,6 +52,8 @@ export function parseDuration(text: string, what: string): number {
     total += Number(count) * (DURATION_UNITS[unit?.toLowerCase() ?? ''] ?? 0)
   }
   if (!Number.isSafeInteger(total) || total <= 0) throw wrong()
+  // A date beyond the year 9999 has another form, and no program reads it.
+  if (total > DURATION_MOST_MS) throw usageError(`${what} is at most 5200w, a hundred years`)
   return total
 }
 

@@ -9,6 +9,7 @@ import { type Context, Hono } from 'hono'
 import type { Sql } from '../../../migrations/connect.ts'
 import { findSession, type WebSession } from '../../accounts/web-sessions.ts'
 import type { App, RunLine } from '../../app.ts'
+import { answerWithin, faultOf } from '../../fault.ts'
 import type { Log } from '../../log.ts'
 import { COOKIE, setCookie } from '../access/fields.ts'
 import { pageFields } from '../pages/page.ts'
@@ -53,6 +54,9 @@ export type Control = ControlOptions & {
 
 const MAX_BODY_BYTES = 16_384
 const ATTEMPTS_A_MINUTE = 30
+/** A database that is silent for so long is as good as away. */
+const ANSWER_MS = 10_000
+const COME_AGAIN_S = 5
 
 /** @returns Node's own listener, for HTTP/1.1 and HTTP/2 */
 export function controlApp(options: ControlOptions) {
@@ -85,12 +89,14 @@ export function controlApp(options: ControlOptions) {
   }
 
   app.onError((error, context) => {
-    log.error({ err: error, path: context.req.path.split('/')[1] }, 'a page of the control host failed')
+    const path = context.req.path.split('/')[1]
+    const { isAway, message, wayOn } = faultOf(error, log, 'a page of the control host failed', { path })
+    if (isAway) context.header('Retry-After', String(COME_AGAIN_S))
     return refuse(context, {
-      status: 500,
-      code: 'gateway.failed',
-      title: 'Something went wrong here',
-      detail: 'It has been noted; try again.',
+      status: isAway ? 503 : 500,
+      code: isAway ? 'database.away' : 'gateway.failed',
+      title: isAway ? 'Not now' : 'Something went wrong here',
+      detail: `${sentence(message)} ${sentence(wayOn)}`,
     })
   })
   app.notFound((context) =>
@@ -107,7 +113,7 @@ export function controlApp(options: ControlOptions) {
   addAssets(control)
   app.use(async (context, next) => {
     const cookie = cookieIn(context, COOKIE)
-    context.set('session', cookie === undefined ? undefined : await findSession(sql, cookie))
+    context.set('session', cookie === undefined ? undefined : await answerWithin(ANSWER_MS, findSession(sql, cookie)))
     return await next()
   })
   addMachines(control)
@@ -194,4 +200,8 @@ function addressOf(context: ControlContext): string {
   const incoming = context.env.incoming as IncomingMessage
   const address = incoming.socket?.remoteAddress ?? ''
   return address.startsWith('::ffff:') ? address.slice(7) : address
+}
+
+function sentence(text: string): string {
+  return `${text.charAt(0).toUpperCase()}${text.slice(1)}.`
 }

@@ -50,6 +50,17 @@ describe('signing in by mail', () => {
     expect((await mine.submit(second, { code: other })).status).toBe(403)
   })
 
+  it('says so when the database does not answer', async () => {
+    await using site = await startSite()
+    const browser = await site.signedIn(await site.account('ada@example.com'))
+    const page = await site.sql.begin(async (tx) => {
+      await tx`lock table web_sessions`
+      return await browser.get(`${site.control}/`)
+    })
+    expect(page).toMatchObject({ status: 503, headers: { 'retry-after': '5' } })
+    expect(page.text).toContain('The database does not answer')
+  })
+
   it('tells nobody which addresses are known', async () => {
     await using site = await startSite()
     await site.account('ada@example.com')
