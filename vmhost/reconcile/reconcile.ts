@@ -76,6 +76,8 @@ class HostReconciler implements Reconciler {
   readonly #onUnknownDisk: () => void
   readonly #publicPorts: readonly PublicPort[]
   readonly #machines = new Map<number, Machine>()
+  /** tokens of the rows whose files were seen to be theirs, by machine */
+  readonly #owned = new Map<number, string>()
   readonly #keeper: Keeper
   readonly #stop = new AbortController()
   readonly #timers: NodeJS.Timeout[] = []
@@ -115,7 +117,10 @@ class HostReconciler implements Reconciler {
     const unknown: number[] = []
     for (const id of await store.listMachines()) {
       const machine = this.#machines.get(id)
+      // Looked at once: a thousand sleepers' files, every half minute, would cost more than all the rest.
+      if (machine && this.#owned.get(id) === machine.row.token) continue
       if (!machine || (await isTaken(store, machine.row))) unknown.push(id)
+      else this.#owned.set(id, machine.row.token)
     }
     return unknown
   }
@@ -216,6 +221,7 @@ class HostReconciler implements Reconciler {
     await machine.poke()
     // A turn that another call waited for too has removed it already.
     if (!machine.over || !this.#machines.delete(machine.id)) return
+    this.#owned.delete(machine.id)
     if ((await this.unknownDisks()).includes(machine.id)) this.#onUnknownDisk()
   }
 
