@@ -4,6 +4,9 @@ import { Tie, type TieOptions } from './tie.ts'
 
 /** Nobody waits longer for a machine to be back. */
 const BACK_TIMEOUT_MS = 300_000
+/** A server that has no memory for it puts it back to sleep; between tries it may find some. */
+const AGAIN_FIRST_MS = 5_000
+const AGAIN_MOST_MS = 60_000
 
 export type WatchOwner = {
   /** milliseconds of `performance.now()` as of the last second */
@@ -43,6 +46,9 @@ export class MachineWatch {
   #run: Run | undefined
   /** Something that its users sent waits. */
   #wantedBy: string | undefined
+  /** how often it was put back to sleep while something waited */
+  #refusals = 0
+  #again: NodeJS.Timeout | undefined
   #back: PromiseWithResolvers<void> | undefined
 
   constructor(machineId: number, owner: WatchOwner) {
@@ -113,9 +119,29 @@ export class MachineWatch {
     if (life === 'up') this.#release()
     else {
       this.#hold()
-      // It was put to sleep again, by somebody who did not know that something waits.
-      if (row.desiredState === 'asleep' && this.#wantedBy !== undefined) void this.#wake()
+      if (row.desiredState === 'asleep' && this.#wantedBy !== undefined) this.#wakeAgain()
     }
+  }
+
+  /** It was put back to sleep: at once for who did not know that something waits, then after longer and longer. */
+  #wakeAgain(): void {
+    if (this.#again !== undefined) return
+    const afterMs = this.#refusals === 0 ? 0 : Math.min(AGAIN_FIRST_MS * 2 ** (this.#refusals - 1), AGAIN_MOST_MS)
+    this.#again = setTimeout(() => {
+      this.#again = undefined
+      this.#refusals++
+      void this.#wake()
+    }, afterMs)
+    this.#again.unref()
+  }
+
+  /** Nothing waits any more. */
+  #settle(): void {
+    this.#isHeld = false
+    this.#wantedBy = undefined
+    this.#refusals = 0
+    clearTimeout(this.#again)
+    this.#again = undefined
   }
 
   async #wake(): Promise<void> {
@@ -131,8 +157,7 @@ export class MachineWatch {
 
   #release(): void {
     if (!this.#isHeld) return
-    this.#isHeld = false
-    this.#wantedBy = undefined
+    this.#settle()
     for (const tie of [...this.#ties]) tie.release()
     this.#back?.resolve()
     this.#back = undefined
@@ -140,8 +165,7 @@ export class MachineWatch {
 
   #end(): void {
     this.#run = undefined
-    this.#isHeld = false
-    this.#wantedBy = undefined
+    this.#settle()
     for (const tie of [...this.#ties]) tie.ended()
     this.#back?.reject(new NotBackError('it does not run any more'))
     this.#back = undefined

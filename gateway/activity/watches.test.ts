@@ -4,7 +4,7 @@ import type { Sql } from '../../migrations/connect.ts'
 import { startTestGateway, type TestGateway } from '../../test/gateway.ts'
 import { type News, startNews } from '../news.ts'
 import { noteCarried } from './note.ts'
-import { bringBack, putToSleep, wakeWhenWanted } from './testing/sleeper.ts'
+import { bringBack, putToSleep, refuseWhenWanted, wakeWhenWanted } from './testing/sleeper.ts'
 import { Watches } from './watches.ts'
 
 let gateway: TestGateway
@@ -162,6 +162,20 @@ describe('what a gateway knows of a machine that it is connected to', () => {
     await bringBack(sql, id)
     await expect.poll(() => watch.isHeld).toBe(false)
     expect(await wakings(id)).toEqual([{ because: 'a key' }, { because: 'a key' }])
+  })
+
+  it('is not wanted again and again of a server that has no memory for it', async () => {
+    const { watches } = gateway.app
+    const id = await add()
+    const watch = watches.of(id)
+    await putToSleep(sql, id)
+    await expect.poll(() => watch.isHeld).toBe(true)
+    await using server = await refuseWhenWanted(sql, id, 'Its server has no memory for it')
+    watch.want('a key')
+    await expect.poll(() => server.wakes).toBe(2)
+    await new Promise((resolve) => setTimeout(resolve, 1_000))
+    expect(server.wakes).toBe(2)
+    expect(watch.isHeld).toBe(true)
   })
 
   it('stays paused whatever waits, and goes on when it is resumed', async () => {
