@@ -120,7 +120,8 @@ const lookAgainMs = 5
 /** An error's body is the chain of its causes, from the outermost, as a JSON array. */
 function refusal(name: string, said: string): HypervisorError {
   const value = parse(said)
-  const links = Array.isArray(value) ? value.map(String) : [said]
+  // Some links bring a backtrace along.
+  const links = (Array.isArray(value) ? value.map(String) : [said]).map((link) => link.split('\n')[0])
   const words = links.join(': ').slice(0, 600) || 'no reason given'
   const code = /\(os error (\d+)\)/.exec(words)?.[1]
   const cause = code === undefined ? {} : { cause: systemError(Number(code), words) }

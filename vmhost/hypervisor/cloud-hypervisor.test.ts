@@ -1,0 +1,467 @@
+import { once } from 'node:events'
+import { chmodSync, existsSync, readFileSync, statSync } from 'node:fs'
+import { chown, mkdir, mkdtemp, readdir, rm, truncate, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest'
+import { type CloudHypervisorDriverOptions, cloudHypervisorDriver } from './cloud-hypervisor.ts'
+import { CloudHypervisorApi } from './cloud-hypervisor-api.ts'
+import { MonitorReader } from './cloud-hypervisor-events.ts'
+import { CloudHypervisorPrograms } from './cloud-hypervisor-programs.ts'
+import { abilitiesOf, findCloudHypervisor, programVersion, releaseName } from './cloud-hypervisor-version.ts'
+import { type Hypervisor, type HypervisorEvent, hypervisorUid, type MachineSpec } from './driver.ts'
+import { readFifo } from './fifo.ts'
+import { identify } from './process.ts'
+import type { Recording } from './testing/record-cloud-hypervisor.ts'
+
+/**
+ * Every call of the driver without the program, against a fake that answers as the real one was seen to: see
+ * testing/record-cloud-hypervisor.ts. The real one is in driver.test.ts and linux-guest.test.ts.
+ */
+
+const recordingPath = new URL('./testing/recorded/cloud-hypervisor-v53.0.json', import.meta.url).pathname
+const recording: Recording = JSON.parse(readFileSync(recordingPath, 'utf8'))
+const machineId = 43
+const MiB = 2 ** 20
+let home: string
+let store: string
+let directory: string
+let fake: string
+let kvmDevice: string
+const running: Hypervisor[] = []
+
+beforeAll(async () => {
+  home = await mkdtemp(join(tmpdir(), 'berth-fake-'))
+  chmodSync(home, 0o711)
+  // Where there is no KVM the driver shall go on to what is tried here.
+  kvmDevice = join(home, 'kvm')
+  await writeFile(kvmDevice, '')
+  chmodSync(kvmDevice, 0o666)
+})
+beforeEach(async () => {
+  store = await mkdtemp(join(home, 'store-'))
+  chmodSync(store, 0o711)
+  fake = await makeFake({})
+})
+afterEach(async () => {
+  for (const one of running.splice(0)) await one.kill()
+  await driver().destroy(machineId, directory ?? store)
+})
+afterAll(() => rm(home, { recursive: true }))
+
+/** A program that is the fake, with these variables of its own. */
+async function makeFake(environment: Record<string, string>): Promise<string> {
+  const path = join(store, 'cloud-hypervisor')
+  const module = new URL('./testing/fake-cloud-hypervisor.ts', import.meta.url).pathname
+  const words = { FAKE_RECORDING: recordingPath, FAKE_REQUESTS: 'run/requests', ...environment }
+  const assignments = Object.entries(words).map(([name, value]) => `${name}='${value}'`)
+  await writeFile(path, `#!/bin/sh\n${assignments.join(' ')} exec '${process.execPath}' '${module}' "$@"\n`)
+  chmodSync(path, 0o755)
+  return path
+}
+
+function driver(options: Partial<CloudHypervisorDriverOptions> = {}) {
+  const common = { binary: fake, version: 'v53.0', landlock: true, cgroups: false, kvmDevice }
+  return cloudHypervisorDriver({ ...common, ...options })
+}
+
+async function layOut(): Promise<MachineSpec> {
+  directory = join(store, 'machines', String(machineId))
+  const uid = hypervisorUid(machineId)
+  await mkdir(directory, { recursive: true })
+  chmodSync(join(store, 'machines'), 0o711)
+  await chown(directory, 0, uid)
+  chmodSync(directory, 0o750)
+  const disk = join(directory, 'root.raw')
+  await writeFile(disk, '', { mode: 0o600 })
+  await truncate(disk, 64 * MiB)
+  await chown(disk, uid, uid)
+  const boot = (name: string) => join(store, 'boot', name)
+  return {
+    machineId,
+    directory,
+    cpus: 2,
+    memoryBytes: 64 * MiB,
+    kernel: boot('vmlinuz'),
+    initrd: boot('initrd'),
+    tools: boot('tools.erofs'),
+    commandLine: 'a, b',
+    disk,
+    network: { tap: 'vm43', mac: '02:be:0a:2a:00:02' },
+  }
+}
+
+async function boot(options?: Partial<CloudHypervisorDriverOptions>): Promise<Hypervisor> {
+  const one = await driver(options).start(await layOut())
+  running.push(one)
+  return one
+}
+
+function next(one: Hypervisor, type: HypervisorEvent['type']): Promise<HypervisorEvent> {
+  return new Promise((resolve) => {
+    const stop = one.on((event) => {
+      if (event.type !== type) return
+      stop()
+      resolve(event)
+    })
+  })
+}
+
+/** What the fake was asked, in order. */
+function requests(path = join(directory, 'run', 'requests')): { method: string; name: string; body: unknown }[] {
+  if (!existsSync(path)) return []
+  const lines = readFileSync(path, 'utf8').trim().split('\n')
+  return lines.map((line) => JSON.parse(line))
+}
+
+const asked = (name: string) => requests().filter((request) => request.name === name)
+
+async function saveFolder(): Promise<string> {
+  const folder = join(directory, 'memory')
+  await mkdir(folder, { mode: 0o700 })
+  await chown(folder, hypervisorUid(machineId), hypervisorUid(machineId))
+  return folder
+}
+
+describe('the driver of Cloud Hypervisor, as recorded', () => {
+  test('makes a guest whose files are named from its own folder, confined, with memory that is saved sparsely', async () => {
+    const one = await boot()
+    expect(await one.state()).toBe('running')
+    expect(requests().map(({ method, name }) => `${method} ${name}`)).toEqual([
+      'GET vmm.ping',
+      'PUT vm.create',
+      'PUT vm.boot',
+      'GET vm.info',
+    ])
+    expect(asked('vm.create')[0]?.body).toEqual({
+      cpus: { boot_vcpus: 2, max_vcpus: 2 },
+      memory: { size: 64 * MiB, shared: true },
+      payload: { kernel: '../../boot/vmlinuz', initramfs: '../../boot/initrd', cmdline: 'a, b' },
+      disks: [
+        { id: 'root', serial: 'root', path: 'root.raw', image_type: 'Raw' },
+        { id: 'tools', serial: 'tools', path: '../../boot/tools.erofs', image_type: 'Raw', readonly: true },
+      ],
+      net: [{ id: 'net', num_queues: 2, tap: 'vm43', mac: '02:be:0a:2a:00:02' }],
+      rng: { src: '/dev/urandom' },
+      balloon: { size: 0, deflate_on_oom: true, free_page_reporting: true },
+      vsock: { id: 'vsock', cid: 3, socket: 'run/agent.sock' },
+      pvpanic: true,
+      console: { mode: 'Tty' },
+      serial: { mode: 'Null' },
+      landlock_enable: true,
+      landlock_rules: [{ path: 'run', access: 'rw' }],
+    })
+    expect(one.agent).toEqual({ socketPath: join(directory, 'run/agent.sock'), vsockPort: 1024 })
+    const status = readFileSync(`/proc/${one.pid}/status`, 'utf8')
+    expect(status).toMatch(/^Uid:\t2000043\t2000043\t2000043\t2000043$/m)
+    expect(status).toMatch(/^CapBnd:\t0+$/m)
+  })
+
+  test('its console comes out of a FIFO, as does what nobody could read for long; more than fits is dropped', async () => {
+    fake = await makeFake({ FAKE_FLOOD: String(MiB) })
+    const one = await boot()
+    // It has written all of it, which nobody has read, and answers.
+    expect(await one.state()).toBe('running')
+    let said = ''
+    const close = readFifo(one.consolePath, (chunk) => {
+      said += chunk.toString('latin1')
+    })
+    await expect.poll(() => said.length).toBeGreaterThan(60_000)
+    close()
+    expect(said).toMatch(/^the fake comes up/)
+    expect(said.length).toBeLessThan(80_000)
+    expect(statSync(one.consolePath).isFIFO()).toBe(true)
+  })
+
+  test('moves the balloon, grows the disk, presses the button', async () => {
+    const one = await boot()
+    await one.setBalloon(16 * MiB)
+    expect(await one.balloon()).toBe(16 * MiB)
+    await one.diskGrown(96 * MiB)
+    await one.powerButton()
+    expect(asked('vm.resize')[0]?.body).toEqual({ desired_balloon: 16 * MiB })
+    expect(asked('vm.resize-disk')[0]?.body).toEqual({ id: 'root', desired_size: 96 * MiB })
+    expect(asked('vm.power-button')).toHaveLength(1)
+  })
+
+  test('a guest that stands still already is not told to again, nor one that goes to go', async () => {
+    const one = await boot()
+    await one.resume()
+    await one.pause()
+    await one.pause()
+    expect(await one.state()).toBe('paused')
+    const resumed = next(one, 'resumed')
+    await one.resume()
+    await resumed
+    await one.resume()
+    expect([asked('vm.pause').length, asked('vm.resume').length]).toEqual([1, 1])
+  })
+
+  test('is saved into its own folder and moved from there, with the release that can read it', async () => {
+    const one = await boot()
+    await one.pause()
+    const folder = await saveFolder()
+    await one.save(folder)
+    expect((await readdir(folder)).sort()).toEqual(['config.json', 'memory-ranges', 'release', 'state.json'])
+    expect(readFileSync(join(folder, 'release'), 'utf8')).toBe('v53.0')
+    expect(asked('vm.snapshot')[0]?.body).toEqual({ destination_url: 'file://run/save' })
+    expect(existsSync(join(directory, 'run/save'))).toBe(false)
+    expect(one.stateVersion).toBe(driver().stateVersion)
+    expect(await driver().restores(one.stateVersion)).toBe(true)
+    await one.resume()
+    expect(await one.state()).toBe('running')
+  })
+
+  test('a disk that fills up while it is saved is an error, though the hypervisor does not notice', async () => {
+    fake = await makeFake({ FAKE_SHORT: 'yes' })
+    const one = await boot()
+    await one.pause()
+    const folder = await saveFolder()
+    await expect(one.save(folder)).rejects.toThrow(/^The memory could not be written: /)
+    await one.resume()
+    expect(existsSync(join(directory, 'run/save'))).toBe(false)
+  })
+
+  test('a disk that is full is told as such', async () => {
+    const chain = 'Error from API | Error sending snapshot | No space left on device (os error 28)'
+    fake = await makeFake({ FAKE_FAILURE: `vm.snapshot ${chain}` })
+    const one = await boot()
+    await one.pause()
+    await expect(one.save(await saveFolder())).rejects.toMatchObject({
+      code: 'hypervisor.refused',
+      message: expect.stringContaining('No space left on device'),
+      cause: { code: 'ENOSPC' },
+    })
+  })
+
+  test('goes on as another machine: its paths, tap and address are that one’s, and it stands still', async () => {
+    const one = await boot()
+    await one.pause()
+    const folder = await saveFolder()
+    await one.save(folder)
+    await one.quit()
+    // What the real one adds by itself, and could not set as the machine's user.
+    const config = JSON.parse(readFileSync(join(folder, 'config.json'), 'utf8'))
+    config.net[0].host_mac = '8a:e7:00:00:00:01'
+    await writeFile(join(folder, 'config.json'), JSON.stringify(config))
+    const spec = await layOut()
+    const network = { tap: 'vm99', mac: '02:be:0a:2a:00:63' }
+    const again = await driver({ landlock: false }).start({ ...spec, network, restoreFrom: folder })
+    running.push(again)
+    expect(await again.state()).toBe('paused')
+    expect(asked('vm.restore')[0]?.body).toEqual({ source_url: 'file://run/restore' })
+    expect(existsSync(join(directory, 'run/restore'))).toBe(false)
+    expect(readFileSync(join(folder, 'memory-ranges'), 'utf8')).toBe('memory')
+    const { config: told } = (await new CloudHypervisorApi(join(directory, 'run/api.sock')).get('vm.info')) as {
+      config: Record<string, unknown>
+    }
+    expect(told).toMatchObject({ landlock_enable: false, vsock: { cid: 3, socket: 'run/agent.sock' } })
+    expect(told.net).toEqual([{ id: 'net', num_queues: 2, ...network }])
+    await again.resume()
+    expect(await again.state()).toBe('running')
+    await again.quit()
+    await expect(driver().start({ ...spec, memoryBytes: 32 * MiB, restoreFrom: folder })).rejects.toThrow(
+      /The saved guest has 2 processors and 64 MiB, which the machine has not/,
+    )
+    expect(await driver().destroy(machineId, directory)).toBe(0)
+  })
+
+  test('a guest that another release has saved goes on under that one, and nowhere where it is not kept', async () => {
+    const one = await boot()
+    await one.pause()
+    const folder = await saveFolder()
+    await one.save(folder)
+    const { stateVersion } = one
+    await one.quit()
+    const spec = { ...(await layOut()), restoreFrom: folder }
+    const newer = (programs: CloudHypervisorPrograms) => driver({ version: 'v53.1', programs })
+    const none = new CloudHypervisorPrograms(join(store, 'none'))
+    expect(await newer(none).restores(stateVersion)).toBe(false)
+    await expect(newer(none).start(spec)).rejects.toThrow(/Cloud Hypervisor v53\.0, which saved the guest, is not here/)
+    const kept = new CloudHypervisorPrograms(join(store, 'hypervisors'))
+    const path = await kept.keep(fake, 'v53.0')
+    expect(await kept.newest()).toEqual({ binary: path, version: 'v53.0' })
+    expect(await newer(kept).restores(stateVersion)).toBe(true)
+    expect(await newer(kept).restores(stateVersion.replace(/\w+$/, 'otherprocess'))).toBe(false)
+    expect(await newer(kept).restores('qemu pc-q35-7.2 kvm x')).toBe(false)
+    const again = await newer(kept).start(spec)
+    running.push(again)
+    expect(again.stateVersion).toBe(stateVersion)
+  })
+
+  test('a guest that switched itself off leaves it behind; a signal that ends it is not the guest’s doing', async () => {
+    const one = await boot()
+    const off = next(one, 'shutdown')
+    process.kill(one.pid, 'SIGUSR1')
+    expect(await off).toMatchObject({ byGuest: true })
+    expect(await one.state()).toBe('shutdown')
+    // Standing still is for guests that go.
+    await one.pause()
+    await one.resume()
+    expect([asked('vm.pause').length, asked('vm.resume').length]).toEqual([0, 0])
+    const exited = next(one, 'exited')
+    await one.quit()
+    await exited
+    expect(await identify(one.pid)).toBeUndefined()
+
+    const another = await boot()
+    const seen: HypervisorEvent[] = []
+    another.on((event) => seen.push(event))
+    const gone = next(another, 'exited')
+    process.kill(another.pid, 'SIGTERM')
+    await gone
+    expect(seen.map((event) => ('byGuest' in event ? `${event.type} ${event.byGuest}` : event.type))).toEqual([
+      'shutdown false',
+      'exited',
+    ])
+  })
+
+  test('a panic is told, the guest stands still, and a vmhost that comes later learns of it', async () => {
+    const one = await boot()
+    const panicked = next(one, 'panicked')
+    process.kill(one.pid, 'SIGUSR2')
+    await panicked
+    expect(await one.state()).toBe('panicked')
+    expect(asked('vm.pause')).toHaveLength(1)
+    one.release()
+    const adopted = await driver().adopt(machineId, directory)
+    if (!adopted) throw new Error('not found')
+    running.push(adopted)
+    expect(await adopted.state()).toBe('panicked')
+  })
+
+  test('what happened while no vmhost was there is told to the next', async () => {
+    const one = await boot()
+    one.release()
+    process.kill(one.pid, 'SIGHUP')
+    const adopted = await driver().adopt(machineId, directory)
+    if (!adopted) throw new Error('not found')
+    running.push(adopted)
+    expect(await next(adopted, 'reset')).toMatchObject({ byGuest: true })
+    expect(await adopted.state()).toBe('running')
+  })
+
+  test('one whose vmhost was killed before its guest was started is ended, not adopted', async () => {
+    const one = await boot()
+    process.kill(one.pid, 'SIGUSR1')
+    await next(one, 'shutdown')
+    one.release()
+    await rm(join(directory, 'guest'))
+    expect(await driver().adopt(machineId, directory)).toBeUndefined()
+    expect(await identify(one.pid)).toBeUndefined()
+  })
+
+  test('a release that is not known is refused with the list of those that are', async () => {
+    fake = await makeFake({ FAKE_VERSION: '54.0.0' })
+    const words = 'Cloud Hypervisor did not start: Cloud Hypervisor v54.0 is not known; known are v50, v51, v52, v53'
+    await expect(driver().start(await layOut())).rejects.toThrow(words)
+    expect(await driver().destroy(machineId, directory)).toBe(0)
+  })
+
+  test('its own words say why a guest does not start', async () => {
+    fake = await makeFake({
+      FAKE_FAILURE: 'vm.boot Error from API | The VM could not boot | No such file or directory (os error 2)',
+    })
+    await expect(driver().start(await layOut())).rejects.toThrow(
+      'Cloud Hypervisor did not start: Cloud Hypervisor refused vm.boot: Error from API: The VM could not boot: No such file or directory (os error 2)',
+    )
+  })
+
+  test('answers with errors as the real one gave them are refusals', async () => {
+    await boot()
+    const api = new CloudHypervisorApi(join(directory, 'run/api.sock'))
+    for (const name of ['vm.resume', 'vm.nonsense', 'vm.snapshot']) {
+      await expect(
+        api.put(name, name === 'vm.snapshot' ? { destination_url: 'file://run/save' } : undefined),
+      ).rejects.toMatchObject({
+        code: 'hypervisor.refused',
+      })
+    }
+  })
+})
+
+describe('the interface of Cloud Hypervisor', () => {
+  test('takes one request after the other, each with its own time from when it leaves', async () => {
+    const { createServer } = await import('node:http')
+    const path = join(store, 'api.sock')
+    let inside = 0
+    let most = 0
+    const slow = Promise.withResolvers<void>()
+    const server = createServer(async (question, answer) => {
+      most = Math.max(most, ++inside)
+      if (question.url === '/api/v1/vm.snapshot') await slow.promise
+      inside--
+      answer.writeHead(204).end()
+    })
+    server.listen(path)
+    await once(server, 'listening')
+    const api = new CloudHypervisorApi(path)
+    const first = api.put('vm.snapshot', {}, 30_000)
+    // Shorter than what it waits for: its time has not begun.
+    const second = api.get('vm.info', 300)
+    setTimeout(() => slow.resolve(), 600)
+    await Promise.all([first, second])
+    expect(most).toBe(1)
+    server.close()
+  })
+
+  test('an answer without an end is not taken in, and silence has an end', async () => {
+    const { createServer } = await import('node:http')
+    const path = join(store, 'api.sock')
+    const server = createServer((question, answer) => {
+      if (question.url !== '/api/v1/vm.info') return
+      for (let chunks = 0; chunks < 64; chunks++) answer.write(Buffer.alloc(64 * 1024))
+    })
+    server.listen(path)
+    await once(server, 'listening')
+    const api = new CloudHypervisorApi(path)
+    await expect(api.get('vm.info')).rejects.toMatchObject({ code: 'hypervisor.gone' })
+    await expect(api.get('vmm.ping', 50)).rejects.toMatchObject({ code: 'hypervisor.timeout' })
+    server.closeAllConnections()
+    server.close()
+    await once(server, 'close')
+    await expect(api.get('vmm.ping')).rejects.toMatchObject({ code: 'hypervisor.gone' })
+  })
+
+  test('events are cut out of the stream as it comes, and what was dropped of it costs no others', () => {
+    const text = recording.events.boot ?? ''
+    const whole = new MonitorReader().push(text).map(({ source, event }) => `${source} ${event}`)
+    expect(whole).toContain('vm booted')
+    const byCharacter = new MonitorReader()
+    expect(
+      [...text].flatMap((character) => byCharacter.push(character)).map(({ source, event }) => `${source} ${event}`),
+    ).toEqual(whole)
+    const torn = new MonitorReader()
+    expect(torn.push(`{\n  "timestamp": {\n${text}`).map(({ source, event }) => `${source} ${event}`)).toEqual(whole)
+    expect(torn.push(text.replaceAll('\n\n', '')).length).toBe(whole.length)
+    const endless = new MonitorReader()
+    for (let times = 0; times < 100; times++) endless.push(`{\n  "${'x'.repeat(10_000)}`)
+    expect(endless.push(`\n${text}`).length).toBe(whole.length)
+  })
+
+  test('releases are known by what they can do, whatever way they say their name', () => {
+    expect(['cloud-hypervisor v53.0', '53.0.0', 'v51.2.0', 'v53.0-12-gabc'].map(releaseName)).toEqual([
+      'v53.0',
+      'v53.0',
+      'v51.2',
+      'v53.0',
+    ])
+    expect(abilitiesOf('v53.0')).toEqual({ outlivesGuest: true, dropsConsole: true, savesSparsely: true })
+    expect(abilitiesOf('v52.0').outlivesGuest).toBe(true)
+    expect(abilitiesOf('v51.2').objection).toBeUndefined()
+    expect(abilitiesOf('v51.1').objection).toMatch(/CVE-2026-45782/)
+    expect(() => abilitiesOf('v50.0')).toThrow(/v50\.1 and later do not/)
+    expect(() => abilitiesOf('v49.0')).toThrow(/known are v50, v51, v52, v53/)
+    expect(() => abilitiesOf('nonsense')).toThrow(/nonsense is not known/)
+  })
+
+  test('it is found where it is named, else by its names in PATH', async () => {
+    expect(await findCloudHypervisor(fake, '')).toBe(fake)
+    await expect(findCloudHypervisor(join(store, 'nothing'), '')).rejects.toThrow(
+      /CLOUD_HYPERVISOR names .*nothing, which is no program/,
+    )
+    expect(await findCloudHypervisor(undefined, `relative:/nonexistent:${store}`)).toBe(fake)
+    expect(await findCloudHypervisor(undefined, '/nonexistent')).toBeUndefined()
+    expect(await programVersion(fake)).toBe('v53.0')
+  })
+})
