@@ -20,7 +20,7 @@ import { findProcesses } from '../hypervisor/process.ts'
 import type { Space } from '../storage/space.ts'
 import { type ImageProgress, type Images, type OciImage, openImages, workerUid } from './images.ts'
 import { gnuTar, rawTar } from './testing/layers.ts'
-import { badNetwork, TestRegistry } from './testing/registry.ts'
+import { badNetwork, type Fault, TestRegistry } from './testing/registry.ts'
 
 /** Images of the test's own, in the registry that servers run, fetched and made into disks. */
 
@@ -345,6 +345,33 @@ function pushBad(): Promise<void> {
   })()
   return pushed
 }
+
+test('a registry that answers with errors, or whose token service does not answer, is told as that', async () => {
+  let fault: Fault = { status: 500 }
+  await using bad = await badNetwork(registry, () => fault)
+  list([bad.host, 'localhost:1'])
+  await expect(ensure(`${bad.host}/app`)).rejects.toMatchObject({
+    code: 'image.unreachable',
+    message: expect.stringMatching(/^The registry localhost:\d+ answers 500$/),
+  })
+  fault = { status: 401, headers: { 'www-authenticate': 'Bearer realm="http://localhost:1/token",service="x"' } }
+  await expect(ensure(`${bad.host}/app`)).rejects.toMatchObject({
+    code: 'image.unreachable',
+    message: expect.stringMatching(/^The token service of localhost:\d+, localhost:1, cannot be reached: it refuses/),
+  })
+  fault = { status: 401, headers: { 'www-authenticate': 'Bearer realm="http://169.254.169.254/latest"' } }
+  await expect(ensure(`${bad.host}/app`)).rejects.toMatchObject({
+    message: expect.stringMatching(/^169\.254\.169\.254 is in a private network/),
+  })
+  fault = { status: 307, headers: { location: 'http://127.0.0.1:1/secret' } }
+  await expect(ensure(`${bad.host}/app`)).rejects.toMatchObject({
+    message: expect.stringMatching(/^127\.0\.0\.1:1 is in a private network/),
+  })
+  fault = { status: 429, headers: { 'retry-after': '3600' } }
+  await expect(ensure(`${bad.host}/app`)).rejects.toMatchObject({
+    message: expect.stringMatching(/has had too many requests: try again in 60 min/),
+  })
+})
 
 test('layers that were spoiled on the way or on the disk are not taken', async () => {
   const image = { layers: [rawTar([{ path: 'x', content: randomBytes(100_000) }])], compression: 'none' } as const

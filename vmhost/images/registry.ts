@@ -180,7 +180,9 @@ class HttpRegistry implements Registry {
     if (!url) throw this.#unreachable(new Error('it names no token service'))
     if (service !== undefined) url.searchParams.set('service', service)
     url.searchParams.set('scope', scope ?? `repository:${this.#reference.repository}:pull`)
-    const response = await this.#request(url, basic === undefined ? {} : { authorization: basic })
+    const response = await this.#request(url, basic === undefined ? {} : { authorization: basic }).catch((error) => {
+      throw this.#unreachable(error, `The token service of ${this.#reference.registry}, ${printable(url.host)},`)
+    })
     if (response.statusCode !== 200) {
       const said = await errorText(response)
       if (response.statusCode === 401 || response.statusCode === 403) throw this.#needsCredentials()
@@ -234,10 +236,10 @@ class HttpRegistry implements Registry {
     return new ImageError('image.unreachable', `${this.#name} answers ${statusCode}${also}`)
   }
 
-  #unreachable(error: unknown): Error {
+  #unreachable(error: unknown, who = this.#name): Error {
     if (error instanceof ImageError || (error as Error).name === 'AbortError') return error as Error
     const why = reasonOf(error)
-    return new ImageError('image.unreachable', `${this.#name} cannot be reached: ${why}`, { cause: error })
+    return new ImageError('image.unreachable', `${who} cannot be reached: ${why}`, { cause: error })
   }
 }
 

@@ -236,22 +236,27 @@ export class TestRegistry implements AsyncDisposable {
   }
 }
 
+export type Fault = {
+  cutAfterBytes?: number
+  ignoreRange?: boolean
+  /** instead of the answer */
+  status?: number
+  headers?: Record<string, string>
+}
+
 /**
  * Stands before a registry and does to its answers what a bad network would.
  * @param spoil what comes of an answer to that path; `undefined`: nothing
  */
 export async function badNetwork(
   registry: TestRegistry,
-  spoil: (
-    path: string,
-    headers: Record<string, unknown>,
-  ) => { cutAfterBytes?: number; ignoreRange?: boolean; status?: number } | undefined,
+  spoil: (path: string, headers: Record<string, unknown>) => Fault | undefined,
 ): Promise<{ host: string } & AsyncDisposable> {
   const server = await listen(async (request, response) => {
     const path = request.url ?? ''
     const fault = spoil(path, request.headers)
     if (fault?.status !== undefined) {
-      response.writeHead(fault.status).end()
+      response.writeHead(fault.status, fault.headers).end()
       return
     }
     const headers = new Headers()
