@@ -88,6 +88,16 @@ test('Postgres away and back: it waits, makes up for what it missed, and hears n
   expect(server.log()).not.toContain('the launcher is gone')
 })
 
+test('a server says how much memory it has left, what its machines hold of it, and whether that is short', async () => {
+  await server.start()
+  const [row] = await server.sql`select memory_available_bytes > 0 as some, memory_used_bytes as used,
+    memory_reclaimed_bytes as reclaimed, doctor from hosts`
+  expect(row).toMatchObject({ some: true, used: 0, reclaimed: 0 })
+  expect(row?.doctor).toContainEqual(
+    expect.objectContaining({ check: 'memory', message: expect.stringMatching(/GiB of memory are available/) }),
+  )
+})
+
 test('overtaken by another vmhost, it writes nothing more and ends; the next start takes the lease again', async () => {
   await server.start()
   const taken = server.sql`update hosts set lease_epoch = lease_epoch + 1 returning lease_epoch as epoch`

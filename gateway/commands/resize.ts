@@ -184,7 +184,7 @@ function sentences(
   const when =
     observedState === 'asleep' || waiting.length > 0
       ? `from its next start on: restart ${name}`
-      : observedState === 'running' || observedState === 'creating'
+      : observedState === 'running' && machine.observedCpus !== null
         ? 'as it has already'
         : 'from its next start on'
   return [

@@ -67,6 +67,7 @@ export async function takeWithMemory(
   const saved: SavedMemory = {
     format: 1,
     ...record,
+    usedBytes,
     stateVersion: hypervisor.stateVersion,
     at: new Date().toISOString(),
   }

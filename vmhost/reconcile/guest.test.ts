@@ -24,6 +24,7 @@ let row: MachineRow
 let agent: Agent
 let guest: Guest | undefined
 let happened: string[]
+let balloons: number[]
 let ended: PromiseWithResolvers<Ending>
 let freeBytes: number
 let raise: (event: HypervisorEvent) => void
@@ -42,6 +43,7 @@ beforeEach(async () => {
   if (!found) throw new Error('no machine')
   row = found
   happened = []
+  balloons = []
   ended = Promise.withResolvers()
   freeBytes = 0
   agent = new Agent(join(directory, 'agent.sock'))
@@ -75,7 +77,9 @@ function attend(ready = false, options: { bootLimitMs?: number } = {}): Guest {
       happened.push('resumed')
     },
     powerButton: nothing,
-    setBalloon: nothing,
+    setBalloon: async (bytes) => {
+      balloons.push(bytes)
+    },
     balloon: async () => 0,
     diskGrown: nothing,
     yieldToOthers: nothing,
@@ -143,6 +147,8 @@ test('after a reboot it is told anew, once its tools are there, and is not ready
   raise({ type: 'reset', byGuest: true })
   raise({ type: 'reset', byGuest: true })
   expect(one.ready).toBe(false)
+  // It boots with all of its memory, whatever had been taken from it.
+  expect(balloons).toEqual([0])
   agent.boots()
   agent.reaches('tools')
   await expect.poll(() => agent.hostname, { timeout: 10_000 }).toBe('demo')

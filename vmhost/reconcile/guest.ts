@@ -316,6 +316,9 @@ export class Guest {
   }
 
   #bootsAgain(): void {
+    // What was taken from the guest before, a kernel that boots would have to give again before it has anything else.
+    if (this.#ready || this.#restored)
+      this.hypervisor.setBalloon(0).catch((error: unknown) => this.#log.debug({ err: error }, 'balloon'))
     this.#introduction.forget()
     this.#restored = false
     this.load.forget()

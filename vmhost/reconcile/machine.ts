@@ -77,6 +77,8 @@ export class Machine {
   #lost: string | undefined
   /** the last of a wake, or of a sleep that was cut off: the next sleep waits for it */
   #gettingUp: Promise<void> | undefined
+  /** it has just woken, and has not got back yet what it gave before it slept */
+  #isTakingBack = false
   #wakeFailures = 0
   #sleepFailures = 0
   /** its guest could not make use of a disk of this size */
@@ -120,7 +122,7 @@ export class Machine {
   /** Its guest, where memory may be taken from it and given to it. */
   get seat(): Seat | undefined {
     const guest = this.#guest
-    if (!guest?.givesMemory || !this.#runsWith) return undefined
+    if (!guest?.givesMemory || !this.#runsWith || this.#isTakingBack) return undefined
     const { hypervisor, agent } = guest
     const { memoryBytes } = this.#runsWith
     return { id: this.id, pid: hypervisor.pid, memoryBytes, hypervisor, report: (options) => agent.report(options) }
@@ -915,6 +917,7 @@ export class Machine {
    */
   async #isAwake(hypervisor: Hypervisor, directory: string): Promise<void> {
     const { driver, signal } = this.#world
+    this.#isTakingBack = true
     try {
       await sleep(signInMs[driver.accelerator], undefined, { signal, ref: false })
       await hypervisor.setBalloon(0)
@@ -922,6 +925,8 @@ export class Machine {
     } catch (error) {
       // What is not done yet, another vmhost does: the memory that was used is still there to tell it.
       if (!signal.aborted) this.#log.warn({ err: error }, 'after it woke')
+    } finally {
+      this.#isTakingBack = false
     }
   }
 
