@@ -66,7 +66,8 @@ export function movedTo(
 ): { address: string; commandLine: string } | undefined {
   if (addressIn(startedWith) === machine.address) return undefined
   const emulated = / mitigations=off$/.test(startedWith)
-  return { address: ipSettings(machine, guest), commandLine: commandLine(machine, guest, emulated) }
+  // As a kernel shows its own: a line that ends.
+  return { address: ipSettings(machine, guest), commandLine: `${commandLine(machine, guest, emulated)}\n` }
 }
 
 /** The address that a kernel was started with. A card keeps the MAC of that address, whatever it is told later. */

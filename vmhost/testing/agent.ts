@@ -7,6 +7,8 @@ import { fieldTag, messageType } from '../guest/messages.ts'
 export class Agent {
   stage = 'tools'
   hostname: string | undefined
+  /** it was told last, when it was told any */
+  address: string | undefined
   /** how often it was told who it is */
   told = 0
   answers = true
@@ -15,6 +17,8 @@ export class Agent {
   frozen = false
   /** how often it made its filesystem as large as its disk */
   grown = 0
+  /** is called when it is told to switch itself off */
+  onPowerOff: (() => void) | undefined
   readonly identified = Promise.withResolvers<void>()
   readonly #server: Server
   #socket: Socket | undefined
@@ -65,6 +69,7 @@ export class Agent {
     if (type === messageType.identify) {
       this.told++
       this.hostname = fields.find(({ tag }) => tag === fieldTag.hostname)?.bytes.toString()
+      this.address = fields.find(({ tag }) => tag === fieldTag.address)?.bytes.toString() ?? this.address
       this.identified.resolve()
       if (!this.answers) return
     }
@@ -78,8 +83,12 @@ export class Agent {
       )
     if (type === messageType.grow) this.grown++
     if (type === messageType.freeze) this.frozen = true
-    if (type === messageType.thaw) this.frozen = false
+    if (type === messageType.thaw) {
+      answer.push(number(fieldTag.deadlineMs, this.frozen ? 1000 : 0))
+      this.frozen = false
+    }
     this.#send(messageType.ok, id, answer)
+    if (type === messageType.powerOff) this.onPowerOff?.()
   }
 
   #send(type: number, id: number, fields: Field[]): void {
