@@ -51,7 +51,7 @@ export function vmConfig(spec: MachineSpec, landlock: boolean): object {
     vsock: { id: 'vsock', cid: guestContextId, socket: files.agent },
     pvpanic: true,
     ...consoles,
-    ...confinement(landlock),
+    ...confinement(spec, landlock),
   }
 }
 
@@ -86,7 +86,7 @@ export function restoredConfig(text: string, spec: MachineSpec, landlock: boolea
     ...(net ? { net } : {}),
     vsock: { ...saved.vsock, socket: files.agent },
     ...consoles,
-    ...confinement(landlock),
+    ...confinement(spec, landlock),
   }
 }
 
@@ -110,11 +110,11 @@ function toolsDisk(path: string): object {
 /** The console is what the process has as its standard output: one end of a FIFO, which stays the same over reboots. */
 const consoles = { console: { mode: 'Tty' }, serial: { mode: 'Null' } } as const
 
-function confinement(landlock: boolean): object {
-  return {
-    landlock_enable: landlock,
-    landlock_rules: landlock ? [{ path: files.run, access: 'rw' }] : null,
-  }
+/** What it opens besides what its configuration names: its folder, and what kind of tap it has been given. */
+function confinement(spec: MachineSpec, landlock: boolean): object {
+  if (!landlock) return { landlock_enable: false, landlock_rules: null }
+  const tap = spec.network ? [{ path: `/sys/class/net/${spec.network.tap}`, access: 'r' }] : []
+  return { landlock_enable: true, landlock_rules: [{ path: files.run, access: 'rw' }, ...tap] }
 }
 
 /** Everything else in it passes through as it is. */

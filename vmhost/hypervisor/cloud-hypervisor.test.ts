@@ -149,7 +149,10 @@ describe('the driver of Cloud Hypervisor, as recorded', () => {
       console: { mode: 'Tty' },
       serial: { mode: 'Null' },
       landlock_enable: true,
-      landlock_rules: [{ path: 'run', access: 'rw' }],
+      landlock_rules: [
+        { path: 'run', access: 'rw' },
+        { path: '/sys/class/net/vm43', access: 'r' },
+      ],
     })
     expect(one.agent).toEqual({ socketPath: join(directory, 'run/agent.sock'), vsockPort: 1024 })
     const status = readFileSync(`/proc/${one.pid}/status`, 'utf8')
