@@ -37,8 +37,11 @@ export type Bed = {
 
 const MiB = 2 ** 20
 const limits = {
-  /** until the guest has given its caches back; what it has not given by then is written */
-  balloonMs: 20_000,
+  /**
+   * Until the guest has given its caches back; what it has not given by then is written. Emulated on a busy server it
+   * gives 20 MiB a second, and takes as long to get it back when it wakes: better a larger file.
+   */
+  balloonMs: 6_000,
   /** without any progress: it has no more to give */
   balloonStuckMs: 1_500,
   /** until its filesystem is written out */
