@@ -119,7 +119,7 @@ process.on('SIGUSR2', () => tell('panics'))
 process.on('SIGHUP', () => tell('resets'))
 server.listen(parameter('api-socket').replace('path=', ''))
 // The console's descriptor is its standard output.
-say('the fake comes up\r\n')
+say(`${process.env.FAKE_SAYS ?? 'the fake comes up'}\r\n`)
 say('x'.repeat(Number(process.env.FAKE_FLOOD ?? 0)))
 
 function say(text: string): void {
