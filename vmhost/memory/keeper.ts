@@ -92,6 +92,7 @@ export function createKeeper(options: KeeperOptions): Keeper {
 /** What is known of a seat between two looks. */
 type Known = {
   readonly pid: number
+  heldBytes: number
   balloonBytes: number
   askedBytes: number
   mostBytes: number
@@ -258,6 +259,7 @@ class MemoryKeeper implements Keeper {
         known = {
           ...never,
           pid: seat.pid,
+          heldBytes: 0,
           balloonBytes: bytes,
           askedBytes: bytes,
           mostBytes: bytes,
@@ -268,6 +270,7 @@ class MemoryKeeper implements Keeper {
       }
       const isOut = known.balloonBytes + known.askedBytes > 0
       if (!isOut && !isWatchful) return
+      known.heldBytes = await (this.#options.readHeld ?? heldBytes)(seat.pid)
       known.balloonBytes = await seat.hypervisor.balloon()
       known.mostBytes = Math.min(Math.max(known.mostBytes, known.balloonBytes), Math.max(known.askedBytes, 0))
       await this.#hear(seat, known)
@@ -293,11 +296,12 @@ class MemoryKeeper implements Keeper {
   #tenant({ id, memoryBytes }: Seat): Tenant | undefined {
     const known = this.#known.get(id)
     if (!known) return undefined
-    const { balloonBytes, askedBytes, mostBytes, askedAt, availableBytes, relievedAt } = known
+    const { heldBytes, balloonBytes, askedBytes, mostBytes, askedAt, availableBytes, relievedAt } = known
     const row = this.#awake.find((one) => one.id === id)
     return {
       id,
       memoryBytes,
+      heldBytes,
       balloonBytes,
       askedBytes,
       mostBytes,
@@ -338,20 +342,17 @@ class MemoryKeeper implements Keeper {
   }
 
   async #putToSleep(seats: ReadonlyMap<number, Seat>, missingBytes: number, isForWake: boolean): Promise<void> {
-    const { rows, overheadBytes, log, readHeld = heldBytes } = this.#options
+    const { rows, overheadBytes, log } = this.#options
     const waiting = new Set([...this.#admitted.keys(), ...this.#waiting.keys()])
     const promises = await rows.promises()
     const overPromised = isForWake ? overPromisedBytes(promises, waiting, overheadBytes) : 0
     const falling = this.#seeFalling(promises, overheadBytes)
     if (falling.count > 0) this.#isUnderWay = true
     if (missingBytes <= 0 && overPromised <= 0) return
-    const sleepers = await Promise.all(
-      this.#awake.map(async (row): Promise<Sleeper> => {
-        const seat = seats.get(row.id)
-        const held = seat ? await readHeld(seat.pid) : 0
-        return { ...row, heldBytes: held, promisedBytes: row.memoryBytes + overheadBytes }
-      }),
-    )
+    const sleepers = this.#awake.map((row): Sleeper => {
+      const held = this.#known.get(row.id)?.heldBytes ?? 0
+      return { ...row, heldBytes: held, promisedBytes: row.memoryBytes + overheadBytes }
+    })
     const able = sleepers.filter(({ id }) => seats.has(id) && !waiting.has(id) && !this.#falling.has(id))
     const need = {
       level: this.#level,

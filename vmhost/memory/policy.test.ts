@@ -25,6 +25,7 @@ function tenant(id: number, more: Partial<Tenant> = {}): Tenant {
   return {
     id,
     memoryBytes: 4 * GiB,
+    heldBytes: 4 * GiB,
     balloonBytes: 0,
     askedBytes: 0,
     mostBytes: 0,
@@ -121,6 +122,25 @@ describe('what is taken', () => {
     expect(plan(little, [giving, other])).toEqual({ asks: [], missingBytes: 0, pendingBytes: GiB })
     const stuck = { ...giving, askedAgoMs: inflateLimitMs, availableBytes: 100 * MiB }
     expect(plan(little, [stuck, other]).asks.map(({ id }) => id)).toContain(2)
+  })
+
+  test('what a guest never used is no gain: it is taken on top, and a guest that holds nothing else gives nothing', () => {
+    const idle = { memoryBytes: 4 * GiB, availableBytes: 3 * GiB }
+    const half = tenant(1, { ...idle, heldBytes: 2 * GiB })
+    const little = need(marks.enough - 300 * MiB, 'short')
+    expect(plan(little, [half])).toEqual({
+      asks: [{ id: 1, bytes: 2 * GiB + 300 * MiB, relieves: false }],
+      missingBytes: 0,
+      pendingBytes: 300 * MiB,
+    })
+    const giving = { ...half, askedBytes: 2 * GiB + 300 * MiB, askedAgoMs: 1_000 }
+    expect(plan(little, [{ ...giving, balloonBytes: GiB }])).toEqual({
+      asks: [],
+      missingBytes: 0,
+      pendingBytes: 300 * MiB,
+    })
+    const small = tenant(2, { ...idle, heldBytes: 1.1 * GiB })
+    expect(plan(little, [small])).toMatchObject({ asks: [], missingBytes: 300 * MiB })
   })
 
   test('nothing from a guest that is silent, has little, or had to have it back a moment ago', () => {

@@ -63,6 +63,8 @@ export function levelOf({ totalBytes, availableBytes, stall }: HostMemory, was: 
 export type Tenant = {
   readonly id: number
   readonly memoryBytes: number
+  /** what its hypervisor holds of the server's memory: less than the guest has where it never wrote, or reports free pages */
+  readonly heldBytes: number
   /** what its guest has given back */
   readonly balloonBytes: number
   /** what it was asked to give back, and the most that it has given since */
@@ -155,8 +157,19 @@ export function hasRoom(host: HostMemory, bytes: number): boolean {
   return host.availableBytes - bytes >= marksOf(host.totalBytes).scarce
 }
 
-function pending({ askedAgoMs, askedBytes, balloonBytes }: Tenant): number {
-  return askedAgoMs < inflateLimitMs ? Math.max(0, askedBytes - balloonBytes) : 0
+/** What the server gets of what a guest was asked for and has not given yet. */
+function pending(tenant: Tenant): number {
+  const { askedAgoMs, askedBytes, balloonBytes } = tenant
+  return askedAgoMs < inflateLimitMs ? Math.max(0, askedBytes - balloonBytes - emptyBytes(tenant)) : 0
+}
+
+function isInflating({ askedAgoMs, askedBytes, balloonBytes }: Tenant): boolean {
+  return askedAgoMs < inflateLimitMs && askedBytes > balloonBytes
+}
+
+/** What a guest gives first, and the server has already. */
+function emptyBytes({ memoryBytes, balloonBytes, heldBytes }: Tenant): number {
+  return Math.max(0, memoryBytes - balloonBytes - heldBytes)
 }
 
 function relief(tenant: Tenant, level: Level): Ask | undefined {
@@ -173,8 +186,8 @@ function relief(tenant: Tenant, level: Level): Ask | undefined {
 
 function take(tenants: readonly Tenant[], neededBytes: number): { ask: Ask; takes: number }[] {
   const givers = tenants
-    .filter((tenant) => pending(tenant) === 0 && (tenant.relievedAgoMs ?? restMs) >= restMs)
-    .map((tenant) => ({ tenant, gives: (tenant.availableBytes ?? 0) - keptBytes(tenant) }))
+    .filter((tenant) => !isInflating(tenant) && (tenant.relievedAgoMs ?? restMs) >= restMs)
+    .map((tenant) => ({ tenant, gives: (tenant.availableBytes ?? 0) - keptBytes(tenant) - emptyBytes(tenant) }))
     .filter(({ gives }) => gives >= grainBytes)
     .sort((a, b) => idleFirst(a.tenant, b.tenant) || b.gives - a.gives)
   const taken: { ask: Ask; takes: number }[] = []
@@ -183,7 +196,8 @@ function take(tenants: readonly Tenant[], neededBytes: number): { ask: Ask; take
   for (const { tenant, gives } of givers) {
     if (left <= 0) break
     const takes = wholeMiB(Math.min(gives, left))
-    taken.push({ ask: { id: tenant.id, bytes: wholeMiB(tenant.balloonBytes) + takes, relieves: false }, takes })
+    const bytes = wholeMiB(tenant.balloonBytes) + wholeMiB(emptyBytes(tenant)) + takes
+    taken.push({ ask: { id: tenant.id, bytes, relieves: false }, takes })
     left -= takes
   }
   return taken
