@@ -1,5 +1,5 @@
 /** What a machine's row says of the connections to it. */
-import type { DesiredState, ObservedState } from '../../migrations/schema.ts'
+import type { DesiredState, ObservedState, StartStage } from '../../migrations/schema.ts'
 
 /** The part of a machine's row that decides. */
 export type LifeRow = {
@@ -7,6 +7,7 @@ export type LifeRow = {
   observedState: ObservedState
   desiredBoot: number
   observedBoot: number
+  observedStage: StartStage
   observedReadyAt: Date | null
   /** it is to become what a checkpoint holds: see migrations/0016_checkpoints.sql */
   desiredRestore: number
@@ -32,6 +33,8 @@ export function lifeOf(row: LifeRow, wasHeld: boolean): Life {
   if (!isWanted || (observedState !== 'running' && observedState !== 'asleep')) return 'over'
   if (desiredState !== 'running' || observedState === 'asleep') return 'held'
   if (observedReadyAt !== null) return 'up'
+  // It was about to fall asleep, stands still, and will go on.
+  if (row.observedStage === 'ready') return 'held'
   return wasHeld ? 'held' : 'over'
 }
 

@@ -1,3 +1,4 @@
+import { Socket } from 'node:net'
 import { pino } from 'pino'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import type { Sql } from '../../migrations/connect.ts'
@@ -147,6 +148,22 @@ describe('what a gateway knows of a machine that it is connected to', () => {
     await sql`update machines set observed_ready_at = now() where id = ${id}`
     await back
     expect(watch.isHeld).toBe(false)
+  })
+
+  it('is held while it stands still though it was wanted back before anybody here saw it asleep', async () => {
+    const { watches } = gateway.app
+    const id = await add()
+    const watch = watches.of(id)
+    let ended = 0
+    const tie = watch.attach(new Socket(), { onEnded: () => ended++ })
+    await sql`update machines set observed_ready_at = null where id = ${id}`
+    await expect.poll(() => tie.isHeld).toBe(true)
+    await sql`update machines set observed_ready_at = now() where id = ${id}`
+    await expect.poll(() => tie.isHeld).toBe(false)
+    expect(ended).toBe(0)
+    // One that boots anew, in contrast, has none of its connections.
+    await sql`update machines set observed_ready_at = null, observed_stage = 'disk' where id = ${id}`
+    await expect.poll(() => ended).toBe(1)
   })
 
   it('is woken again when it was put back to sleep while something waits for it', async () => {

@@ -139,7 +139,7 @@ export class Watches {
     try {
       const rows = await sql<(LifeRow & { id: number })[]>`
         select id, desired_state as "desiredState", observed_state as "observedState", desired_boot as "desiredBoot",
-          observed_boot as "observedBoot", observed_ready_at as "observedReadyAt",
+          observed_boot as "observedBoot", observed_stage as "observedStage", observed_ready_at as "observedReadyAt",
           desired_restore as "desiredRestore", observed_restore as "observedRestore"
         from machines where id in ${sql(ids)}`
       const found = new Map(rows.map((row) => [row.id, row]))

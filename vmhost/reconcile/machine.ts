@@ -409,13 +409,18 @@ export class Machine {
       if (!this.#runsWith)
         throw new MachineError('it was started by an earlier version of Berth, and can after a restart')
       const bed = { hypervisor, agent, files, space: () => store.space(), log: this.#log, signal }
-      this.#saved = await layDown(bed, { ...this.#runsWith, boot }, async () => {
-        // Whoever wants it awake from here on must not take it for ready: it stands still, and hears nothing.
-        if (!isTold) this.#observe({ observedReadyAt: null })
-        isTold = true
-        await outbox.flushed(this.id)
+      const isStillWanted = async () => {
         const now = signal.aborted ? undefined : await rows.one(this.id).catch(() => row)
         return now !== undefined && isWanted(now) && isOwn(files, now)
+      }
+      this.#saved = await layDown(bed, { ...this.#runsWith, boot }, async () => {
+        const isIt = await isStillWanted()
+        if (isTold || !isIt) return isIt
+        // Whoever wants it awake from here on must not take it for ready: it stands still, and hears nothing.
+        this.#observe({ observedReadyAt: null })
+        isTold = true
+        await outbox.flushed(this.id)
+        return isStillWanted()
       })
     } catch (error) {
       signal.throwIfAborted()

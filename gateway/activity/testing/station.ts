@@ -62,7 +62,13 @@ let session: MachineProcess | undefined
 let readyAt = new Date()
 
 function rowOf(state: 'running' | 'asleep' | 'waking'): LifeRow {
-  const row = { desiredBoot: 1, observedBoot: 1, desiredRestore: 0, observedRestore: 0 }
+  const row = {
+    desiredBoot: 1,
+    observedBoot: 1,
+    observedStage: 'ready',
+    desiredRestore: 0,
+    observedRestore: 0,
+  } as const
   if (state === 'asleep') return { ...row, desiredState: 'asleep', observedState: 'running', observedReadyAt: readyAt }
   if (state === 'waking') return { ...row, desiredState: 'running', observedState: 'asleep', observedReadyAt: null }
   return { ...row, desiredState: 'running', observedState: 'running', observedReadyAt: readyAt }

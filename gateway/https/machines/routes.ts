@@ -135,7 +135,7 @@ export class RouteTable {
       select m.id, n.name, m.account_id as "accountId", host(a.address) as address, coalesce(m.web_port, m.observed_web_port) as "webPort",
         m.web_public as "isPublic", c.suspended_at is not null as "isSuspended", m.tags,
         m.desired_state as "desiredState", m.observed_state as "observedState", m.desired_boot as "desiredBoot",
-        m.observed_boot as "observedBoot", m.observed_ready_at as "observedReadyAt",
+        m.observed_boot as "observedBoot", m.observed_stage as "observedStage", m.observed_ready_at as "observedReadyAt",
         m.desired_restore as "desiredRestore", m.observed_restore as "observedRestore"
       from machine_names n join machines m on m.id = n.machine_id join accounts c on c.id = m.account_id
         left join addresses a on a.machine_id = m.id

@@ -35,13 +35,20 @@ async function webSocket(site: Site, cookie: string) {
 const wakings = async ({ sql }: Site) =>
   (await sql`select detail ->> 'because' as because from events where kind = 'machine.woken'`).map((row) => row.because)
 
+/** And the gateway has heard of it: before, a machine that falls asleep still answers. */
+async function asleep({ sql, machineId, gateway }: Site, desired?: 'asleep' | 'paused'): Promise<void> {
+  const watch = gateway.app.watches.of(machineId)
+  await putToSleep(sql, machineId, desired)
+  await expect.poll(() => watch.isHeld, PATIENT).toBe(true)
+}
+
 describe('a machine that sleeps', () => {
   it('is woken by a request, which is held until it answers; once, however many come', async () => {
     await using site = await startSite()
     const browser = await site.signedIn()
     await browser.get(site.machine())
     await using sleeper = await wakeWhenWanted(site.sql, site.machineId)
-    await putToSleep(site.sql, site.machineId)
+    await asleep(site)
     const sending = { mode: 'cors', headers: { cookie: cookieOf(browser) } } as const
     const answers = await Promise.all(
       Array.from({ length: 20 }, (_, n) => site.browser().get(`${site.machine()}/${n}`, sending)),
@@ -57,7 +64,7 @@ describe('a machine that sleeps', () => {
     const browser = await site.signedIn()
     await browser.get(site.machine())
     await using _sleeper = await refuseWhenWanted(site.sql, site.machineId, 'Its server has no memory left for it')
-    await putToSleep(site.sql, site.machineId)
+    await asleep(site)
     await expect.poll(async () => (await browser.get(site.machine())).status, PATIENT).toBe(503)
     const answer = await browser.get(site.machine())
     expect(answer).toMatchObject({ status: 503, text: expect.stringContaining('demo cannot wake now') })
@@ -69,7 +76,7 @@ describe('a machine that sleeps', () => {
     const browser = await site.signedIn()
     await browser.get(site.machine())
     await using _sleeper = await wakeWhenWanted(site.sql, site.machineId)
-    await putToSleep(site.sql, site.machineId)
+    await asleep(site)
     const body = 'long '.repeat(100_000)
     const headers = { 'content-length': String(body.length) }
     const answer = await browser.send(site.machine(), {
@@ -84,7 +91,7 @@ describe('a machine that sleeps', () => {
 
   it('is not woken by whoever may not come in', async () => {
     await using site = await startSite()
-    await putToSleep(site.sql, site.machineId)
+    await asleep(site)
     expect((await site.browser().get(site.machine(), { mode: 'cors' })).status).toBe(401)
     await site.browser().get(site.machine())
     const stranger = await site.signedIn(await site.account('other@example.com'))
@@ -96,7 +103,7 @@ describe('a machine that sleeps', () => {
     await using site = await startSite()
     const browser = await site.signedIn()
     await browser.get(site.machine())
-    await putToSleep(site.sql, site.machineId)
+    await asleep(site)
     const page = await browser.get(site.machine())
     expect([page.status, page.headers['retry-after']]).toEqual([503, '2'])
     expect(page.text).toContain('<h1>demo is waking</h1>')
@@ -109,7 +116,7 @@ describe('a machine that sleeps', () => {
     await using site = await startSite()
     const browser = await site.signedIn()
     await browser.get(site.machine())
-    await putToSleep(site.sql, site.machineId)
+    await asleep(site)
     await using _sleeper = await wakeWhenWanted(site.sql, site.machineId, async () => {
       await site.sql`update machines set observed_state = 'failed', observed_reason = 'its disk is gone'
         where id = ${site.machineId}`
@@ -118,7 +125,7 @@ describe('a machine that sleeps', () => {
     const failed = await browser.get(site.machine(), asked)
     expect([failed.status, failed.headers['retry-after']]).toEqual([503, '30'])
     expect(JSON.parse(failed.text)).toMatchObject({ code: 'machine.failed' })
-    await putToSleep(site.sql, site.machineId, 'paused')
+    await asleep(site, 'paused')
     const paused = await browser.get(site.machine(), asked)
     expect([paused.status, paused.headers['retry-after']]).toEqual([503, undefined])
     expect(JSON.parse(paused.text)).toMatchObject({
@@ -134,13 +141,12 @@ describe('a WebSocket', () => {
     const browser = await site.signedIn()
     await browser.get(site.machine())
     await using sleeper = await wakeWhenWanted(site.sql, site.machineId)
-    await putToSleep(site.sql, site.machineId)
+    await asleep(site)
     const live = await webSocket(site, cookieOf(browser))
     await live.until('101 Switching Protocols')
     live.socket.write('one ')
     await live.until('one ')
-    await putToSleep(site.sql, site.machineId)
-    await expect.poll(() => site.gateway.app.watches.of(site.machineId).isHeld).toBe(true)
+    await asleep(site)
     expect(live.socket.destroyed).toBe(false)
     live.socket.write('two')
     await live.until('one two')
@@ -154,8 +160,7 @@ describe('a WebSocket', () => {
     await browser.get(site.machine())
     const live = await webSocket(site, cookieOf(browser))
     await live.until('101 Switching Protocols')
-    await putToSleep(site.sql, site.machineId)
-    await expect.poll(() => site.gateway.app.watches.of(site.machineId).isHeld).toBe(true)
+    await asleep(site)
     await site.sql`update machines set desired_state = 'stopped', observed_state = 'stopped'`
     await expect.poll(() => live.socket.destroyed, PATIENT).toBe(true)
   })
