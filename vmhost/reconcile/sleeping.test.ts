@@ -619,6 +619,17 @@ describe('a sleeper', () => {
   })
 })
 
+test('a server that goes down puts it to sleep, and wakes it when it is back, since it was wanted running all the while', async () => {
+  await vmhosts.at(-1)?.machine.sleepThroughShutdown()
+  await asleep()
+  expect(seen.observedAsleepBecause).toBe('its server shut down')
+  expect(row.desiredState).toBe('running')
+  killVmhost()
+  await vmhost()
+  await awake()
+  expect(recorded).toEqual(['machine.running', 'machine.asleep', 'machine.woke'])
+})
+
 test('its record says what it needs again', async () => {
   await sleeps()
   const saved = JSON.parse(readFileSync(join(directory, 'memory/saved.json'), 'utf8')) as SavedMemory
