@@ -43,7 +43,11 @@ function placeOf(table: readonly Command[], before: readonly string[], typed: st
   if (first === undefined) return at(() => firstWords(table))
   const members = membersOf(table, first)
   const isMember = before[1] !== undefined && members.includes(before[1])
-  if (members.length && before.length === 1 && !typed.startsWith('-')) return at(() => members)
+  if (members.length && before.length === 1 && !typed.startsWith('-')) {
+    const own = table.find((command) => command.name === first)
+    const argument = own && Object.values(own.arguments)[0]?.complete
+    return at(async (context) => [...members, ...((await argument?.(context)) ?? [])])
+  }
   if (members.length && !isMember && !table.some((command) => command.name === first)) return at(() => [])
   const found = tryFind(table, before)
   if (!found) return at(() => [])

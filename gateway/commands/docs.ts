@@ -135,6 +135,26 @@ export const DOCS: Record<string, Page> = {
         'Without a registry in its name an image is from docker.io. For a registry that wants credentials, or is in a private network, the operator lists it in registries.json in the data directory, which is as docker login writes it; what is listed there is for every account.',
       ].join('\n'),
   },
+  copies: {
+    title: 'checkpoints and copies',
+    text: (settings) =>
+      [
+        'A checkpoint is a machine as it was in one moment: its disk, and what it had in memory where it ran or slept. It is taken in seconds, while which a machine that runs stands still, and takes what it does not share with its machine.',
+        `  ${lobbyLine(settings, `"checkpoint demo 'before the upgrade'"`)}`,
+        `  ${lobbyLine(settings, 'checkpoints demo')}`,
+        '',
+        'restore goes back to it, with every program as it was then, and keeps what was before as a checkpoint too; with --as it makes another machine of it.',
+        `  ${lobbyLine(settings, 'restore demo 3')}`,
+        `  ${lobbyLine(settings, 'restore demo 3 --as demo-before')}`,
+        '',
+        'cp makes another machine that is as this one in this moment, and goes on with all that runs in it:',
+        `  ${lobbyLine(settings, 'cp demo experiment')}`,
+        '',
+        'A copy has a name, address, host key and machine id of its own, and is private. Connections to others stay with the machine; what the copy still has open of them ends. Both share their disks until one of them writes.',
+        '',
+        'A machine has at most 50 checkpoints, and takes them with it when it is gone. An upgrade of the hypervisor may leave the memory in a checkpoint unreadable: what is restored of it then boots from its disk, and says so.',
+      ].join('\n'),
+  },
   names: {
     title: 'names of machines',
     text: () =>

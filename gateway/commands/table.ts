@@ -2,8 +2,10 @@ import type { Caller } from '../app.ts'
 import { accountLimit, accountLs, accountSuspend, accountUnsuspend } from './account.ts'
 import { audit } from './audit.ts'
 import { browser } from './browser.ts'
+import { checkpoint, checkpointRm, checkpoints } from './checkpoint.ts'
 import type { Command } from './command.ts'
 import { comment } from './comment.ts'
+import { cp } from './cp.ts'
 import { defaultsDelete, defaultsRead, defaultsWrite } from './defaults.ts'
 import { doc } from './doc.ts'
 import { doctor } from './doctor.ts'
@@ -21,6 +23,7 @@ import { port } from './port.ts'
 import { restart, start, stop } from './power.ts'
 import { rename } from './rename.ts'
 import { resize } from './resize.ts'
+import { restore } from './restore.ts'
 import { rm } from './rm.ts'
 import {
   shareAdd,
@@ -60,6 +63,11 @@ export const TABLE: readonly Command[] = [
   why,
   hold,
   sleepAfter,
+  cp,
+  checkpoint,
+  checkpoints,
+  restore,
+  checkpointRm,
   resize,
   logs,
   rm,
