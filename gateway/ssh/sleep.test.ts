@@ -119,6 +119,25 @@ describe('a session that is open when its machine falls asleep', () => {
     expect(await terminal.ended).toBe(7)
   })
 
+  it('through the lobby stays as well, and what is sent there wakes the machine', async () => {
+    const { gateway, key } = world
+    await using _sleeper = await wakeWhenWanted(sql, id)
+    const options = [...gateway.sshOptions(key), '-o', 'BatchMode=yes', '-W', `${name}:22`, 'lobby@127.0.0.1']
+    const jump = spawn('ssh', options)
+    let came = ''
+    jump.stdout.on('data', (bytes: Buffer) => {
+      came += bytes.toString('latin1')
+    })
+    await expect.poll(() => came, { timeout: 10_000 }).toMatch(/^SSH-2\.0-OpenSSH.*\r\n/)
+    await putToSleep(sql, id)
+    await expect.poll(isHeld).toBe(true)
+    jump.stdin.write('SSH-2.0-test\r\n')
+    // The machine's part of the key exchange.
+    await expect.poll(() => came, { timeout: 10_000 }).toContain('curve25519-sha256')
+    expect(await wakings()).toEqual(['a connection through the lobby'])
+    jump.kill()
+  })
+
   it('ends without waking it when the person leaves, and tells it afterwards', async () => {
     const { gateway } = world
     const terminal = await openShell()

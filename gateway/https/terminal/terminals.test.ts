@@ -9,6 +9,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { WebSocket } from 'ws'
 import { OUTPUT_WINDOW_BYTES } from '../../../web/terminal/protocol.ts'
 import { endAllSessions } from '../../accounts/web-sessions.ts'
+import { bringBack, putToSleep, wakeWhenWanted } from '../../activity/testing/sleeper.ts'
 import { type HeldStatus, startTerminalWorld, type TerminalWorld } from './testing/world.ts'
 
 const PATIENT = { timeout: 20_000, interval: 20 }
@@ -216,6 +217,39 @@ describe('a machine that is off', () => {
     expect(await visitor.closed()).toBe(1000)
     expect(visitor.told.at(-1)).toEqual({ state: 'unreachable', text: 'The connection to demo was lost.' })
     await sql`update machines set desired_state = 'running', observed_state = 'running', observed_ready_at = now()`
+  })
+})
+
+describe('a machine that sleeps', () => {
+  it('is woken by who opens a terminal, and by a key in one that was open', async () => {
+    const { sql } = world.gateway
+    const watch = world.gateway.app.watches.of(world.machineId)
+    const asleep = async (desired: 'asleep' | 'paused' = 'asleep') => {
+      await putToSleep(sql, world.machineId, desired)
+      await expect.poll(() => watch.isHeld, { timeout: 10_000 }).toBe(true)
+    }
+    const cookie = await world.signIn()
+    await asleep('paused')
+    const visitor = await world.open({ session: 'woken', cookie })
+    await visitor.until(() => visitor.told.length > 0)
+    expect(visitor.told[0]).toMatchObject({ state: 'off', text: 'demo is paused.', wayOn: { verb: 'resume' } })
+    const resumed = await fetchPage('/terminal/demo/start', { cookie, method: 'POST' })
+    expect([resumed.status, resumed.text]).toEqual([200, expect.stringContaining('waking')])
+    await visitor.until(() => visitor.told.length > 1)
+    expect(visitor.told[1]).toEqual({ state: 'waiting', text: 'demo is waking.' })
+    await bringBack(sql, world.machineId)
+    await visitor.attached()
+    await visitor.shows(PROMPT)
+
+    await using _sleeper = await wakeWhenWanted(sql, world.machineId)
+    await asleep()
+    await visitor.type('echo "awake $((1+1))"\r')
+    await visitor.shows(/awake 2/)
+    await asleep()
+    const next = await world.open({ session: 'woken', cookie })
+    await next.attached()
+    await next.leave()
+    await visitor.leave()
   })
 })
 

@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs'
 import { text } from 'node:stream/consumers'
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest'
+import { MachineWatch } from '../../activity/watch.ts'
 import { type Keys, type Machine, makeKeys, startFakeMachine, startMachine } from '../relay/fixtures.ts'
 import { silentLog } from '../transport/log.ts'
 import { transportOf } from '../transport/protocol.ts'
@@ -71,6 +72,31 @@ test('a full connection gets a second beside it', async () => {
 test('an idle connection is closed', async () => {
   pool = makePool({ idleTimeoutMs: 10 })
   await pool.warm(machine.target)
+  await expect.poll(() => pool.connections).toBe(0)
+})
+
+test('an idle connection to a machine that sleeps is kept for whoever wakes it', async () => {
+  const watch = new MachineWatch(1, { nowMs: 0, wake: async () => true, look: () => {} })
+  const row = {
+    desiredBoot: 1,
+    observedBoot: 1,
+    observedStage: 'ready',
+    desiredRestore: 0,
+    observedRestore: 0,
+  } as const
+  const see = (desiredState: 'running' | 'asleep') =>
+    watch.see({ ...row, desiredState, observedState: 'running', observedReadyAt: new Date(0) })
+  see('running')
+  pool = makePool({ idleTimeoutMs: 50, watches: { of: () => watch } })
+  await pool.warm(machine.target)
+  see('asleep')
+  await new Promise((resolve) => setTimeout(resolve, 200))
+  expect(pool.connections).toBe(1)
+  const session = openOnMachine(pool, machine.target, { command: 'echo here' })
+  await new Promise((resolve) => setTimeout(resolve, 50))
+  expect(pool.connections).toBe(1)
+  see('running')
+  expect(await text((await session).stdout)).toBe('here\n')
   await expect.poll(() => pool.connections).toBe(0)
 })
 
