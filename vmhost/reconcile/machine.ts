@@ -573,7 +573,8 @@ export class Machine {
       observedCpus: saved?.cpus ?? null,
       observedMemoryBytes: saved?.memoryBytes ?? null,
       observedSavedBytes: saved ? await memoryBytes(kept.directory) : null,
-      observedHeldBytes: await checkpoints.heldBytes(kept),
+      // One for a copy is gone before anybody asks, and its copy waits.
+      observedHeldBytes: wanted.forCopy ? null : await checkpoints.heldBytes(kept),
       observedStillMs: stillMs,
     }
   }

@@ -145,6 +145,7 @@ class HostReconciler implements Reconciler {
     this.#keeper.start()
     for (const machine of this.#machines.values()) this.#run(machine.poke())
     this.#run(this.#emptyTrash())
+    this.#run(this.#world.checkpointRows.endCopies())
     this.#every(rescanEveryMs, () => this.#rescan())
     this.#every(networkEveryMs, () => this.#networkRound())
     this.#every(trashEveryMs, () => this.#emptyTrash())
