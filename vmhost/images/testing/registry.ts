@@ -191,6 +191,7 @@ export class TestRegistry implements AsyncDisposable {
     }
     return {
       async [Symbol.asyncDispose]() {
+        if (child.exitCode !== null || child.signalCode !== null) return
         const ended = once(child, 'exit')
         child.kill()
         await ended
