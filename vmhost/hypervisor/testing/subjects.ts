@@ -8,7 +8,7 @@ import { CloudHypervisorPrograms } from '../cloud-hypervisor-programs.ts'
 import { programVersion } from '../cloud-hypervisor-version.ts'
 import type { HypervisorDriver } from '../driver.ts'
 import { kvmProblem } from '../probe.ts'
-import { qemuDriver } from '../qemu.ts'
+import { qemuDriver, qemuVersion } from '../qemu.ts'
 import { makeTinyGuest, makeTinyPvhGuest, type TinyGuest } from '../tiny-guest.ts'
 
 /** A hypervisor that the drivers' tests are run against. */
@@ -30,7 +30,7 @@ const qemu: Subject = {
   absent: undefined,
   absentForLinux: undefined,
   driver: async (_store, { adoptLimitMs = 10_000 } = {}) =>
-    qemuDriver({ accelerator: 'tcg', version: 'test', cgroups: false, adoptLimitMs }),
+    qemuDriver({ accelerator: 'tcg', version: await qemuVersion(), cgroups: false, adoptLimitMs }),
   makeGuest: makeTinyGuest,
   missingDisk: /QEMU did not start: .*root\.raw.*No such file/,
 }
