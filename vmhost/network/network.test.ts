@@ -264,6 +264,30 @@ test('a machine hears nothing of connections that its address had under another 
   expect(await later.tcp('198.51.100.10', 8000)).toBe('connected')
 })
 
+test('a machine that wakes goes on with the connections that it had', async () => {
+  await network.call({ do: 'prepareHost' })
+  const one = machine(1)
+  await connectAll([one])
+  const internet = new Probe(lab.internet)
+  await internet.listen('udp', 9)
+  const wake = async (id: string): Promise<Probe> => {
+    const guest = await lab.add(id)
+    await plugIn(one, lab.host, guest, macFor(one.address))
+    const inside = new Probe(guest)
+    await inside.listen('udp', 5000)
+    return inside
+  }
+  const answer = { do: 'udp', address: '203.0.113.2', port: 5000, source: '198.51.100.10', sourcePort: 9 }
+  const before = await wake('guest1')
+  await before.ask({ do: 'udp', address: '198.51.100.10', port: 9, sourcePort: 5000 })
+  expect(await internet.ask({ do: 'wait', port: 9 })).toEqual({ arrived: true })
+  await network.call({ do: 'removeMachine', machineId: 1 })
+  await network.call({ do: 'ensureMachine', machine: { ...one, goesOn: true } })
+  const after = await wake('guest2')
+  await internet.ask(answer)
+  expect(await after.ask({ do: 'wait', port: 5000, source: '198.51.100.10' })).toEqual({ arrived: true })
+})
+
 test('updates of the rules keep every reading, and a chain of an older version goes', async () => {
   await network.call({ do: 'prepareHost' })
   await connectAll([machine(1)])

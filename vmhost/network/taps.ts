@@ -23,13 +23,13 @@ export async function connectTaps(
   const connect = async (some: readonly MachineNetwork[]): Promise<void> => {
     const kernel = await readKernel()
     const plans = some.map((machine) => {
-      return { address: machine.address, tap: tapName(machine.machineId), ...planTap(machine, gateway, kernel) }
+      return { machine, tap: tapName(machine.machineId), ...planTap(machine, gateway, kernel) }
     })
     for (const { tap, create, configure } of plans) if (create.length + configure.length > 0) touched.add(tap)
     await runIpBatch(plans.flatMap(({ create }) => create))
     // Before they are up: no packet passes under other settings, or as part of another machine's connection.
     for (const { tap } of plans) if (await setTapSysctls(tap)) touched.add(tap)
-    for (const { address, isFresh } of plans) if (isFresh) await forgetFlows(address)
+    for (const { machine, isFresh } of plans) if (isFresh && !machine.goesOn) await forgetFlows(machine.address)
     await runIpBatch(plans.flatMap(({ configure }) => configure))
   }
   await eachOrAll(machines, connect, ({ machineId }, error) => {

@@ -29,6 +29,8 @@ export type MachineNetwork = {
   readonly uid: number
   /** MAC of the guest's card when it is not `macFor(address)`: a restored template keeps the template's. */
   readonly mac?: string
+  /** It wakes: connections that the host knows of this address are its own, and go on. */
+  readonly goesOn?: true
 }
 
 /** Where a hypervisor plugs in: an existing persistent tap (IFF_VNET_HDR, one queue) and the MAC for the guest's card. */

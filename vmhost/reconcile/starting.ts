@@ -102,7 +102,8 @@ export function networkOf(
 ): MachineNetwork {
   const first = startedWith === undefined ? undefined : addressIn(startedWith)
   const network = { machineId: id, address, uid: hypervisorUid(id) }
-  return first === undefined || first === address ? network : { ...network, mac: macFor(first) }
+  if (first === undefined) return network
+  return first === address ? { ...network, goesOn: true } : { ...network, mac: macFor(first) }
 }
 
 /** The network is made ready while the disk is. */
