@@ -1,4 +1,4 @@
-import type { Machine } from '../machines.ts'
+import { type Machine, MachineNotReadyError } from '../machines.ts'
 import { admitMachine, type MachineWish } from './admission.ts'
 import type { Context } from './command.ts'
 import { defineCommand } from './command.ts'
@@ -9,7 +9,7 @@ import { settingOf } from './idle-time.ts'
 import { imageNames } from './images.ts'
 import { validComment, validTags } from './labels.ts'
 import { hostNames, lobbyLine, machineDocument, sshLine } from './machine-document.ts'
-import { untilSshWorks, whilePatient } from './machine-steps.ts'
+import { recordEvent, untilSshWorks, whilePatient } from './machine-steps.ts'
 import { validName } from './names/valid.ts'
 import { setupLogLine, untilSetupEnded } from './setup/wait.ts'
 import { MACHINE_SIZES, parseSize, sayDuration } from './values.ts'
@@ -103,6 +103,7 @@ export const newMachine = defineCommand({
       })
       return machine ? await ready(context, machine, Date.now() - startedAt) : await admitted(context, made)
     } catch (error) {
+      if (error instanceof MachineNotReadyError && error.code === 'machine.failed') await giveUpUnmade(context, made)
       if (!context.signal.aborted) throw error
       throw new CommandError('interrupted', 1, `no longer waiting; ${made.name} goes on being made`, {
         wayOn: `to see how far it is: ${lobbyLine(app.settings, `ls ${made.name}`)}`,
@@ -111,6 +112,27 @@ export const newMachine = defineCommand({
     }
   },
 })
+
+/**
+ * A machine that failed before it had a disk, its image could not be had, is nothing that anybody would want back.
+ * @throws CommandError that says why, when it was one
+ */
+async function giveUpUnmade({ app, caller }: Context, made: { id: number; name: string }): Promise<void> {
+  const reason = await app.sql.begin(async (tx) => {
+    const [row] = await tx<{ observed_reason: string | null }[]>`
+      update machines set desired_state = 'gone', trashed_at = now() where id = ${made.id}
+        and observed_state = 'failed' and observed_host_key is null and desired_state = 'running'
+      returning observed_reason`
+    if (!row) return undefined
+    await tx`delete from machine_names where machine_id = ${made.id}`
+    await recordEvent(tx, caller, 'machine.deleted', made, { was: 'failed' })
+    return row.observed_reason ?? 'no reason was reported'
+  })
+  if (reason === undefined) return
+  throw new CommandError('machine.not_made', 1, `${made.name} was not made, and nothing is left of it: ${reason}`, {
+    wayOn: 'what else there is to make machines from: doc images',
+  })
+}
 
 async function ready({ app }: Context, machine: Machine, tookMs: number) {
   const document = machineDocument(machine, app.settings, await hostNames(app))

@@ -10,10 +10,14 @@ import { startVite } from './vite.ts'
 /** What a user finds inside a machine made of the base image, and what they must not find. */
 let product: Product
 const HOST = 'berth.example'
+/** Not one of those that lead to machines. */
+const METRICS_PORT = 19_464
 const inside = (command: string, machine = 'demo') => product.ssh([`${machine}@${SERVER_ADDRESS}`, command])
 
 beforeAll(async () => {
-  product = await startProduct({ env: { BERTH_DOMAIN: HOST, BERTH_PORTS: 'on' } })
+  product = await startProduct({
+    env: { BERTH_DOMAIN: HOST, BERTH_PORTS: 'on', BERTH_METRICS: `127.0.0.1:${METRICS_PORT}` },
+  })
 })
 afterAll(() => product?.[Symbol.asyncDispose]())
 
@@ -282,19 +286,19 @@ describe('what a machine reaches', () => {
     const service = onServer(
       'python3',
       '-c',
-      'import socket\ns=socket.create_server(("0.0.0.0",7001))\nprint(s.accept()[1][0])',
+      'import socket\ns=socket.create_server(("0.0.0.0",12001))\nprint(s.accept()[1][0])',
     )
     const closed = [
       [other, 22],
-      ['10.42.0.1', 9464],
+      ['10.42.0.1', METRICS_PORT],
       ['192.168.0.1', 80],
-      [SERVER_ADDRESS, 7001],
-      ['10.42.0.1', 7001],
+      [SERVER_ADDRESS, 12001],
+      ['10.42.0.1', 12001],
     ] as const
     const answers = await Promise.all(closed.map(async ([address, port]) => (await tries(address, port)).stdout))
     expect(answers).toEqual(closed.map(() => 'not\n'))
     // The first that the service hears of is the server itself.
-    const itself = 'for i in $(seq 50); do : 2>/dev/null </dev/tcp/127.0.0.1/7001 && exit; sleep 0.2; done; exit 1'
+    const itself = 'for i in $(seq 50); do : 2>/dev/null </dev/tcp/127.0.0.1/12001 && exit; sleep 0.2; done; exit 1'
     expect(await onServer('bash', '-c', itself)).toMatchObject({ status: 0 })
     expect((await service).stdout).toBe('127.0.0.1\n')
   })
