@@ -219,16 +219,6 @@ describe('a vmhost', () => {
     await nothingLeftOf(id)
   })
 
-  test('a desired state that it cannot reach yet leaves the machine as it is, with a reason', async () => {
-    const id = await bootingMachine()
-    await server.update(id, { desired_state: 'asleep' })
-    const row = await server.until(id, (seen) => seen.observed_reason !== null)
-    expect(row.observed_reason).toBe('This server cannot put machines to sleep yet')
-    expect(await server.hypervisors(id)).toHaveLength(1)
-    await server.update(id, { desired_state: 'gone' })
-    await nothingLeftOf(id)
-  })
-
   test('machines outlive it, by SIGTERM as by SIGKILL, and it adopts them with a new epoch', async () => {
     const id = await bootingMachine()
     const [pid] = await server.hypervisors(id)
