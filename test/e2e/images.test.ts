@@ -46,7 +46,7 @@ it('an image of one program becomes a machine with SSH, which runs that program'
   const missing = await product.lobby(`new none --image ${registry.host}/team/none --memory 512M --disk 1G`)
   expect(missing).toMatchObject({
     status: 1,
-    stderr: expect.stringMatching(/none failed: There is no image .*team\/none/),
+    stderr: expect.stringMatching(/none was not made, .*There is no image .*team\/none/),
   })
   const made = await product.lobby(`new one --image ${registry.host}/team/one:v1 --cpu 1 --memory 512M --disk 1G`)
   expect(made, made.stderr).toMatchObject({ status: 0 })

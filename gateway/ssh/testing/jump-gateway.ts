@@ -3,6 +3,7 @@ import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { type AddressInfo, createServer } from 'node:net'
 import ssh2 from 'ssh2'
+import { MachineWatch } from '../../activity/watch.ts'
 import type { App, Caller } from '../../app.ts'
 import { serveJumps } from '../jump.ts'
 import { serverAlgorithms } from '../transport/algorithms.ts'
@@ -22,8 +23,10 @@ const port = createServer((socket) => {
 port.listen(0, '127.0.0.1')
 await once(port, 'listening')
 
+const watch = new MachineWatch(1, { nowMs: 0, wake: async () => true, look: () => {} })
 const machine = { id: 1, accountId: 1, name: 'demo' }
 const app = {
+  watches: { of: () => watch },
   settings: { machineDomain: 'example.com' },
   machines: {
     find: async () => machine,
