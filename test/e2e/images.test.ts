@@ -64,6 +64,6 @@ it('an image of one program becomes a machine with SSH, which runs that program'
   // It comes back with what it has become, and asks no registry for it.
   await there[Symbol.asyncDispose]()
   await product.ssh([one, 'echo kept > /kept; sync'])
-  expect(await product.lobby('restart one')).toMatchObject({ status: 0 })
+  expect(await product.lobby('restart one', { timeoutMs: 300_000 })).toMatchObject({ status: 0 })
   expect((await product.ssh([one, 'cat /kept; wget -qO- http://127.0.0.1:8080/'])).stdout).toBe('kept\nthe page\n')
 })
