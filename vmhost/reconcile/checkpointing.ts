@@ -22,7 +22,7 @@ import { type Bed, getUp, refuseWithoutRoom, thawLimitMs } from './sleeping.ts'
 const limits = {
   /** until its filesystem is written out */
   freezeMs: 30_000,
-  reportMs: 10_000,
+  reportMs: 45_000,
 }
 
 export type Taken = {

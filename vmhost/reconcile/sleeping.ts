@@ -50,7 +50,7 @@ const limits = {
 const lookMs = 50
 /** Emulated beside others that are coming up, a guest may be that slow to say anything. */
 const reportLimitMs = 45_000
-export const thawLimitMs = 10_000
+export const thawLimitMs = 45_000
 
 /**
  * Memory that is left to a guest beside what it uses: it needs some to wake, and the programs that it wakes with are
