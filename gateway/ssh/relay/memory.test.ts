@@ -61,17 +61,13 @@ test('so does one with 30 such channels at once', async () => {
 })
 
 test('so does one that sends requests and reads no answers', async () => {
-  // What a flood costs is held each time; what a late collection adds, on busy cores, is not.
-  const growths: number[] = []
-  while (growths.length < 3 && !growths.some((growth) => growth < boundBytes)) {
-    await using client = await RawClient.connect(gateway.port)
-    const flooded = await growthWhile(() => {
+  await using client = await RawClient.connect(gateway.port)
+  expect(
+    await growthWhile(() => {
       client.socket.pause()
       client.flood(200_000)
-    })
-    growths.push(flooded)
-  }
-  expect(Math.min(...growths)).toBeLessThan(boundBytes)
+    }),
+  ).toBeLessThan(boundBytes)
 })
 
 test('so does a machine that stops reading what a client sends', async () => {
