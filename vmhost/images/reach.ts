@@ -2,6 +2,7 @@ import { type LookupAddress, lookup } from 'node:dns'
 import { Agent as HttpAgent, request as httpRequest, type IncomingMessage } from 'node:http'
 import { Agent as HttpsAgent, request as httpsRequest } from 'node:https'
 import { BlockList, isIP, isIPv6, type LookupFunction } from 'node:net'
+import { NOT_THE_INTERNET } from '../network/ruleset.ts'
 import { ImageError } from './errors.ts'
 import { hostOf, isLoopback } from './reference.ts'
 
@@ -94,19 +95,10 @@ const lookupOutside: LookupFunction = (hostname, options, callback) => {
 /** @see https://www.iana.org/assignments/iana-ipv4-special-registry and iana-ipv6-special-registry */
 const special4 = new BlockList()
 const special6 = new BlockList()
-for (const [network, prefix] of [
-  ['0.0.0.0', 8],
-  ['10.0.0.0', 8],
-  ['100.64.0.0', 10],
-  ['127.0.0.0', 8],
-  ['169.254.0.0', 16],
-  ['172.16.0.0', 12],
-  ['192.0.0.0', 24],
-  ['192.168.0.0', 16],
-  ['198.18.0.0', 15],
-  ['224.0.0.0', 3],
-] as const)
-  special4.addSubnet(network, prefix, 'ipv4')
+for (const range of NOT_THE_INTERNET) {
+  const [network = '', prefix] = range.split('/')
+  special4.addSubnet(network, Number(prefix), 'ipv4')
+}
 // Everything that is not unicast out of 2000::/3, and in it the transitions that carry an IPv4 address.
 for (const [network, prefix] of [
   ['::', 3],
