@@ -13,14 +13,8 @@ const execFileAsync = promisify(execFile)
  */
 export type TinyGuest = 'idle' | 'powersOff' | 'resets' | 'panics'
 
-const behaviour: Record<TinyGuest, string> = {
-  idle: '',
-  // ACPI PM1a control of q35 as SeaBIOS places it: SLP_TYP 0 (S5), SLP_EN
-  powersOff: 'movw $0x604, %dx; movw $0x2000, %ax; outw %ax, %dx',
-  // reset control register of ICH9
-  resets: 'movw $0xcf9, %dx; movb $6, %al; outb %al, %dx',
-  // pvpanic-pci (1b36:0011): finds it on bus 0, reaches its BAR 0 through a 4 GiB segment, reports a panic (bit 0)
-  panics: `
+/** Finds pvpanic-pci (1b36:0011) on bus 0 and leaves its BAR 0 in eax. */
+const findPvpanic = `
     xorl %ecx, %ecx
   1: movl %ecx, %eax
     shll $11, %eax
@@ -43,7 +37,16 @@ const behaviour: Record<TinyGuest, string> = {
     movw $0xcfc, %dx
     inl %dx, %eax
     andl $0xfffffff0, %eax
-    movl %eax, %esi
+`
+
+const behaviour: Record<TinyGuest, string> = {
+  idle: '',
+  // ACPI PM1a control of q35 as SeaBIOS places it: SLP_TYP 0 (S5), SLP_EN
+  powersOff: 'movw $0x604, %dx; movw $0x2000, %ax; outw %ax, %dx',
+  // reset control register of ICH9
+  resets: 'movw $0xcf9, %dx; movb $6, %al; outb %al, %dx',
+  // reaches BAR 0 through a 4 GiB segment, reports a panic (bit 0)
+  panics: `${findPvpanic}    movl %eax, %esi
     cli
     xorl %eax, %eax
     movw %cs, %ax
@@ -125,30 +128,7 @@ const pvhBehaviour: Record<TinyGuest, string> = {
   powersOff: 'movw $0x600, %dx; movb $0x34, %al; outb %al, %dx',
   // i8042: pulse the reset line
   resets: 'movw $0x64, %dx; movb $0xfe, %al; outb %al, %dx',
-  panics: `
-    xorl %ecx, %ecx
-  1: movl %ecx, %eax
-    shll $11, %eax
-    orl $0x80000000, %eax
-    movl %eax, %ebx
-    movw $0xcf8, %dx
-    outl %eax, %dx
-    movw $0xcfc, %dx
-    inl %dx, %eax
-    cmpl $0x00111b36, %eax
-    je 2f
-    incl %ecx
-    cmpl $32, %ecx
-    jb 1b
-    jmp idle
-  2: movl %ebx, %eax
-    orl $0x10, %eax
-    movw $0xcf8, %dx
-    outl %eax, %dx
-    movw $0xcfc, %dx
-    inl %dx, %eax
-    andl $0xfffffff0, %eax
-    movb $1, (%eax)`,
+  panics: `${findPvpanic}    movb $1, (%eax)`,
 }
 
 /** @see https://xenbits.xen.org/docs/unstable/misc/pvh.html, the note XEN_ELFNOTE_PHYS32_ENTRY says where it begins */
