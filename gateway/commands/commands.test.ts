@@ -112,11 +112,11 @@ describe('with machines that start', () => {
   })
 
   it('new leaves nothing of a machine whose image cannot be had, and its name is free', async () => {
-    world.vmhost.failures.set('unmade', 'There is no image somewhere/else')
+    world.vmhost.imageFailures.set('unmade', 'There is no image somewhere/else')
     const ran = await world.run('new unmade --image somewhere/else')
     expect(ran).toMatchObject({ status: 1, stdout: '' })
     expect(ran.stderr).toMatch(/unmade was not made, and nothing is left of it: There is no image somewhere\/else/)
-    world.vmhost.failures.clear()
+    world.vmhost.imageFailures.clear()
     expect((await world.run('new unmade')).status).toBe(0)
     expect((await world.run('rm --now -f unmade')).status).toBe(0)
   })

@@ -22,8 +22,10 @@ export class StandInVmhost {
   #hostId = 0
   #unlisten: () => Promise<void> = async () => {}
   #work: Promise<void> = Promise.resolve()
-  /** machines that shall not start: name -> reason */
+  /** machines that shall not start, though they have a disk: name -> reason */
   readonly failures = new Map<string, string>()
+  /** machines whose image cannot be had: name -> reason */
+  readonly imageFailures = new Map<string, string>()
   /** machines that shall not fall asleep: name -> reason */
   readonly sleepFailures = new Map<string, string>()
   /** machines whose memory shall be lost when they wake: name -> reason */
@@ -150,10 +152,11 @@ export class StandInVmhost {
 
   async #boot({ id, name, desired_boot }: { id: number; name: string; desired_boot: number }): Promise<void> {
     const sql = this.#sql
-    const reason = this.failures.get(name)
+    const unmade = this.imageFailures.get(name)
+    const reason = unmade ?? this.failures.get(name)
     if (reason) {
       await sql`update machines set observed_state = 'failed', observed_reason = ${reason}, observed_ready_at = null,
-        observed_boot = ${desired_boot} where id = ${id}`
+        observed_host_key = ${unmade ? null : this.#hostKey}, observed_boot = ${desired_boot} where id = ${id}`
       return
     }
     for (const stage of ['disk', 'network', 'boot', 'ssh']) {
