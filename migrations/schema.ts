@@ -21,6 +21,7 @@ import {
 const bytea = customType<{ data: Buffer }>({ dataType: () => 'bytea' })
 const time = (name: string) => timestamp(name, { withTimezone: true, mode: 'date' })
 const int8 = (name: string) => bigint(name, { mode: 'number' })
+const tstzrange = customType<{ data: string }>({ dataType: () => 'tstzrange' })
 const identity = () => integer('id').primaryKey().generatedAlwaysAsIdentity()
 
 export const settings = pgTable('settings', {
@@ -410,3 +411,43 @@ export const acmeChallenges = pgTable('acme_challenges', {
   value: text('value').notNull(),
   expiresAt: time('expires_at').notNull(),
 })
+
+export type SpanState = 'creating' | 'running' | 'asleep' | 'stopped' | 'failed'
+
+export const machineSpans = pgTable(
+  'machine_spans',
+  {
+    machineId: integer('machine_id').notNull(),
+    hostId: integer('host_id').notNull(),
+    startedAt: time('started_at').notNull(),
+    endedAt: time('ended_at').notNull(),
+    during: tstzrange('during').notNull().generatedAlwaysAs(sql`tstzrange(started_at, ended_at, '[)')`),
+    state: text('state').$type<SpanState>().notNull(),
+    cpus: integer('cpus').notNull(),
+    memoryBytes: int8('memory_bytes').notNull(),
+    diskBytes: int8('disk_bytes').notNull(),
+    checkpointBytes: int8('checkpoint_bytes').notNull().default(0),
+  },
+  (t) => [primaryKey({ columns: [t.machineId, t.startedAt] })],
+)
+
+export const transferReadings = pgTable(
+  'transfer_readings',
+  {
+    series: uuid('series').notNull(),
+    sequence: int8('sequence').notNull(),
+    machineId: integer('machine_id').notNull(),
+    hostId: integer('host_id').notNull(),
+    hostBoot: uuid('host_boot').notNull(),
+    at: time('at').notNull(),
+    directOutBytes: int8('direct_out_bytes').notNull(),
+    directOutPackets: int8('direct_out_packets').notNull(),
+    directInBytes: int8('direct_in_bytes').notNull(),
+    directInPackets: int8('direct_in_packets').notNull(),
+    gatewayOutBytes: int8('gateway_out_bytes').notNull(),
+    gatewayOutPackets: int8('gateway_out_packets').notNull(),
+    gatewayInBytes: int8('gateway_in_bytes').notNull(),
+    gatewayInPackets: int8('gateway_in_packets').notNull(),
+  },
+  (t) => [primaryKey({ columns: [t.series, t.sequence] })],
+)
