@@ -1,0 +1,266 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { Logger } from 'pino'
+import { type Hypervisor, HypervisorError } from '../../hypervisor/driver.ts'
+import {
+  type FoundMemory,
+  findMemory,
+  forgetMemory,
+  memoryBytes,
+  type SavedMemory,
+  spendMemory,
+} from '../../storage/memory.ts'
+import type { Guest } from '../guest.ts'
+import { isOwn } from '../ownership.ts'
+import type { MachineRow } from '../rows.ts'
+import { layDown } from '../sleeping.ts'
+import { MachineError } from '../specification.ts'
+import { LostMemoryError, restoreMemory, type Started } from '../starting.ts'
+import type { World } from '../world.ts'
+import type { Life } from './life.ts'
+import { messageOf, oneLine } from './reasons.ts'
+import { type MachineState, offline } from './state.ts'
+
+/**
+ * A machine that is put to sleep, and woken.
+ *
+ *     guest, ready --sleep wanted--> saved (sleeping.ts) --> memory
+ *     guest --it cannot be saved--> guest, and tried again, later each time
+ *     memory --wanted running, and there is room--> restored --> guest
+ *     memory --it cannot be restored--> no guest: only its processes are lost, and that is said
+ */
+export class Sleep {
+  readonly #state: MachineState
+  readonly #life: Life
+  readonly #world: World
+  readonly #log: Logger
+  #wakeFailures = 0
+  #failures = 0
+  #sleepAgain: NodeJS.Timeout | undefined
+
+  constructor(state: MachineState, life: Life) {
+    this.#state = state
+    this.#life = life
+    this.#world = state.world
+    this.#log = state.log
+  }
+
+  async towardsAsleep(row: MachineRow): Promise<void> {
+    const guest = this.#state.guest
+    if (guest) {
+      // Its readiness, or its going on, brings another turn.
+      if (guest.ready && !guest.standsStill && !this.#sleepAgain) await this.#sleep(row, guest)
+      return
+    }
+    this.forgetFailures()
+    if (row.observedState === 'failed') return
+    await this.#life.disconnect()
+    if (row.observedState !== 'asleep') await this.#sayAsleep(row)
+  }
+
+  /**
+   * Saves a guest and ends its hypervisor; it is `saved` then. Otherwise it is awake, or ended by itself.
+   * @returns why it could not be saved, if that was tried
+   */
+  async layDown(guest: Guest, isWanted: (row: MachineRow) => boolean): Promise<string | undefined> {
+    const { sleeps, store, rows, outbox, signal } = this.#world
+    const row = this.#state.row
+    let isTold = false
+    using slot = await this.#state.slot(sleeps, isWanted)
+    if (!slot) return undefined
+    await this.#state.gettingUp
+    const { hypervisor, agent, files, boot } = guest
+    this.#state.saved = undefined
+    guest.lying = true
+    try {
+      if (!this.#state.runsWith)
+        throw new MachineError('it was started by an earlier version of Berth, and can after a restart')
+      const bed = { hypervisor, agent, files, space: () => store.space(), log: this.#log, signal }
+      const isStillWanted = async () => {
+        const now = signal.aborted ? undefined : await rows.one(this.#state.id).catch(() => row)
+        return now !== undefined && isWanted(now) && isOwn(files, now)
+      }
+      this.#state.saved = await layDown(bed, { ...this.#state.runsWith, boot }, async () => {
+        const isIt = await isStillWanted()
+        if (isTold || !isIt) return isIt
+        // Whoever wants it awake from here on must not take it for ready: it stands still, and hears nothing.
+        this.#state.observe({ observedReadyAt: null })
+        isTold = true
+        await outbox.flushed(this.#state.id)
+        return isStillWanted()
+      })
+    } catch (error) {
+      signal.throwIfAborted()
+      this.#log.warn({ err: error }, 'could not be saved')
+      // Its hypervisor is gone: that is told by itself.
+      return this.#state.ending ? undefined : oneLine(messageOf(error))
+    } finally {
+      guest.lying = false
+      if (isTold && !this.#state.saved && !this.#state.ending) guest.sayReady()
+    }
+    this.#state.again = true
+    if (!this.#state.saved) return undefined
+    await this.#life.endGuest(guest, 'quit')
+    await this.#life.disconnect()
+    return undefined
+  }
+
+  async wake(row: MachineRow, saved: SavedMemory): Promise<void> {
+    const { wakes } = this.#world
+    const isWanted = (now: MachineRow) => now.desiredState === 'running' && now.desiredBoot === row.desiredBoot
+    using room = await this.#room(saved, isWanted)
+    if (!room) return
+    const slot = await this.#state.slot(wakes, isWanted)
+    if (!slot) return
+    this.#state.observe({
+      observedState: 'running',
+      observedStage: 'network',
+      observedBoot: saved.boot,
+      observedReason: null,
+      observedReadyAt: null,
+      observedStartedAt: null,
+    })
+    let started: Started | undefined
+    try {
+      started = await restoreMemory(this.#life.starting(row), saved)
+      // Before it runs, and for good: from here on its disk is not the one that it was saved with.
+      const { hypervisor, files } = started
+      await spendMemory(files.directory)
+      this.#state.saved = undefined
+      this.#wakeFailures = 0
+      const onReady = () => this.isAwake(hypervisor, files.directory)
+      await this.#life.run(started, { boot: saved.boot, restored: true, slot, onReady })
+    } catch (error) {
+      slot[Symbol.dispose]()
+      await started?.hypervisor.kill()
+      this.#world.signal.throwIfAborted()
+      await this.#notWoken(error, saved.boot)
+    }
+  }
+
+  /**
+   * What a wake leaves to do. Whoever woke it is about to sign in, and gets the processors first: a guest that takes its
+   * memory back has its hands full, emulated for seconds.
+   */
+  isAwake(hypervisor: Hypervisor, directory: string): void {
+    this.#state.gettingUp = this.#takeBack(hypervisor, directory)
+  }
+
+  async #takeBack(hypervisor: Hypervisor, directory: string): Promise<void> {
+    const { driver, signal } = this.#world
+    this.#state.isTakingBack = true
+    try {
+      await sleep(signInMs[driver.accelerator], undefined, { signal, ref: false })
+      await hypervisor.setBalloon(0)
+      await forgetMemory(directory)
+    } catch (error) {
+      // What is not done yet, another vmhost does: the memory that was used is still there to tell it.
+      if (!signal.aborted) this.#log.warn({ err: error }, 'after it woke')
+    } finally {
+      this.#state.isTakingBack = false
+    }
+  }
+
+  /** Its hypervisor is not there: it sleeps, or has lost what it was doing. */
+  findAsleep({ saved, damaged, used, unfinished }: FoundMemory): void {
+    this.#state.saved = saved
+    if (saved) return
+    if (damaged) this.#state.lose('what was kept of its memory is damaged')
+    else if (used) this.#state.lose('its server, or its hypervisor, ended while it woke')
+    else if (unfinished) this.#state.lose('its server, or its hypervisor, ended while it was put to sleep')
+  }
+
+  forgetFailures(): void {
+    if (this.#failures === 0) return
+    clearTimeout(this.#sleepAgain)
+    this.#sleepAgain = undefined
+    this.#failures = 0
+    this.#state.observe({ observedReason: null })
+  }
+
+  async #sleep(row: MachineRow, guest: Guest): Promise<void> {
+    const problem = await this.layDown(guest, (now) => this.#state.isSleepWanted(now))
+    if (problem !== undefined) this.#failed(problem)
+    if (!this.#state.saved) return
+    this.forgetFailures()
+    await this.#sayAsleep(row)
+  }
+
+  async #sayAsleep(row: MachineRow): Promise<void> {
+    const saved = this.#state.saved
+    const because = row.desiredState === 'running' ? 'its server shut down' : (row.asleepBecause ?? 'told to')
+    const bytes = saved ? await memoryBytes(this.#world.store.directoryOf(this.#state.id)) : null
+    const lost =
+      this.#state.lost === undefined ? null : `It has lost its memory and starts from its disk: ${this.#state.lost}`
+    this.#state.observe({
+      observedState: 'asleep',
+      observedReason: lost,
+      ...offline,
+      observedAsleepBecause: because,
+      observedAsleepAt: saved ? new Date(saved.at) : new Date(),
+      observedSavedBytes: bytes,
+    })
+    this.#state.record('asleep', { because, bytes })
+  }
+
+  #failed(problem: string): void {
+    const waitMs = Math.min(sleepAgainFirstMs * 2 ** this.#failures++, sleepAgainMostMs)
+    this.#state.observe({ observedReason: oneLine(`It could not be put to sleep, which is tried again: ${problem}`) })
+    this.#sleepAgain = setTimeout(() => {
+      this.#sleepAgain = undefined
+      void this.#state.poke()
+    }, waitMs).unref()
+  }
+
+  /** @returns undefined when it is not wanted awake any more, or there is no memory for it and its row says so */
+  async #room(saved: SavedMemory, isWanted: (row: MachineRow) => boolean): Promise<Disposable | undefined> {
+    const { room, rows, signal } = this.#world
+    const stillWanted = async () => {
+      const now = signal.aborted ? undefined : await rows.one(this.#state.id).catch(() => this.#state.row)
+      return now !== undefined && isWanted(now)
+    }
+    const bytes = (saved.usedBytes ?? saved.memoryBytes) + wakeOverheadBytes
+    const found = await room(this.#state.id, { bytes, isWanted: stillWanted })
+    if (!found) this.#state.again = true
+    return found
+  }
+
+  /** What cannot be restored boots from its disk; what may be another time is tried again. */
+  async #notWoken(error: unknown, boot: number): Promise<void> {
+    const directory = this.#world.store.directoryOf(this.#state.id)
+    const memory = await findMemory(directory)
+    this.#state.saved = memory.saved
+    this.#state.again = true
+    if (error instanceof MachineError) {
+      await this.#life.disconnect()
+      this.#state.fail(messageOf(error), boot)
+      return
+    }
+    if (memory.saved && !(error instanceof LostMemoryError)) {
+      const isFull = messageOf(error).includes('Cannot allocate memory')
+      if (!(error instanceof HypervisorError) || isFull) throw error
+      // Somebody ended it, and nothing is wrong with what it was restored from.
+      if (error.code === 'hypervisor.gone' && this.#life.crashed() === undefined) return
+      if (++this.#wakeFailures < wakesMost) {
+        this.#log.warn({ err: error }, 'was not restored, which is tried again')
+        return
+      }
+    }
+    this.#wakeFailures = 0
+    await forgetMemory(directory)
+    this.#state.saved = undefined
+    this.#state.lose(messageOf(error))
+  }
+
+  /** Whatever waits stops waiting. */
+  close(): void {
+    clearTimeout(this.#sleepAgain)
+  }
+}
+
+/** What a hypervisor takes that has just been started, beside its guest. */
+const wakeOverheadBytes = 64 * 2 ** 20
+/** A memory that could not be restored so often never will be. */
+const wakesMost = 2
+const signInMs = { kvm: 300, tcg: 3_000 }
+const sleepAgainFirstMs = 30_000
+const sleepAgainMostMs = 600_000
