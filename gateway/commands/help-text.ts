@@ -78,6 +78,8 @@ function families(commands: readonly Command[]): (readonly [string, string])[] {
   return [...byFirst].map(([first, members]) => {
     const [only] = members
     if (members.length === 1 && only) return [only.name, only.summary] as const
-    return [first, members.map((member) => member.name.slice(first.length + 1) || member.summary).join(', ')] as const
+    const itself = members.find((member) => member.name === first)
+    const others = members.filter((member) => member !== itself).map((member) => member.name.slice(first.length + 1))
+    return [first, itself ? `${itself.summary}; also ${others.join(', ')}` : others.join(', ')] as const
   })
 }
