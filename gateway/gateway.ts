@@ -7,6 +7,7 @@ import { ensureOwner } from './accounts/first-owner.ts'
 import { LastUsed } from './accounts/keys.ts'
 import { Outbox } from './accounts/outbox.ts'
 import type { App, RunLine, RunLobby } from './app.ts'
+import { startBilling } from './billing/service.ts'
 import { startSetups } from './commands/setup/runner.ts'
 import { createApp } from './create-app.ts'
 import type { DnsServer } from './dns/server.ts'
@@ -87,6 +88,7 @@ export async function startGateway(options: GatewayOptions): Promise<Gateway> {
   })
   const lastUsed = new LastUsed(sql, log)
   const setups = startSetups(app)
+  const billing = startBilling(app)
   const outbox = settings.smtp
     ? new Outbox({
         sql,
@@ -136,7 +138,7 @@ export async function startGateway(options: GatewayOptions): Promise<Gateway> {
       await Promise.all([ssh.drain(drainMs), https?.close(drainMs), dns?.close()])
       challenges.close()
       access?.close()
-      await setups.close()
+      await Promise.all([setups.close(), billing.close()])
       await outbox?.close()
       await lastUsed.close()
       await closeApp()

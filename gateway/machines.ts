@@ -1,6 +1,6 @@
 import { and, eq, gt, inArray, ne, sql as raw } from 'drizzle-orm'
 import type { Database } from '../migrations/connect.ts'
-import { addresses, hosts, machineNames, machines } from '../migrations/schema.ts'
+import { accounts, addresses, hosts, machineNames, machines } from '../migrations/schema.ts'
 import type { LifeRow } from './activity/life.ts'
 import type { Watches } from './activity/watches.ts'
 import type { News } from './news.ts'
@@ -55,6 +55,7 @@ export class MachineNotReadyError extends Error {
     | 'machine.timeout'
     | 'machine.no_room'
     | 'account.suspended'
+    | 'account.over_limit'
 
   constructor(code: MachineNotReadyError['code'], message: string, options?: ErrorOptions) {
     super(message, options)
@@ -152,7 +153,7 @@ export function createMachineAccess({ db, news, watches, sshPort = 22 }: Machine
             const isWoken = await watches.wake(machineId, knock)
             hasWoken ||= isWoken
             // Another gateway may have been quicker; but not twice.
-            if (isRefused && !isWoken) throw suspended(machine)
+            if (isRefused && !isWoken) throw await unwakable(db, machine)
             isRefused = !isWoken
             continue
           }
@@ -263,7 +264,14 @@ function noRoom({ name, observedReason }: Machine): MachineNotReadyError {
   return new MachineNotReadyError('machine.no_room', `${name} cannot wake now: ${reason}; try again in a while`)
 }
 
-function suspended({ name }: Machine): MachineNotReadyError {
+async function unwakable(db: Database, { name, accountId }: Machine): Promise<MachineNotReadyError> {
+  const [account] = await db.select({ over: accounts.overLimitAt }).from(accounts).where(eq(accounts.id, accountId))
+  if (account?.over) {
+    return new MachineNotReadyError(
+      'account.over_limit',
+      `${name} sleeps, and its account has reached its limit for the month: nothing wakes it`,
+    )
+  }
   return new MachineNotReadyError('account.suspended', `${name} sleeps, and its account is suspended: nothing wakes it`)
 }
 

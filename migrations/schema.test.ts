@@ -9,7 +9,8 @@ describe('schema.ts and the SQL files', () => {
     await using db = await testDatabase()
     const rows = await db.as('owner')<{ table: string; column: string; required: boolean }[]>`
       select table_name as table, column_name as column, is_nullable = 'NO' as required
-      from information_schema.columns where table_schema = 'public' and table_name <> 'migrations'`
+      from information_schema.columns join information_schema.tables using (table_schema, table_name)
+      where table_schema = 'public' and table_type = 'BASE TABLE' and table_name <> 'migrations'`
     const inSql = rows.map((row) => `${row.table}.${row.column}${row.required ? '' : '?'}`)
     const inDrizzle = Object.values(schema)
       .filter((table) => is(table, PgTable))

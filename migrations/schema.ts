@@ -7,6 +7,7 @@ import {
   bigint,
   boolean,
   customType,
+  date,
   inet,
   integer,
   jsonb,
@@ -39,13 +40,13 @@ export const accounts = pgTable('accounts', {
   id: identity(),
   email: text('email'),
   isOwner: boolean('is_owner').notNull().default(false),
-  plan: text('plan').notNull().default('house'),
   defaults: jsonb('defaults').$type<Record<string, string>>().notNull().default({}),
   maxMachines: integer('max_machines'),
   suspendedAt: time('suspended_at'),
   createdAt: time('created_at').notNull().defaultNow(),
   emailProvedAt: time('email_proved_at'),
   domainProof: text('domain_proof').notNull().default(sql`replace(gen_random_uuid()::text, '-', '')`),
+  overLimitAt: time('over_limit_at'),
 })
 
 export const keys = pgTable('keys', {
@@ -450,4 +451,134 @@ export const transferReadings = pgTable(
     gatewayInPackets: int8('gateway_in_packets').notNull(),
   },
   (t) => [primaryKey({ columns: [t.series, t.sequence] })],
+)
+
+/** What money is asked for. */
+export type RateKind = 'fee' | 'cpu' | 'memory' | 'disk' | 'transfer'
+
+export const plans = pgTable('plans', {
+  name: text('name').primaryKey(),
+  charged: boolean('charged').notNull(),
+  machinesMost: integer('machines_most'),
+  cpusMost: integer('cpus_most'),
+  memoryBytesMost: int8('memory_bytes_most'),
+  diskBytesMost: int8('disk_bytes_most'),
+  createdAt: time('created_at').notNull().defaultNow(),
+})
+
+export const rates = pgTable('rates', {
+  id: identity(),
+  plan: text('plan').notNull(),
+  kind: text('kind').$type<RateKind>().notNull(),
+  micros: int8('micros').notNull(),
+  included: int8('included').notNull().default(0),
+  effective: tstzrange('effective').notNull(),
+})
+
+export const accountPlans = pgTable('account_plans', {
+  id: identity(),
+  accountId: integer('account_id'),
+  plan: text('plan').notNull(),
+  effective: tstzrange('effective').notNull(),
+})
+
+export const usageDays = pgTable(
+  'usage_days',
+  {
+    accountId: integer('account_id').notNull(),
+    day: date('day').notNull(),
+    machineId: integer('machine_id').notNull(),
+    cpu: numeric('cpu').notNull().default('0'),
+    memory: numeric('memory').notNull().default('0'),
+    disk: numeric('disk').notNull().default('0'),
+    checkpoints: numeric('checkpoints').notNull().default('0'),
+    direct: numeric('direct').notNull().default('0'),
+    gateway: numeric('gateway').notNull().default('0'),
+  },
+  (t) => [primaryKey({ columns: [t.accountId, t.day, t.machineId] })],
+)
+
+export const lateUsage = pgTable(
+  'late_usage',
+  {
+    accountId: integer('account_id').notNull(),
+    month: date('month').notNull(),
+    at: time('at').notNull(),
+  },
+  (t) => [primaryKey({ columns: [t.accountId, t.month] })],
+)
+
+export const credits = pgTable('credits', {
+  id: identity(),
+  accountId: integer('account_id').notNull(),
+  micros: int8('micros').notNull(),
+  reason: text('reason').notNull(),
+  grantedBy: integer('granted_by'),
+  grantedAt: time('granted_at').notNull().defaultNow(),
+})
+
+export const invoiceCounter = pgTable('invoice_counter', {
+  onlyOne: boolean('only_one').primaryKey().default(true),
+  last: integer('last').notNull(),
+})
+
+export const invoices = pgTable('invoices', {
+  number: integer('number').primaryKey(),
+  accountId: integer('account_id').notNull(),
+  month: date('month').notNull(),
+  closedAt: time('closed_at').notNull(),
+  totalMicros: int8('total_micros').notNull(),
+})
+
+export type InvoiceLineKind = RateKind | 'credit' | 'carried' | 'rounding'
+
+export const invoiceLines = pgTable(
+  'invoice_lines',
+  {
+    invoice: integer('invoice').notNull(),
+    position: integer('position').notNull(),
+    kind: text('kind').$type<InvoiceLineKind>().notNull(),
+    class: text('class').notNull().default(''),
+    month: date('month').notNull(),
+    plan: text('plan'),
+    rateId: integer('rate_id'),
+    quantity: numeric('quantity').notNull().default('0'),
+    included: numeric('included').notNull().default('0'),
+    machines: jsonb('machines').$type<[number, string][]>().notNull().default([]),
+    days: jsonb('days').$type<[string, string][]>().notNull().default([]),
+    creditId: integer('credit_id'),
+    amountMicros: int8('amount_micros').notNull(),
+  },
+  (t) => [primaryKey({ columns: [t.invoice, t.position] })],
+)
+
+export const invoiceRuns = pgTable('invoice_runs', {
+  month: date('month').primaryKey(),
+  startedAt: time('started_at').notNull(),
+  finishedAt: time('finished_at'),
+})
+
+export const spendLimits = pgTable(
+  'spend_limits',
+  {
+    accountId: integer('account_id').notNull(),
+    whose: text('whose').$type<'own' | 'operator'>().notNull(),
+    micros: int8('micros').notNull(),
+    hard: boolean('hard').notNull(),
+    setAt: time('set_at').notNull().defaultNow(),
+  },
+  (t) => [primaryKey({ columns: [t.accountId, t.whose] })],
+)
+
+export const limitNotices = pgTable(
+  'limit_notices',
+  {
+    accountId: integer('account_id').notNull(),
+    whose: text('whose').$type<'own' | 'operator'>().notNull(),
+    month: date('month').notNull(),
+    percent: integer('percent').notNull(),
+    micros: int8('micros').notNull(),
+    at: time('at').notNull(),
+  },
+  (t) => [primaryKey({ columns: [t.accountId, t.whose, t.month, t.percent, t.micros] })],
 )

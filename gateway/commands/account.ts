@@ -1,29 +1,15 @@
 import type { Sql } from '../../migrations/connect.ts'
 import type { Caller } from '../app.ts'
+import { limitSpending } from './account-billing.ts'
+import { ACCOUNT, type Account, allAccounts, guest, nameOf } from './account-find.ts'
 import { DEFAULT_MACHINES_MOST } from './admission.ts'
-import type { Completer } from './command.ts'
 import { defineCommand } from './command.ts'
-import { CommandError } from './error.ts'
-import { recordEvent, type Tx } from './machine-steps.ts'
+import { CommandError, usageError } from './error.ts'
+import { recordEvent } from './machine-steps.ts'
 import { harmless, table } from './text.ts'
 import { sayWhen, shown } from './values.ts'
 
 const MACHINES_MOST = 100_000
-
-type Account = {
-  id: number
-  email: string | null
-  isOwner: boolean
-  suspendedAt: Date | null
-  machinesMost: number | null
-  machines: number
-  createdAt: Date
-}
-
-const accountNames: Completer = async ({ app }) =>
-  (await allAccounts(app.sql)).map(({ id, email }) => email ?? String(id))
-
-const ACCOUNT = { label: 'ACCOUNT', complete: accountNames } as const
 
 export const accountLs = defineCommand({
   name: 'account ls',
@@ -41,6 +27,8 @@ export const accountLs = defineCommand({
           suspended: one.suspendedAt !== null,
           machines: one.machines,
           machines_most: one.machinesMost,
+          plan: one.plan,
+          over_limit: one.isOverLimit,
           created_at: one.createdAt.toISOString(),
         })),
       },
@@ -56,7 +44,8 @@ export const accountLs = defineCommand({
                 one.machinesMost === null ? String(one.machines) : `${one.machines} of ${one.machinesMost}`,
               right: true,
             },
-            { title: '', value: (one) => (one.isOwner ? 'operator' : one.suspendedAt ? 'suspended' : '') },
+            { title: 'plan', value: (one) => one.plan, optional: 2 },
+            { title: '', value: standing },
             { title: 'since', value: (one) => sayWhen(one.createdAt), optional: 1 },
           ],
           view,
@@ -69,25 +58,42 @@ export const accountLimit = defineCommand({
   name: 'account limit',
   group: 'operator',
   operator: true,
-  summary: 'how many machines an account may have',
-  description: `Without this it is ${DEFAULT_MACHINES_MOST}; the operator's own account has no limit. Machines that are there stay.`,
-  arguments: { account: ACCOUNT, machines: { label: 'MACHINES' } },
-  examples: ['account limit ada@example.com 25'],
-  async run({ app, caller }, { args }) {
-    const most = /^\d{1,6}$/.test(args.machines) ? Number(args.machines) : Number.NaN
-    if (!(most <= MACHINES_MOST)) {
-      throw new CommandError('usage', 2, `${shown(args.machines)} is not a number of machines`, {
-        wayOn: `a whole number from 0 to ${MACHINES_MOST}`,
-      })
+  summary: 'how many machines an account may have, and what it may spend',
+  description: `Without this it is ${DEFAULT_MACHINES_MOST}; the operator's own account has no limit. Machines that are there stay. With --spend mails go out at 80 and 100 % of what a month may cost; with --hard machines are paused there, and nothing wakes or starts one until the month is over.`,
+  flags: {
+    spend: { type: 'string', value: 'AMOUNT|none', summary: 'USD that a calendar month may cost' },
+    hard: { type: 'boolean', summary: 'pause its machines there' },
+  },
+  arguments: { account: ACCOUNT, machines: { label: 'MACHINES', optional: true } },
+  examples: ['account limit ada@example.com 25', 'account limit ada@example.com --spend 100 --hard'],
+  async run(context, { flags, args }) {
+    const { app, caller } = context
+    const most = args.machines === undefined ? undefined : machinesOf(args.machines)
+    if (flags.hard && flags.spend === undefined) throw usageError('--hard belongs to --spend AMOUNT')
+    if (most === undefined && flags.spend === undefined) {
+      throw usageError('nothing is given to limit', 'account limit ACCOUNT MACHINES, or --spend AMOUNT')
     }
     const account = await app.sql.begin(async (tx) => {
       const found = await guest(tx, args.account)
+      if (most === undefined) return found
       await tx`update accounts set max_machines = ${most} where id = ${found.id}`
       await recordEvent(tx, caller, 'account.limited', null, { account: found.id, machines: most })
       return found
     })
-    const text = `${nameOf(account)} may have ${most === 1 ? 'one machine' : `${most} machines`}, and has ${account.machines}\n`
-    return { json: { account: account.id, machines_most: most, machines: account.machines }, text }
+    const spend =
+      flags.spend === undefined ? undefined : await limitSpending(context, account, flags.spend, flags.hard === true)
+    const may = most === 1 ? 'one machine' : `${most} machines`
+    const text = most === undefined ? '' : `${nameOf(account)} may have ${may}, and has ${account.machines}\n`
+    return {
+      json: {
+        account: account.id,
+        ...(most === undefined ? {} : { machines_most: most, machines: account.machines }),
+        ...(spend
+          ? { spend_micros: spend.micros === null ? null : Number(spend.micros), hard: flags.hard === true }
+          : {}),
+      },
+      text: text + (spend?.text ?? ''),
+    }
   },
 })
 
@@ -110,6 +116,14 @@ export const accountUnsuspend = defineCommand({
   run: async ({ app, caller }, { args }) => await suspend(app.sql, caller, args.account, false),
 })
 
+function machinesOf(typed: string): number {
+  const most = /^\d{1,6}$/.test(typed) ? Number(typed) : Number.NaN
+  if (most <= MACHINES_MOST) return most
+  throw new CommandError('usage', 2, `${shown(typed)} is not a number of machines`, {
+    wayOn: `a whole number from 0 to ${MACHINES_MOST}`,
+  })
+}
+
 async function suspend(sql: Sql, caller: Caller, typed: string, suspended: boolean) {
   const account = await sql.begin(async (tx) => {
     const found = await guest(tx, typed)
@@ -123,37 +137,8 @@ async function suspend(sql: Sql, caller: Caller, typed: string, suspended: boole
   return { json: { account: account.id, suspended }, text }
 }
 
-/**
- * The account that is called so, by its id or e-mail address, locked for the change.
- * @throws CommandError 'account.not_found' (3); 'not_allowed' (4) for the operator's own
- */
-async function guest(tx: Tx & Pick<Sql, 'unsafe'>, typed: string): Promise<Account> {
-  const accounts = await allAccounts(tx)
-  const found = accounts.find(
-    ({ id, email }) => String(id) === typed || (email !== null && email === typed.toLowerCase()),
-  )
-  if (!found) {
-    throw new CommandError('account.not_found', 3, `no account ${shown(typed)}`, { wayOn: 'account ls lists them' })
-  }
-  if (found.isOwner) {
-    throw new CommandError('not_allowed', 4, `${nameOf(found)} runs this installation`, {
-      wayOn: 'an operator is neither limited nor suspended',
-    })
-  }
-  return found
-}
-
-async function allAccounts(tx: Tx): Promise<Account[]> {
-  return await tx.unsafe<Account[]>(
-    `select accounts.id, email, is_owner as "isOwner", suspended_at as "suspendedAt", accounts.created_at as "createdAt",
-       case when is_owner then null else coalesce(max_machines, $1) end as "machinesMost",
-       (select count(*)::int from machines where account_id = accounts.id
-          and desired_state not in ('trashed', 'gone') and observed_state <> 'gone') as machines
-     from accounts order by accounts.id`,
-    [DEFAULT_MACHINES_MOST],
-  )
-}
-
-function nameOf({ id, email }: Account): string {
-  return email === null ? `account ${id}` : harmless(email)
+function standing({ isOwner, suspendedAt, isOverLimit }: Account): string {
+  if (isOwner) return 'operator'
+  if (suspendedAt) return 'suspended'
+  return isOverLimit ? 'over its limit' : ''
 }

@@ -1,6 +1,7 @@
 import type postgres from 'postgres'
 import type { HostImage } from '../../migrations/schema.ts'
 import type { App, Caller } from '../app.ts'
+import { refuseBeyondCaps } from '../billing/caps.ts'
 import { CommandError, usageError } from './error.ts'
 import { mayBeReference } from './images.ts'
 import { recordEvent } from './machine-steps.ts'
@@ -88,6 +89,7 @@ export async function admitMachine(
       diskBytes: wish.diskBytes,
       host: host.name,
     })
+    await refuseBeyondCaps(tx, caller.accountId)
     return machine
   })
 }
@@ -175,12 +177,12 @@ export async function assertAccount(tx: Tx, caller: Caller): Promise<void> {
   }
 }
 
-type Account = { suspended: boolean; most: number | null; machines: number; trashed: number }
+type Account = { suspended: boolean; over: boolean; most: number | null; machines: number; trashed: number }
 
-/** @throws CommandError 'account.suspended' (4) */
+/** @throws CommandError 'account.suspended', 'account.over_limit' (4) */
 async function accountOf(tx: Tx, caller: Caller): Promise<Account> {
   const [account] = await tx<Account[]>`
-    select suspended_at is not null as suspended,
+    select suspended_at is not null as suspended, over_limit_at is not null as over,
       case when is_owner then null else coalesce(max_machines, ${DEFAULT_MACHINES_MOST}) end as most,
       (select count(*)::int from machines where account_id = accounts.id and desired_state not in ('trashed', 'gone')
         and observed_state <> 'gone') as machines,
@@ -192,7 +194,14 @@ async function accountOf(tx: Tx, caller: Caller): Promise<Account> {
       wayOn: 'the operator can lift that, with: account unsuspend',
     })
   }
+  if (account.over) throw overLimit()
   return account
+}
+
+export function overLimit(): CommandError {
+  return new CommandError('account.over_limit', 4, 'this account has reached its limit for the month', {
+    wayOn: 'billing plan shows it; to raise your own: billing limit AMOUNT',
+  })
 }
 
 function refuseBeyondMost({ most, machines }: Account): void {

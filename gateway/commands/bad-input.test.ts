@@ -132,6 +132,8 @@ describe('bad input', () => {
       'account ls',
       'account limit 1 5',
       'account suspend 1',
+      'billing set-rate usage cpu 1',
+      'billing recompute',
     ]) {
       expect(await world.run(line, { caller }), line).toMatchObject({ status: 4, stdout: '' })
     }

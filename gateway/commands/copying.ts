@@ -1,5 +1,6 @@
 /** Machines that are made of a checkpoint: of one that is there, or of one that is taken for it. */
 import type { App, Caller } from '../app.ts'
+import { refuseBeyondCaps } from '../billing/caps.ts'
 import type { Machine } from '../machines.ts'
 import {
   ADMISSION_LOCK,
@@ -84,6 +85,7 @@ export async function admitCopy(app: App, caller: Caller, source: Machine, wish:
       diskBytes: wish.diskBytes,
       host: host.name,
     })
+    await refuseBeyondCaps(tx, caller.accountId)
     return { ...machine, checkpointId }
   })
 }

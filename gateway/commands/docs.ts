@@ -155,6 +155,23 @@ export const DOCS: Record<string, Page> = {
         'A machine has at most 50 checkpoints, and takes them with it when it is gone. An upgrade of the hypervisor may leave the memory in a checkpoint unreadable: what is restored of it then boots from its disk, and says so.',
       ].join('\n'),
   },
+  billing: {
+    title: 'what machines cost',
+    text: (settings) =>
+      [
+        'Counted are the vCPUs and the memory of a machine while it runs, its disk always, what its checkpoints alone hold, and the bytes that leave it. What sleeps, is off or has failed is disk alone; what lies in the trash is nothing. Months and days are those of UTC.',
+        `  ${lobbyLine(settings, 'billing usage')}`,
+        `  ${lobbyLine(settings, 'billing usage --range 7d --by machine')}`,
+        `  ${lobbyLine(settings, 'billing rates')}`,
+        '',
+        'On plan house nothing is charged, and these show what it would be. On others a month becomes an invoice two hours after it has ended: a line for each kind and rate, exact to the millionth of a dollar, paid in cents. What came to light later is on the next one. Each line names the machines and days that it is the sum of, so that it can be computed again.',
+        `  ${lobbyLine(settings, 'billing invoices')}`,
+        `  ${lobbyLine(settings, 'billing invoices 12 --csv')}`,
+        '',
+        'A limit mails you at 80 and at 100 % of it. With --hard machines that run are paused there, with all that runs in them, and nothing wakes or starts one until the month is over or the limit is higher; nothing is deleted, and disks go on costing.',
+        `  ${lobbyLine(settings, 'billing limit 50 --hard')}`,
+      ].join('\n'),
+  },
   names: {
     title: 'names of machines',
     text: () =>

@@ -68,6 +68,18 @@ describe('how the lobby looks', () => {
       'restart demo',
       'stop tpyo demo',
     ],
+    ...[
+      'billing plan',
+      'billing usage',
+      'billing usage --by day',
+      'billing rates',
+      'billing credits',
+      'billing invoices',
+      'billing plans',
+      'billing limit',
+      'billing recompute',
+      'account ls',
+    ],
     ...TABLE.map((command) => `help ${command.name}`),
     ...TABLE.map((command) => `${command.name} --help`),
     ...Object.keys(DOCS).map((topic) => `doc ${topic}`),
@@ -119,6 +131,13 @@ describe('how the lobby looks', () => {
       'ssh-config',
       'new --help',
       'logs demo',
+      'billing plan',
+      'billing usage --range 24h',
+      'billing rates',
+      'billing credits',
+      'billing invoices',
+      'billing plans',
+      'billing recompute',
     ]) {
       const { stdout } = await world.run(`${line} --json`)
       expect(stdout.trimEnd().split('\n'), line).toHaveLength(1)

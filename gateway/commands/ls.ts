@@ -1,3 +1,7 @@
+import type { App } from '../app.ts'
+import { monthOf } from '../billing/calendar.ts'
+import { sayMoney } from '../billing/money.ts'
+import { machineCosts } from '../billing/usage.ts'
 import type { Machine } from '../machines.ts'
 import type { Settings } from '../settings.ts'
 import { defineCommand } from './command.ts'
@@ -14,8 +18,9 @@ export const ls = defineCommand({
   aliases: ['list'],
   group: 'machines',
   onMachines: true,
-  summary: 'your machines: state, why awake, image, size, address',
-  description: 'PATTERN is a name, or a part of names with * for any letters.',
+  summary: 'your machines: state, why awake, image, size, address, cost',
+  description:
+    'PATTERN is a name, or a part of names with * for any letters. The cost is that of this month so far, in UTC; on a plan that charges nothing what it would be.',
   flags: {
     long: { type: 'boolean', short: 'l', summary: 'all there is to know of each' },
     group: { type: 'string', choices: ['tag', 'status', 'host'], summary: 'under headings' },
@@ -33,13 +38,20 @@ export const ls = defineCommand({
     }
     const hosts = await hostNames(app)
     const defaults = await readDefaults(app.sql, caller.accountId)
+    const costs = await costsOf(app, caller.accountId)
     const rows = machines.map((machine) => ({
       machine,
+      cost: costs.get(machine.id),
       host: hosts.get(machine.hostId) ?? '',
       isSleepless: idleTimeOf(machine, defaults).seconds === null,
     }))
     return {
-      json: { vms: machines.map((machine) => machineDocument(machine, app.settings, hosts)) },
+      json: {
+        vms: rows.map(({ machine, cost }) => ({
+          ...machineDocument(machine, app.settings, hosts),
+          ...(cost === undefined ? {} : { cost_this_month_micros: Number(cost) }),
+        })),
+      },
       text: (view) => {
         if (rows.length === 0) return all.length ? 'no machine matches\n' : 'no machine yet; to make one: new\n'
         const draw = (part: Row[]) =>
@@ -52,7 +64,17 @@ export const ls = defineCommand({
   },
 })
 
-type Row = { machine: Machine; host: string; isSleepless: boolean }
+type Row = { machine: Machine; host: string; isSleepless: boolean; cost: bigint | undefined }
+
+/** A price that cannot be computed keeps nobody from their machines. */
+async function costsOf({ sql, log }: App, accountId: number): Promise<Map<number, bigint>> {
+  try {
+    return await machineCosts(sql, accountId, monthOf(new Date()))
+  } catch (error) {
+    log.error({ err: error, account: accountId }, 'what machines cost could not be computed')
+    return new Map()
+  }
+}
 
 const COLUMNS: Column<Row>[] = [
   { title: 'name', value: ({ machine }) => machine.name, style: (text, _row) => text, flexible: true },
@@ -63,6 +85,7 @@ const COLUMNS: Column<Row>[] = [
   { title: 'memory', value: ({ machine }) => sayBytes(machine.memoryBytes), right: true, optional: 4 },
   { title: 'disk', value: ({ machine }) => sayBytes(machine.diskBytes), right: true, optional: 6 },
   { title: 'address', value: ({ machine }) => machine.address ?? '', optional: 3 },
+  { title: 'cost', value: ({ cost }) => (cost === undefined ? '' : sayMoney(cost)), right: true, optional: 3 },
 ]
 
 function awake({ machine, isSleepless }: Pick<Row, 'machine' | 'isSleepless'>): string {
@@ -100,6 +123,7 @@ function details(row: Row, ways: readonly string[], view: View): string {
     ...sleepInWords(row).map(harmless),
     ...(machine.observedReason ? [harmless(machine.observedReason)] : []),
     ...(machine.setupState ? [`setup script: ${setupInWords(machine)}`] : []),
+    ...(row.cost === undefined ? [] : [`${sayMoney(row.cost)} this month`]),
     ...(machine.tags.length ? [`tags: ${machine.tags.join(' ')}`] : []),
     ...(machine.comment ? [harmless(machine.comment)] : []),
   ]

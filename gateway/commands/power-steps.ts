@@ -1,6 +1,6 @@
 /** What the commands have in common that turn machines on and off, or put them to sleep. */
 import type { Machine } from '../machines.ts'
-import { admitStart } from './admission.ts'
+import { admitStart, overLimit } from './admission.ts'
 import type { Context, Result } from './command.ts'
 import { machineNames } from './complete.ts'
 import { CommandError } from './error.ts'
@@ -92,9 +92,14 @@ export async function wait(context: Context, machine: Machine, noWait: boolean, 
   return { status: ready ? statusOf(ready) : under }
 }
 
+/** Or one that is over its hard limit. */
 export async function refuseSuspended(tx: Tx, accountId: number): Promise<void> {
-  const accounts = await tx.unsafe('select from accounts where id = $1 and suspended_at is null', [accountId])
-  if (accounts.length > 0) return
+  const [account] = await tx.unsafe<{ suspended: boolean; over: boolean }[]>(
+    'select suspended_at is not null as suspended, over_limit_at is not null as over from accounts where id = $1',
+    [accountId],
+  )
+  if (account?.suspended === false && !account.over) return
+  if (account?.suspended === false) throw overLimit()
   throw new CommandError('account.suspended', 4, 'this account is suspended', {
     wayOn: 'the operator can lift that, with: account unsuspend',
   })

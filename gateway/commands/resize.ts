@@ -1,3 +1,4 @@
+import { refuseBeyondCaps } from '../billing/caps.ts'
 import { isReady, type Machine } from '../machines.ts'
 import { admitStart, DISK_RESERVE_BYTES, short } from './admission.ts'
 import type { Context } from './command.ts'
@@ -95,6 +96,8 @@ async function change({ app, caller }: Context, machine: Machine, wanted: Wanted
     if (isSame) return row
     await tx`update machines set cpus = ${cpus}, memory_bytes = ${memoryBytes}, disk_bytes = ${diskBytes}
       where id = ${machine.id}`
+    const grows = cpus > row.cpus || memoryBytes > row.memory_bytes || diskBytes > row.disk_bytes
+    if (grows) await refuseBeyondCaps(tx, caller.accountId)
     await recordEvent(tx, caller, 'machine.resized', machine, { cpus, memoryBytes, diskBytes })
     return row
   })

@@ -180,6 +180,7 @@ function asCommandError(error: unknown, context: Context): CommandError {
     const exits: Partial<Record<MachineNotReadyError['code'], 3 | 4 | 5>> = {
       'machine.not_found': 3,
       'account.suspended': 4,
+      'account.over_limit': 4,
       'machine.no_room': 5,
     }
     return new CommandError(error.code, exits[error.code] ?? EXIT.failed, error.message, { cause: error })

@@ -1,6 +1,11 @@
 import type { Caller } from '../app.ts'
 import { accountLimit, accountLs, accountSuspend, accountUnsuspend } from './account.ts'
+import { accountCredit, accountPlan } from './account-billing.ts'
 import { audit } from './audit.ts'
+import { billingCredits, billingLimit, billingPlan, billingRates } from './billing.ts'
+import { billingInvoices } from './billing-invoices.ts'
+import { billingPlans, billingRecompute, billingSetPlan, billingSetRate } from './billing-operator.ts'
+import { billingUsage } from './billing-usage.ts'
 import { browser } from './browser.ts'
 import { checkpoint, checkpointRm, checkpoints } from './checkpoint.ts'
 import type { Command } from './command.ts'
@@ -104,6 +109,12 @@ export const TABLE: readonly Command[] = [
   inviteNew,
   inviteLs,
   inviteRm,
+  billingPlan,
+  billingUsage,
+  billingInvoices,
+  billingCredits,
+  billingRates,
+  billingLimit,
   audit,
   doctor,
   mail,
@@ -113,8 +124,14 @@ export const TABLE: readonly Command[] = [
   hostOvercommit,
   accountLs,
   accountLimit,
+  accountPlan,
+  accountCredit,
   accountSuspend,
   accountUnsuspend,
+  billingPlans,
+  billingSetPlan,
+  billingSetRate,
+  billingRecompute,
   help,
   doc,
   exit,

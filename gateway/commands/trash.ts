@@ -1,4 +1,5 @@
 import type { App, Caller } from '../app.ts'
+import { refuseBeyondCaps } from '../billing/caps.ts'
 import type { Machine } from '../machines.ts'
 import { admitBack, admitStart, claimName } from './admission.ts'
 import type { Completer } from './command.ts'
@@ -103,6 +104,7 @@ export const untrash = defineCommand({
         where id = ${machine.id} and desired_state = 'trashed' and observed_state <> 'gone' returning id`
       if (rows.length === 0) throw await notInTrash(app, caller, args.name)
       await claimName(tx, caller, { id: machine.id, name })
+      await refuseBeyondCaps(tx, caller.accountId)
       await recordEvent(
         tx,
         caller,

@@ -2,6 +2,7 @@ import { checkCode, EmailCodeError, mailCode } from '../accounts/email-codes.ts'
 import { listKeys } from '../accounts/keys.ts'
 import { recordedNames } from '../accounts/names.ts'
 import { isEmail } from '../accounts/people.ts'
+import { planOf } from '../billing/plans.ts'
 import type { Context } from './command.ts'
 import { defineCommand } from './command.ts'
 import { CommandError, usageError } from './error.ts'
@@ -24,8 +25,8 @@ export const whoami = defineCommand({
     if (flags.email !== undefined) await setEmail(context, flags.email, flags.code)
     else if (flags.code !== undefined) throw usageError('--code belongs to --email ADDRESS')
     const { app, caller } = context
-    const [account] = await app.sql<{ email: string | null; plan: string; created_at: Date }[]>`
-      select email, plan, created_at from accounts where id = ${caller.accountId}`
+    const [account] = await app.sql<{ email: string | null; created_at: Date }[]>`
+      select email, created_at from accounts where id = ${caller.accountId}`
     const keys = await listKeys(app.sql, caller.accountId)
     const names = await recordedNames(app.sql, caller.accountId)
     const current = keys.find((key) => key.id === caller.keyId)
@@ -34,7 +35,7 @@ export const whoami = defineCommand({
         account: caller.accountId,
         email: account?.email ?? null,
         is_owner: caller.isOwner,
-        plan: account?.plan ?? '',
+        plan: await planOf(app.sql, caller.accountId),
         fingerprint: caller.fingerprint,
         key: current?.name ?? null,
         keys: keys.length,

@@ -79,6 +79,12 @@ function wakeError(cause: MachineNotReadyError, name: string): WakeError | undef
         title: 'Not available',
         cause,
       })
+    case 'account.over_limit':
+      return new WakeError('The account that it belongs to has reached its limit for the month.', {
+        code: 'account.over_limit',
+        title: `${name} sleeps`,
+        cause,
+      })
     case 'machine.timeout':
       return undefined
   }

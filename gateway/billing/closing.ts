@@ -1,0 +1,91 @@
+/**
+ * The first of the month in UTC, two hours after midnight: the month before is closed, account by account.
+ *
+ * One gateway does it, whichever has the lock; Postgres frees the lock of one that dies. An account's invoice is one
+ * transaction, and a run is done over until it has come to its end, so a kill at any moment leaves each account with its
+ * invoice or without, never with two, and no number unused. Months that nobody closed, because nothing ran, are closed
+ * in order.
+ */
+import type { Sql } from '../../migrations/connect.ts'
+import type { Log } from '../log.ts'
+import { addMonths, firstDay, type Month, monthOf, monthsBetween, startOfMonth } from './calendar.ts'
+import { closeMonth } from './invoices.ts'
+import { type Db, readPriceList } from './terms.ts'
+
+/** Servers write down the last minutes of a month in the first ones of the next; what is later than this is corrected. */
+const CLOSES_AFTER_MS = 2 * 3_600_000
+/** Longer than any transaction that appends facts. */
+const APPEND_MS = 3_600_000
+
+/**
+ * Closes the months that have ended and are not closed.
+ * @param now a moment of the database's clock
+ * @returns numbers of the invoices that were written, or were there already
+ */
+export async function closeDueMonths(sql: Sql, now: Date, signal: AbortSignal, log: Log): Promise<number[]> {
+  const numbers: number[] = []
+  for (const month of await dueMonths(sql, now)) {
+    const closed = await closeAll(sql, month, now, signal, log)
+    if (closed === undefined) break
+    numbers.push(...closed)
+  }
+  return numbers
+}
+
+async function dueMonths(db: Db, now: Date): Promise<Month[]> {
+  const [row] = await db<{ closed: string | null; first: string | null }[]>`
+    select (select to_char(max(month), 'YYYY-MM') from invoice_runs where finished_at is not null) as closed,
+      (select to_char(min(coalesce(lower(effective), accounts.created_at)) at time zone 'utc', 'YYYY-MM')
+        from account_plans join plans on plans.name = plan left join accounts on accounts.id = account_id
+        where charged) as first`
+  const next = row?.closed ? addMonths(row.closed, 1) : row?.first
+  return next ? monthsBetween(next, monthOf(new Date(now.getTime() - CLOSES_AFTER_MS))) : []
+}
+
+/** @returns undefined when it did not come to its end */
+async function closeAll(
+  sql: Sql,
+  month: Month,
+  now: Date,
+  signal: AbortSignal,
+  log: Log,
+): Promise<number[] | undefined> {
+  const startedAt = performance.now()
+  await sql`insert into invoice_runs (month, started_at) values (${firstDay(month)}::date, ${now}) on conflict do nothing`
+  const [before] = await sql<{ at: Date | null }[]>`
+    select max(started_at) as at from invoice_runs where month < ${firstDay(month)}::date`
+  const lateSince = new Date(before?.at ? before.at.getTime() - APPEND_MS : 0)
+  const list = await readPriceList(sql)
+  const numbers: number[] = []
+  let failed = 0
+  for (const accountId of await accountsToClose(sql, month, lateSince)) {
+    if (signal.aborted) return undefined
+    try {
+      const number = await closeMonth(sql, accountId, month, { list, now, lateSince })
+      if (number !== undefined) numbers.push(number)
+    } catch (error) {
+      // One account that cannot be computed does not keep the others from their invoices.
+      failed++
+      log.error({ err: error, account: accountId, month }, 'an invoice could not be closed and is tried again')
+    }
+  }
+  if (failed > 0) return undefined
+  await sql`update invoice_runs set finished_at = now() where month = ${firstDay(month)}::date`
+  log.info({ month, invoices: numbers.length, tookMs: Math.round(performance.now() - startedAt) }, 'a month was closed')
+  return numbers
+}
+
+/** Whoever may have something on an invoice and has none. */
+async function accountsToClose(db: Db, month: Month, lateSince: Date): Promise<number[]> {
+  const [from, to] = [startOfMonth(month), startOfMonth(addMonths(month, 1))]
+  const rows = await db<{ id: number }[]>`
+    select id from accounts a
+    where not exists (select from invoices i where i.account_id = a.id and i.month = ${firstDay(month)}::date)
+      and (exists (select from account_plans p join plans on plans.name = p.plan
+          where charged and effective && tstzrange(${from}, ${to})
+            and (p.account_id = a.id or (p.account_id is null and not a.is_owner)))
+        or exists (select from late_usage l where l.account_id = a.id and l.at >= ${lateSince}
+          and l.month < ${firstDay(month)}::date))
+    order by id`
+  return rows.map(({ id }) => id)
+}

@@ -1,0 +1,80 @@
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { wakeMachine } from '../activity/wake.ts'
+import { checkLimit, checkLimits, setLimit } from './limits.ts'
+import { type Ledger, span, testLedger } from './testing/ledger.ts'
+
+const never = new AbortController().signal
+const FEBRUARY = new Date('2026-02-20T12:00:00Z')
+
+describe('a limit', () => {
+  let ledger: Ledger
+  let accountId = 0
+  let machineId = 0
+  let sleeper = 0
+  beforeAll(async () => {
+    ledger = await testLedger()
+    accountId = await ledger.account({ plan: 'usage', email: 'ada@example.com' })
+    machineId = await ledger.machine(accountId, 'demo')
+    sleeper = await ledger.machine(accountId, 'sleeper')
+    await ledger.owner`update machines set desired_state = 'asleep', observed_state = 'asleep' where id = ${sleeper}`
+  })
+  afterAll(() => ledger?.[Symbol.asyncDispose]())
+
+  const mails = async () =>
+    (await ledger.gateway<{ subject: string }[]>`select subject from mails order by id`).map(({ subject }) => subject)
+  const wanted = async (id: number) =>
+    (await ledger.gateway<{ desired_state: string }[]>`select desired_state from machines where id = ${id}`)[0]
+      ?.desired_state
+  /** Hours of 25 vCPUs, a dollar each. */
+  const runs = (from: string, to: string) => ledger.spans([span(machineId, from, to, { cpus: 25, memoryBytes: 1 })])
+
+  it('is told of at 80 and at 100 percent, once each, and pauses nothing unless it is hard', async () => {
+    await setLimit(ledger.gateway, accountId, 'own', { micros: 10_000_000n, hard: false })
+    await runs('2026-02-01T00:00:00Z', '2026-02-01T07:59:59Z')
+    await checkLimits(ledger.gateway, FEBRUARY, never)
+    expect(await mails()).toEqual([])
+    await runs('2026-02-01T07:59:59Z', '2026-02-01T08:00:00Z')
+    await Promise.all([1, 2, 3].map(() => checkLimits(ledger.gateway, FEBRUARY, never)))
+    expect(await mails()).toEqual(['Berth: your machines have cost 80 % of your limit of $10.00'])
+    await runs('2026-02-02T00:00:00Z', '2026-02-02T02:00:00Z')
+    for (let look = 0; look < 3; look++) await checkLimits(ledger.gateway, FEBRUARY, never)
+    expect(await mails()).toEqual([
+      'Berth: your machines have cost 80 % of your limit of $10.00',
+      'Berth: your machines have reached your limit of $10.00',
+    ])
+    expect(await wanted(machineId)).toBe('running')
+  })
+
+  it('that is hard pauses what runs, and nothing knocks it awake', async () => {
+    await setLimit(ledger.gateway, accountId, 'operator', { micros: 10_000_000n, hard: true })
+    expect(await checkLimit(ledger.gateway, accountId, FEBRUARY)).toBe(true)
+    expect(await wanted(machineId)).toBe('paused')
+    expect(await wakeMachine(ledger.gateway, sleeper, 'an SSH session')).toBe(false)
+    expect(await wanted(sleeper)).toBe('asleep')
+    expect((await mails()).at(-1)).toBe("Berth: your machines have reached the operator's limit of $10.00")
+    const events = await ledger.gateway<
+      { kind: string }[]
+    >`select kind from events where account_id = ${accountId} order by id`
+    expect(events.map(({ kind }) => kind)).toEqual(['account.over_limit', 'machine.paused'])
+    // One that another gateway woke in the same moment.
+    await ledger.owner`update machines set desired_state = 'running' where id = ${machineId}`
+    await checkLimits(ledger.gateway, FEBRUARY, never)
+    expect(await wanted(machineId)).toBe('paused')
+  })
+
+  it('is no more in the next month, where what was paused waits for its people', async () => {
+    await checkLimits(ledger.gateway, new Date('2026-03-01T00:05:00Z'), never)
+    expect(await wanted(machineId)).toBe('paused')
+    expect(await wakeMachine(ledger.gateway, sleeper, 'an SSH session')).toBe(true)
+    expect((await mails()).length).toBe(3)
+  })
+
+  it('counts what is charged: on plan house none is ever reached', async () => {
+    const guest = await ledger.account({ email: 'guest@example.com' })
+    const id = await ledger.machine(guest)
+    await ledger.spans([span(id, '2026-02-01T00:00:00Z', '2026-02-02T00:00:00Z', { cpus: 64 })])
+    await setLimit(ledger.gateway, guest, 'own', { micros: 1n, hard: true })
+    expect(await checkLimit(ledger.gateway, guest, FEBRUARY)).toBe(false)
+    expect(await wanted(id)).toBe('running')
+  })
+})

@@ -1,0 +1,111 @@
+/** Proves invoices: every figure on them is computed again from the facts and the rates. */
+import { sum } from './arithmetic.ts'
+import { addMonths, firstDay, type Month, startOfMonth } from './calendar.ts'
+import { billedLines, differences, type Invoice, type InvoiceLine, linesOfFacts, readInvoice } from './invoices.ts'
+import { unitOf } from './meters.ts'
+import { sayExactly } from './money.ts'
+import { amountOf, totalOf } from './pricing.ts'
+import { type Db, type PriceList, type Rate, readPriceList } from './terms.ts'
+
+export type Proof = {
+  invoice: Invoice
+  /** what the facts give for its month, corrections of it on later invoices included */
+  billed: bigint
+  computed: bigint
+  /** facts that came in since: the next invoice will have a correction */
+  pending: boolean
+  /** sentences; none: it is proved */
+  problems: string[]
+}
+
+/** Numbers that are missing although later ones were given, and the last one. */
+export async function missingNumbers(db: Db): Promise<{ last: number; missing: number[] }> {
+  const [counter] = await db<{ last: number }[]>`select last from invoice_counter`
+  const last = counter?.last ?? 0
+  const rows = await db<{ number: number }[]>`
+    select n as number from generate_series(1, ${last}::integer) as n
+    where not exists (select from invoices where number = n) order by n`
+  return { last, missing: rows.map(({ number }) => number) }
+}
+
+/** @yields one proof an invoice, in order */
+export async function* proveInvoices(db: Db, signal: AbortSignal): AsyncGenerator<Proof> {
+  const list = await readPriceList(db)
+  const numbers = await db<{ number: number }[]>`select number from invoices order by number`
+  for (const { number } of numbers) {
+    signal.throwIfAborted()
+    yield await proveInvoice(db, number, list)
+  }
+}
+
+export async function proveInvoice(db: Db, number: number, list: PriceList): Promise<Proof> {
+  const found = await readInvoice(db, number)
+  if (!found) throw new RangeError(`there is no invoice ${number}`)
+  const { invoice, lines } = found
+  const { accountId, month } = invoice
+  const problems = [...sums(invoice, lines), ...lines.flatMap((line) => alone(line, invoice, list))]
+  const billed = await billedLines(db, accountId, month)
+  const computed = await linesOfFacts(db, accountId, month, list)
+  const wrong = differences(computed, billed)
+  const pending = wrong.length > 0 && (await cameLate(db, accountId, month))
+  if (!pending) problems.push(...wrong.map((line) => sayDifference(line, month)))
+  const days = await wrongDays(db, accountId, month)
+  if (days > 0) problems.push(`usage of ${days} machine-days differs from its facts`)
+  return { invoice, billed: totalOf(billed), computed: totalOf(computed), pending, problems }
+}
+
+function sums({ total, number }: Invoice, lines: readonly InvoiceLine[]): string[] {
+  const sumOfLines = totalOf(lines)
+  return sumOfLines === total
+    ? []
+    : [`the lines of invoice ${number} sum to ${sayExactly(sumOfLines)}, not ${sayExactly(total)}`]
+}
+
+/** What can be seen of a line without its facts. Those of corrections are differences of two lines. */
+function alone(line: InvoiceLine, { month }: Invoice, list: PriceList): string[] {
+  if (line.rateId === null || line.month !== month) return []
+  const name = [line.kind, line.class].filter(Boolean).join(' ')
+  const rate: Rate | undefined = list.rates.find(({ id }) => id === line.rateId)
+  if (!rate) return [`${name}: there is no rate ${line.rateId}`]
+  const problems: string[] = []
+  const amount = amountOf(rate, month, line.quantity - line.included)
+  if (amount !== line.amount)
+    problems.push(`${name}: its rate gives ${sayExactly(amount)}, not ${sayExactly(line.amount)}`)
+  const ofDays = sum(line.days.map(([, quantity]) => quantity))
+  if (ofDays !== line.quantity) problems.push(`${name}: its days sum to ${ofDays} of ${line.quantity}`)
+  if (line.kind === 'fee') return problems
+  const ofMachines = sum(line.machines.map(([, quantity]) => quantity))
+  if (ofMachines !== line.quantity) problems.push(`${name}: its machines sum to ${ofMachines} of ${line.quantity}`)
+  return problems
+}
+
+function sayDifference(line: InvoiceLine, month: Month): string {
+  const name = [line.kind, line.class].filter(Boolean).join(' ')
+  const by = line.amount >= 0n ? 'more' : 'less'
+  const amount = sayExactly(line.amount < 0n ? -line.amount : line.amount)
+  const units =
+    line.quantity === 0n ? '' : `, ${line.quantity} of ${unitOf(line.kind as Rate['kind'], month)} more in use`
+  return `${name}: the facts give ${amount} ${by}${units}`
+}
+
+async function cameLate(db: Db, accountId: number, month: Month): Promise<boolean> {
+  const [row] = await db<{ late: boolean }[]>`
+    select l.at >= (select max(closed_at) from invoices where account_id = ${accountId}) - interval '1 hour' as late
+    from late_usage l where l.account_id = ${accountId} and l.month = ${firstDay(month)}::date`
+  return row?.late ?? false
+}
+
+/** Rows of the rollup that are not what the facts sum to. */
+async function wrongDays(db: Db, accountId: number, month: Month): Promise<number> {
+  const [from, to] = [startOfMonth(month), startOfMonth(addMonths(month, 1))]
+  const [row] = await db<{ count: number }[]>`
+    with kept as (select day, machine_id, cpu, memory, disk, checkpoints, direct, gateway from usage_days
+        where account_id = ${accountId} and day >= ${firstDay(month)}::date and day < ${firstDay(addMonths(month, 1))}::date
+          and cpu + memory + disk + checkpoints + direct + gateway <> 0),
+      facts as (select day, machine_id, cpu, memory, disk, checkpoints, direct, gateway
+        from ledger_usage((select array_agg(id) from machines where account_id = ${accountId}), ${from}, ${to})
+        where cpu + memory + disk + checkpoints + direct + gateway <> 0)
+    select count(distinct (day, machine_id))::integer as count from (
+      (select * from kept except select * from facts) union all (select * from facts except select * from kept)) as wrong`
+  return row?.count ?? 0
+}

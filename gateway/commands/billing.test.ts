@@ -1,0 +1,242 @@
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
+import type { Caller } from '../app.ts'
+import { closeDueMonths } from '../billing/closing.ts'
+import { soonest } from '../billing/plans.ts'
+import { runLine } from './run.ts'
+import { recordingIo, startWorld, type World } from './testing/world.ts'
+import { textWidth } from './width.ts'
+
+const never = new AbortController().signal
+
+describe('billing', () => {
+  let world: World
+  let ada: Caller
+  let machineId = 0
+  beforeAll(async () => {
+    vi.useFakeTimers({ toFake: ['Date'], now: new Date('2026-02-20T12:00:00Z') })
+    world = await startWorld()
+    ada = await world.account()
+    const { sql } = world.gateway
+    await sql`update accounts set email = 'ada@example.com', created_at = '2026-01-01' where id = ${ada.accountId}`
+    await world.run('new demo --no-wait --memory 1G --disk 1G', { caller: ada })
+    const [row] = await sql<{ id: number }[]>`select id from machines where name = 'demo'`
+    machineId = row?.id ?? 0
+    // Two vCPUs and a GiB for 100 hours, a disk of 10 GiB for twice as long, and a gigabyte sent.
+    await sql`
+      insert into machine_spans (machine_id, host_id, started_at, ended_at, state, cpus, memory_bytes, disk_bytes)
+      select ${machineId}, 1, at, at + interval '1 hour', case when n < 100 then 'running' else 'asleep' end, 2, ${2 ** 30}, ${10 * 2 ** 30}
+      from generate_series(0, 199) as n cross join lateral (select '2026-02-02'::timestamptz at time zone 'utc' at time zone 'utc' + n * interval '1 hour' as at) t`
+    await sql`
+      insert into transfer_readings select gen_random_uuid(), 1, ${machineId}, 1, gen_random_uuid(), '2026-02-03', 1500000000, 0, 0, 0,
+        250000000, 0, 0, 0`
+  })
+  afterAll(async () => {
+    vi.useRealTimers()
+    await world?.[Symbol.asyncDispose]()
+  })
+
+  const run = (line: string) => world.run(line, { caller: ada })
+  const document = async (line: string) => (await world.json(line, { caller: ada })).document
+  const onTerminal = async (line: string, caller: Caller, columns = 80) => {
+    const terminal = { term: 'dumb', columns, rows: 24, onResize: () => () => {} }
+    const io = recordingIo({ terminal })
+    expect(await runLine(world.app, caller, line, io)).toBe(0)
+    return io.stdoutText().replaceAll('\r\n', '\n')
+  }
+
+  it('on plan house it shows what things would cost', async () => {
+    expect((await run('billing plan')).stdout).toMatch(
+      /^plan +house: nothing is charged\nthis month +it would cost \$\d+\.\d\d for February 2026/,
+    )
+    expect(await onTerminal('billing usage', ada)).toBe(
+      [
+        'February 2026 so far, in UTC: nothing is charged, this is what it would cost',
+        'what                         quantity  rate                  cost',
+        'vCPU               200.000 vCPU-hours  $0.04 per vCPU-hour  $8.00',
+        'memory              100.000 GiB-hours  $0.006 per GiB-hour  $0.60',
+        'disk                 2.976 GiB-months  $0.08 per GiB-month  $0.24',
+        'transfer, direct             1.500 GB  $0.07 per GB         $0.10',
+        'transfer, gateway            0.250 GB  $0.07 per GB         $0.02',
+        'total                                                       $8.96',
+        '',
+      ].join('\n'),
+    )
+    expect(await onTerminal('billing usage --by machine', ada)).toBe(
+      [
+        'February 2026 so far, in UTC: nothing is charged, this is what it would cost',
+        'machine    cpu  memory   disk  transfer   cost',
+        'demo     $8.00   $0.60  $0.24     $0.12  $8.96',
+        'total    $8.00   $0.60  $0.24     $0.12  $8.96',
+        '',
+      ].join('\n'),
+    )
+    expect(await document('billing usage')).toMatchObject({
+      currency: 'USD',
+      charged_micros: 0,
+      total_micros: 8_960_595,
+      lines: [{ kind: 'cpu', amount_micros: 8_000_000, quantity: '200.000000', unit: 'vCPU-hour' }, {}, {}, {}, {}],
+      machines: [{ vm_name: 'demo', amount_micros: 8_960_595 }],
+    })
+    expect((await run('billing usage --by day --csv')).stdout).toMatch(
+      /^day,kind,class,plan,charged,unit,quantity,amount_usd\n2026-02-02,cpu,,house,no,vCPU-hour,48\.000000000,1\.920000\n/,
+    )
+    expect((await run('billing usage --range 24h')).stdout).toBe(
+      'nothing was used in the last 24 hours; rates: billing rates\n',
+    )
+    expect((await run('billing rates')).stdout).toMatch(/nothing is charged.*\n.*\ncpu +\$0\.04 per vCPU-hour\n/)
+    expect((await run('ls')).stdout).toMatch(/ cost\n.* \$8\.96\n/)
+    expect(await document('ls')).toMatchObject({ vms: [{ cost_this_month_micros: 8_960_595 }] })
+    expect((await run('whoami --json')).stdout).toMatch(/"plan":"house"/)
+  })
+
+  it('the operator sets plans and rates from tomorrow on, and says when', async () => {
+    const tomorrow = await soonest(world.app.sql)
+    expect((await world.run('billing set-plan team --machines 1 --memory 2G')).stdout).toMatch(
+      /^plan team is there: up to one machine, 2 GiB memory\n/,
+    )
+    expect((await world.run('billing set-rate team fee 20')).stdout).toBe(
+      `plan team: fee is $20.00 per month from ${tomorrow} on, in UTC\n`,
+    )
+    expect((await world.run('billing set-rate team cpu 0.035 --included 500')).stdout).toMatch(
+      /cpu is \$0\.035 per vCPU-hour from .*, 500 vCPU-hour a month included/,
+    )
+    expect((await world.run('account plan ada@example.com team')).stdout).toBe(
+      `ada@example.com is on plan team from ${tomorrow} on, in UTC\n`,
+    )
+    expect((await world.run('account plan others usage --from 2099-01-01')).status).toBe(0)
+    expect((await run('billing plan')).stdout).toContain(`next        plan team from ${tomorrow} on`)
+    expect((await world.run('billing plans')).stdout).toMatch(/house +nothing is charged\nusage +none/)
+    expect((await world.run('account credit ada@example.com 5 the outage of Tuesday')).stdout).toBe(
+      'ada@example.com has $5.00 of credit more\n',
+    )
+    expect((await run('billing credits')).stdout).toMatch(/1 +\S+ +the outage of Tuesday +\$5\.00 +\$5\.00\n/)
+    expect((await world.run('account ls')).stdout).toMatch(/ada@example\.com +1 of 10 +house/)
+  })
+
+  it('a plan has room for so much, and says so', async () => {
+    const { sql } = world.gateway
+    for (const table of ['account_plans', 'rates']) await sql.unsafe(`alter table ${table} disable trigger user`)
+    await sql`delete from account_plans`
+    await sql`insert into account_plans (account_id, plan, effective) values (${ada.accountId}, 'team', tstzrange('2026-02-01', null))`
+    await sql`update rates set effective = tstzrange('2026-02-01', null) where plan = 'team'`
+    for (const table of ['account_plans', 'rates']) await sql.unsafe(`alter table ${table} enable trigger user`)
+    expect(await run('new second --no-wait --memory 256M --disk 1G')).toMatchObject({
+      status: 4,
+      stderr: expect.stringMatching(/plan team is for one machine, and this would make it 2 machines/),
+    })
+    expect(await run('resize demo --memory 3G')).toMatchObject({
+      status: 4,
+      stderr: expect.stringMatching(/plan team is for 2 GiB of memory, and this would make it 3 GiB/),
+    })
+    expect((await run('ls')).stdout).not.toContain('second')
+  })
+
+  it('a month becomes an invoice that shows every line, and is proved', async () => {
+    const at = new Date('2026-03-01T03:00:00Z')
+    expect(await closeDueMonths(world.app.sql, at, never, world.app.log)).toEqual([1])
+    expect((await run('billing invoices')).stdout).toMatch(
+      /number +month +closed +total\n +1 +February 2026 +2026-03-01 +\$15\.96\n/,
+    )
+    const page = await onTerminal('billing invoices 1', ada)
+    expect(page).toMatch(
+      /^invoice 1 {2}February 2026 {2}ada@example\.com\nclosed 2026-03-01 03:00 UTC\n\nwhat .* amount\n/,
+    )
+    expect(page).toMatch(
+      /\nfee of the plan +\$20\.00 +\$20\.000000\nvCPU +200\.000 vCPU-hours +200\.000 +\$0\.035 +\$0\.000000\n/,
+    )
+    for (const line of page.split('\n')) expect(textWidth(line)).toBeLessThanOrEqual(80)
+    expect(page).toMatch(/\ncredit: the outage of T… +-\$5\.000000\n/)
+    expect(page).toMatch(/\nrounding to cents +-?\$0\.00\d{4}\ntotal +\$15\.96\n$/)
+    expect(await document('billing invoices 1')).toMatchObject({
+      number: 1,
+      total_micros: 15_960_000,
+      lines: [
+        { kind: 'fee' },
+        { kind: 'cpu', included: '200.000000', facts: { machines: [[machineId, '720000000000']] } },
+        {},
+        {},
+        {},
+        {},
+        {},
+        {},
+      ],
+    })
+    expect((await run('billing invoices 1 --csv')).stdout).toMatch(
+      /^invoice,month,kind.*\n1,2026-02,fee,,,,month,,20\.000000,20\.000000\n/,
+    )
+    expect((await world.run('billing recompute')).stdout).toBe(
+      '1 of 1 invoices are what the facts give, $20.960595 in all\n',
+    )
+    expect(await world.run('billing invoices 1', { caller: await world.account() })).toMatchObject({ status: 3 })
+  })
+
+  it('a hard limit that is reached pauses, and every way back says why', async () => {
+    expect((await run('billing limit 15 --hard')).stdout).toBe('$15.00 a month; machines are paused there\n')
+    expect((await run('billing plan')).stdout).toMatch(/it is reached: nothing\s+wakes or starts/)
+    const [row] = await world.gateway.sql<
+      { state: string }[]
+    >`select desired_state as state from machines where id = ${machineId}`
+    expect(row?.state).toBe('paused')
+    for (const line of ['resume demo', 'restart demo', 'new third --no-wait --memory 256M']) {
+      expect(await run(line), line).toMatchObject({
+        status: 4,
+        stderr: expect.stringMatching(/has reached its limit for the month\nbilling plan/),
+      })
+    }
+    expect((await world.run('account ls')).stdout).toMatch(/over its limit/)
+    expect((await world.run('mail')).stdout).toMatch(/your machines have reached your limit of \$15\.00/)
+    expect((await run('billing limit none')).stdout).toBe('no limit is set\n')
+    expect((await run('resume demo --no-wait')).status).toBe(0)
+  })
+
+  it.each([
+    ['billing usage --range year', 2, /cycle, 24h, 7d or 30d/],
+    ['billing usage --by colour', 2, /kind, machine or day/],
+    ['billing invoices x', 2, /no number/],
+    ['billing invoices 999999', 3, /billing invoices lists/],
+    ['billing limit', 0, /^$/],
+    ['billing limit much', 2, /USD such as 50/],
+    ['billing limit 0', 2, /more than nothing/],
+    ['billing limit 1.2345678', 2, /USD/],
+    ['billing limit --hard', 2, /AMOUNT/],
+    ['billing limit none --hard', 2, /AMOUNT/],
+    ['billing rates --plan nothing', 3, /no plan called nothing/],
+    ['billing set-plan Team', 2, /a-z/],
+    ['billing set-plan others', 2, /a-z/],
+    ['billing set-plan team --machines many', 2, /whole number/],
+    ['billing set-plan team --memory 4', 2, /4G/],
+    ['billing set-rate nothing cpu 1', 3, /no plan/],
+    ['billing set-rate team cpus 1', 2, /did you mean cpu/],
+    ['billing set-rate team cpu -1', 2, /./],
+    ['billing set-rate team fee 1 --included 3', 2, /fee includes nothing/],
+    ['billing set-rate house cpu 1', 2, /nothing is charged/],
+    ['billing set-rate team cpu 1 --from 2020-01-01', 2, /soonest/],
+    ['billing set-rate team cpu 1 --from 2099-02-30', 2, /a day such as/],
+    ['account plan nobody team', 3, /account ls/],
+    ['account plan 1 team', 4, /runs this installation/],
+    ['account plan ada@example.com nothing', 3, /no plan/],
+    ['account credit ada@example.com 0 nothing', 2, /more than nothing/],
+    ['account credit ada@example.com 5', 2, /WHAT FOR/],
+    ['account limit ada@example.com', 2, /nothing is given/],
+    ['account limit ada@example.com 5 --hard', 2, /--spend/],
+    ['account limit ada@example.com --spend lots', 2, /USD/],
+  ])('%s', async (line, status, sentence) => {
+    const ran = await world.run(line)
+    expect(ran.status, ran.stdout + ran.stderr).toBe(status)
+    expect(ran.stderr).toMatch(sentence)
+  })
+
+  it('is the account’s own, and what the operator decides the operator’s', async () => {
+    for (const line of [
+      'billing plans',
+      'billing set-plan x',
+      'billing set-rate team cpu 1',
+      'billing recompute',
+      'account plan 2 usage',
+      'account credit 2 5 x',
+    ]) {
+      expect(await run(line), line).toMatchObject({ status: 4, stdout: '' })
+    }
+    expect(await run('billing rates --plan usage')).toMatchObject({ status: 3 })
+  })
+})

@@ -1,0 +1,142 @@
+/**
+ * Money: what a month of an account of 1,000 machines takes to read over millions of facts, whether one machine's takes
+ * longer when there are ten times as many, and a run of invoices for many accounts.
+ *
+ *     node test/bench/billing.ts [facts in millions, 30] [accounts to invoice, 10000] [folder, the system's for temporary files]
+ *
+ * Facts are generated in SQL with the triggers off, and what they sum to is added up once, by ledger_usage, as a
+ * migration would; the rows that the benchmark reads are those that the triggers would have made (usage.test.ts).
+ */
+import { chmodSync, mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { pino } from 'pino'
+import { closeDueMonths } from '../../gateway/billing/closing.ts'
+import { readMonth, readRange } from '../../gateway/billing/usage.ts'
+import { connect } from '../../migrations/connect.ts'
+import { embeddedUrl, startEmbedded, stopEmbedded } from '../../migrations/embedded.ts'
+import { migrate } from '../../migrations/migrate.ts'
+import { spread, surroundings } from './ssh-lab.ts'
+
+const [millions = 30, accounts = 10_000] = process.argv.slice(2, 4).map(Number)
+const CALLS = 100
+/** The account that is measured, each of its machines a fact every five minutes for a month. */
+const MACHINES = 1000
+const MONTH_FACTS = MACHINES * 31 * 288
+const MONTH = '2026-03'
+const MONTH_MS = 31 * 86_400_000
+const say = (text: string) => console.error(`${((performance.now() - began) / 1000).toFixed(0).padStart(5)} s  ${text}`)
+
+const began = performance.now()
+const directory = mkdtempSync(join(process.argv[4] ?? tmpdir(), 'berth-bench-'))
+chmodSync(directory, 0o755)
+await startEmbedded(directory)
+try {
+  console.log(JSON.stringify(await measured()))
+} finally {
+  await stopEmbedded(directory)
+  rmSync(directory, { recursive: true, force: true })
+}
+
+async function measured() {
+  const owner = connect({ url: embeddedUrl(directory, 'berth'), role: 'owner', max: 2 })
+  const gateway = connect({ url: embeddedUrl(directory, 'berth'), role: 'berth_gateway', max: 4 })
+  await migrate(owner)
+  await owner`insert into hosts (name) values ('server1')`
+  await owner`insert into accounts (created_at) select '2025-01-01' from generate_series(1, ${accounts + 1})`
+  await owner`insert into machines (account_id, host_id, name, image, cpus, memory_bytes, disk_bytes)
+    select 1, 1, 'big' || n, 'base', 2, 1, 1 from generate_series(1, ${MACHINES}) as n`
+  const figures: Record<string, ReturnType<typeof spread>> = {}
+
+  const months = Math.max(1, Math.round((millions * 1e6) / MONTH_FACTS))
+  const few = Math.max(1, Math.round(months / 10))
+  // The months before the one that is read, newest first, so that it is read among a tenth of them and among all.
+  await facts(owner, 0, few)
+  const before = await queries(gateway)
+  say(`${few * (MONTH_FACTS / 1e6)} million facts: ${before.cycle.median.toFixed(1)} ms`)
+  await facts(owner, few, months)
+  const after = await queries(gateway)
+  say(`${months * (MONTH_FACTS / 1e6)} million facts: ${after.cycle.median.toFixed(1)} ms`)
+  figures['facts, millions'] = spread([(months * MONTH_FACTS) / 1e6])
+  figures['usage of 1,000 machines over a month, 95th percentile, ms'] = spread([percentile(after.all, 0.95)])
+  figures['usage of 1,000 machines over a month, ms'] = after.cycle
+  figures['usage of 1,000 machines over 7 days, ms'] = after.week
+  figures['the same among a tenth of the facts, ms'] = before.cycle
+  figures['growth with ten times the facts'] = spread([after.cycle.median / before.cycle.median])
+
+  await invoiceable(owner)
+  const startedAt = performance.now()
+  const numbers = await closeDueMonths(
+    gateway,
+    new Date('2026-04-01T03:00:00Z'),
+    new AbortController().signal,
+    pino({ level: 'silent' }),
+  )
+  figures['invoices written'] = spread([numbers.length])
+  figures['invoice run, s'] = spread([(performance.now() - startedAt) / 1000])
+  say(`${numbers.length} invoices in ${figures['invoice run, s'].median.toFixed(0)} s`)
+  await Promise.all([owner.end(), gateway.end()])
+  return { title: 'billing', where: await surroundings(), figures }
+}
+
+type Owner = ReturnType<typeof connect>
+
+/** Facts of the big account, by how many months before the one that is measured. */
+async function facts(owner: Owner, from: number, to: number) {
+  await owner`alter table machine_spans disable trigger user`
+  for (let back = from; back < to; back++) {
+    const starts = new Date(Date.parse(`${MONTH}-01T00:00:00Z`) - back * MONTH_MS)
+    await owner`
+      insert into machine_spans (machine_id, host_id, started_at, ended_at, state, cpus, memory_bytes, disk_bytes, checkpoint_bytes)
+      select m, 1, at, at + interval '5 minutes', case when (n + m) % 3 = 0 then 'asleep' else 'running' end, 1 + m % 4,
+        ${2 ** 30}::bigint * (1 + m % 8), ${2 ** 30}::bigint * 20, 4096 * (n % 7)
+      from generate_series(0, 31 * 288 - 1) as n
+      cross join lateral (select ${starts}::timestamptz + n * interval '5 minutes' as at) t
+      cross join generate_series(1, ${MACHINES}::integer) as m`
+    await owner`
+      insert into usage_days select 1, u.day, u.machine_id, u.cpu, u.memory, u.disk, u.checkpoints, u.direct, u.gateway
+      from ledger_usage((select array_agg(id) from machines where account_id = 1),
+        ${starts}, ${new Date(starts.getTime() + MONTH_MS)}) u`
+    say(`month ${back + 1} of ${to}`)
+  }
+  await owner`alter table machine_spans enable trigger user`
+  await owner`vacuum analyze machine_spans`
+  await owner`vacuum analyze usage_days`
+}
+
+async function queries(gateway: Owner) {
+  const timed = async (query: () => Promise<unknown>) => {
+    await query()
+    const tookMs: number[] = []
+    for (let call = 0; call < CALLS; call++) {
+      const startedAt = performance.now()
+      await query()
+      tookMs.push(performance.now() - startedAt)
+    }
+    return tookMs
+  }
+  const all = await timed(() => readMonth(gateway, 1, MONTH))
+  const week = await timed(() =>
+    readRange(gateway, 1, new Date('2026-03-20T00:00:00Z'), new Date('2026-03-27T00:00:00Z')),
+  )
+  return { all, cycle: spread(all), week: spread(week) }
+}
+
+/** Ten machines each, a month of days, all on plan usage; what their facts sum to, without the facts. */
+async function invoiceable(owner: Owner) {
+  await owner`alter table account_plans disable trigger user`
+  await owner`insert into account_plans (account_id, plan, effective)
+    select id, 'usage', tstzrange('2026-03-01Z', null) from accounts where id > 1`
+  await owner`alter table account_plans enable trigger user`
+  await owner`insert into usage_days (account_id, day, machine_id, cpu, memory, disk, checkpoints, direct, gateway)
+    select a, '2026-03-01'::date + d, a * 10 + m, 86400000000 * (1 + m), 86400000000 * 1073741824 * m, 86400000000 * 21474836480,
+      86400000000 * 4096 * (a % 100), a * 1000003, d * 7919
+    from generate_series(2, ${accounts + 1}::integer) as a cross join generate_series(0, 30) as d
+    cross join generate_series(1, 10) as m`
+  await owner`vacuum analyze usage_days`
+  say(`${accounts} accounts with ten machines each`)
+}
+
+function percentile(values: readonly number[], part: number): number {
+  return values.toSorted((a, b) => a - b)[Math.ceil(values.length * part) - 1] ?? Number.NaN
+}
