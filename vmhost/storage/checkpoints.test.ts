@@ -1,10 +1,11 @@
-import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { chown, mkdtemp, open, readdir, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { afterAll, beforeAll, beforeEach, expect, test } from 'vitest'
 import { type Checkpoint, type Checkpoints, openCheckpoints, readRestored } from './checkpoints.ts'
+import { StorageError } from './errors.ts'
 import { beginMemory, findMemory, keepMemory, memoryFolder, type SavedMemory } from './memory.ts'
 import { openStore, type Store } from './store.ts'
 import { loopDeviceOf, prepareVolume, unmountVolume, type Volume } from './volume.ts'
@@ -186,4 +187,36 @@ test('a machine that goes back to a disk alone loses the memory that it slept wi
   await fallAsleep()
   await checkpoints.restoreMachine(checkpoint, { directory: machine, uid, boot: 8, restore: 1 })
   expect(await findMemory(machine)).toEqual({ damaged: false, used: false, unfinished: false })
+})
+
+test('a restore that cannot be made leaves the machine all that it had, its memory too', async () => {
+  await fallAsleep()
+  const checkpoint = await take(true)
+  await write(join(machine, 'root.raw'), 0, Buffer.alloc(MiB, 7))
+  const before = await readdir(machine)
+  rmSync(join(memoryFolder(checkpoint.directory), 'state'))
+  mkdirSync(join(memoryFolder(checkpoint.directory), 'state'))
+  const back = { directory: machine, uid, boot: 8, restore: 4 }
+  await expect(checkpoints.restoreMachine(checkpoint, back)).rejects.toThrow(StorageError)
+  expect(await readdir(machine)).toEqual(before)
+  expect(readFileSync(join(machine, 'root.raw'))[0]).toBe(7)
+  expect((await findMemory(machine)).saved).toEqual(saved)
+})
+
+test('a restore that was cut off in the middle needs nothing of its checkpoint any more; what was only begun is swept', async () => {
+  const checkpoint = await take()
+  await write(join(machine, 'root.raw'), 0, Buffer.alloc(MiB, 7))
+  const back = { directory: machine, uid, boot: 8, restore: 4 }
+  const whole = join(machine, 'restore')
+  mkdirSync(whole)
+  writeFileSync(join(whole, 'restored.json'), JSON.stringify({ restore: 4 }))
+  writeFileSync(join(whole, 'root.raw'), Buffer.alloc(16 * MiB, 5))
+  mkdirSync(join(machine, 'restore.new'))
+  await checkpoints.sweep()
+  await checkpoints.restoreMachine({ ...checkpoint, disk: 'gone' }, back)
+  expect(readFileSync(join(machine, 'root.raw'))[0]).toBe(5)
+  expect(await readRestored(machine)).toBe(4)
+  mkdirSync(whole)
+  await checkpoints.sweep()
+  expect((await readdir(machine)).filter((name) => name.startsWith('restore'))).toEqual(['restored.json'])
 })

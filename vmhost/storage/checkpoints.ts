@@ -3,7 +3,7 @@ import { chmod, chown, mkdir, readdir, readFile, rename, rm, stat, truncate, wri
 import { join } from 'node:path'
 import { z } from 'zod'
 import { run } from './command.ts'
-import { renameForGood, replaceFile, sync } from './durable.ts'
+import { renameForGood, sync } from './durable.ts'
 import { StorageError } from './errors.ts'
 import { heldBytes } from './extents.ts'
 import { beginMemory, findMemory, forgetMemory, keepMemory, memoryFolder, type SavedMemory } from './memory.ts'
@@ -15,6 +15,7 @@ import type { Volume } from './volume.ts'
  *
  *     checkpoints/<id>/                root.raw, checkpoint.json and, where it has memory, memory/ as a sleeper's
  *     checkpoints/.new-… .gone-…       half made, half removed: swept when a vmhost starts
+ *     machines/<id>/restore.new/       what a machine is to become, being made; restore/ is whole, and about to be it
  *
  * They are root's, and nothing is ever written to them again: machines that are made of one, or go back to one, get
  * copies that share its blocks. Whatever has its final name is whole.
@@ -36,6 +37,7 @@ export type Checkpoints = {
   /**
    * Puts what a checkpoint holds in the place of what a machine has, whose hypervisor is gone. Whoever is cut off calls
    * it again before anything else is done with that machine.
+   * @throws StorageError; the machine has all that it had, then. Anything else: it is to be called again
    */
   restoreMachine(checkpoint: Checkpoint, machine: RestoredMachine): Promise<void>
   /** Boot sets that memories in checkpoints need. */
@@ -98,6 +100,8 @@ export type CopiedMachine = RestoredMachine & {
 const diskName = 'root.raw'
 const recordName = 'checkpoint.json'
 const restoredName = 'restored.json'
+/** Within a machine's directory: what it is about to become. */
+const restoreNames = { unfinished: 'restore.new', whole: 'restore' } as const
 const restoredSchema = z.object({ restore: z.number().int().nonnegative() })
 
 /** Number of the last restore that has come to its end in a machine's files; 0: none. */
@@ -113,14 +117,16 @@ export async function openCheckpoints(volume: Pick<Volume, 'path'>): Promise<Che
   const folder = join(volume.path, 'checkpoints')
   await mkdir(folder, { recursive: true })
   await chmod(folder, 0o700)
-  return new CheckpointFiles(folder)
+  return new CheckpointFiles(folder, join(volume.path, 'machines'))
 }
 
 class CheckpointFiles implements Checkpoints {
   readonly #folder: string
+  readonly #machines: string
 
-  constructor(folder: string) {
+  constructor(folder: string, machines: string) {
     this.#folder = folder
+    this.#machines = machines
   }
 
   async begin(id: number): Promise<Draft> {
@@ -199,19 +205,18 @@ class CheckpointFiles implements Checkpoints {
   }
 
   async restoreMachine(checkpoint: Checkpoint, machine: RestoredMachine): Promise<void> {
-    const { directory, uid } = machine
-    const disk = join(directory, diskName)
-    try {
-      // In this order: a memory never lies beside a disk that it does not belong to.
-      await layDisk(checkpoint, `${disk}.new`, uid)
+    const { directory } = machine
+    const whole = join(directory, restoreNames.whole)
+    // Whoever was cut off in the middle of it needs no more space, and the machine has lost something already.
+    if ((await readRestored(whole)) !== machine.restore) await layRestore(checkpoint, machine)
+    // In this order: a memory never lies beside a disk that it does not belong to.
+    if (await isThere(join(whole, diskName))) {
       await forgetMemory(directory)
-      await renameForGood(`${disk}.new`, disk)
-      await layMemory(checkpoint, directory, machine)
-      await replaceFile(join(directory, restoredName), restoredText(machine))
-    } catch (error) {
-      await rm(`${disk}.new`, { force: true })
-      throw asFull(error)
+      await renameForGood(join(whole, diskName), join(directory, diskName))
     }
+    if (await isThere(memoryFolder(whole))) await renameForGood(memoryFolder(whole), memoryFolder(directory))
+    await renameForGood(join(whole, restoredName), join(directory, restoredName))
+    await rm(whole, { recursive: true, force: true })
   }
 
   async bootSets(): Promise<string[]> {
@@ -224,6 +229,13 @@ class CheckpointFiles implements Checkpoints {
     for (const name of await readdir(this.#folder)) {
       if (!/^\.(new|gone)-/.test(name)) continue
       await rm(join(this.#folder, name), { recursive: true, force: true })
+    }
+    for (const name of await readdir(this.#machines)) {
+      const { unfinished, whole } = restoreNames
+      await rm(join(this.#machines, name, unfinished), { recursive: true, force: true })
+      // One that has its number yet is gone on with.
+      if (!(await isThere(join(this.#machines, name, whole, restoredName))))
+        await rm(join(this.#machines, name, whole), { recursive: true, force: true })
     }
   }
 
@@ -279,6 +291,24 @@ class CheckpointDraft implements Draft {
   }
 }
 
+/** Makes all that a machine is to become, beside what it is. @throws StorageError; nothing is left then */
+async function layRestore(checkpoint: Checkpoint, machine: RestoredMachine): Promise<void> {
+  const work = join(machine.directory, restoreNames.unfinished)
+  const whole = join(machine.directory, restoreNames.whole)
+  for (const folder of [work, whole]) await rm(folder, { recursive: true, force: true })
+  try {
+    await mkdir(work, { mode: 0o700 })
+    await layDisk(checkpoint, join(work, diskName), machine.uid)
+    await layMemory(checkpoint, work, machine)
+    await writeFile(join(work, restoredName), restoredText(machine), { mode: 0o600, flush: true })
+    await sync(work)
+    await renameForGood(work, whole)
+  } catch (error) {
+    await rm(work, { recursive: true, force: true })
+    throw asFull(error)
+  }
+}
+
 async function layDisk({ disk }: Checkpoint, target: string, uid: number, diskBytes?: number): Promise<void> {
   await run('cp', ['--reflink=always', '--', disk, target])
   if (diskBytes !== undefined) await truncate(target, diskBytes)
@@ -312,6 +342,10 @@ async function readRecord(directory: string): Promise<z.infer<typeof recordSchem
   } catch (cause) {
     throw new StorageError('storage.failed', `The checkpoint in ${directory} is damaged`, { cause })
   }
+}
+
+async function isThere(path: string): Promise<boolean> {
+  return (await stat(path).catch(() => undefined)) !== undefined
 }
 
 function checked(id: number): number {
