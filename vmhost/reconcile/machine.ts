@@ -210,7 +210,7 @@ export class Machine {
         if (state.guest) await this.#life.stop(state.guest)
         await this.#life.disconnect()
         await state.dropMemory(row, row.desiredState)
-        state.lost = undefined
+        await state.forgetLoss()
         if (row.observedState !== row.desiredState) {
           // It took its time to stop, and may be wanted back by now: then it was never in the trash.
           if ((await this.#world.rows.one(this.id))?.desiredState !== row.desiredState) {

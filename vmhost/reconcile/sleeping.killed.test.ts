@@ -58,6 +58,26 @@ describe('a vmhost that is killed while it puts a machine to sleep', () => {
     )
     expect(lab.recorded).toContain('machine.memory-lost')
   })
+
+  test('and the next one too, before anybody was told what was lost: it is told all the same, once', async () => {
+    const reached = lab.cutOff('save', true)
+    lab.want({ desiredState: 'asleep' })
+    await reached
+    lab.killVmhost()
+    await lab.killHypervisor()
+    lab.row = { ...lab.row, desiredState: 'running' }
+    const started = lab.cutOff('start', true)
+    await lab.vmhost()
+    await started
+    lab.killVmhost()
+    // What it was to go on from is forgotten by now.
+    expect(lab.memory()).toEqual([])
+    await lab.vmhost()
+    await lab.awake()
+    expect(lab.seen.observedReason).toMatch(/^It lost its memory and was started from its disk: .* put to sleep$/)
+    await lab.sleeps()
+    expect(lab.seen.observedReason).toBeNull()
+  })
 })
 
 describe('a vmhost that is killed while it wakes a machine', () => {

@@ -1,7 +1,7 @@
 import { chmod, chown, mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { z } from 'zod'
-import { renameForGood, sync } from './durable.ts'
+import { renameForGood, replaceFile, sync } from './durable.ts'
 
 /**
  * The memory of a machine that sleeps, beside its disk.
@@ -17,6 +17,8 @@ import { renameForGood, sync } from './durable.ts'
  */
 const names = { unfinished: 'memory.new', whole: 'memory', used: 'memory.used' } as const
 const recordName = 'saved.json'
+/** Why a machine has lost its memory; there until that was told. */
+const lossName = 'lost'
 
 const savedSchema = z.object({
   format: z.literal(1),
@@ -104,6 +106,20 @@ export async function forgetMemory(directory: string, { keepMark = false } = {})
   if (!unfinished) return
   if (keepMark) for (const name of await readdir(folder)) await rm(join(folder, name), { recursive: true, force: true })
   else await rm(folder, { recursive: true, force: true })
+}
+
+/** @param why a sentence for the machine's owner */
+export async function noteLoss(directory: string, why: string): Promise<void> {
+  await replaceFile(join(directory, lossName), why)
+}
+
+/** @returns undefined when there is none that was not told yet */
+export async function readLoss(directory: string): Promise<string | undefined> {
+  return (await readFile(join(directory, lossName), 'utf8').catch(() => '')) || undefined
+}
+
+export async function forgetLoss(directory: string): Promise<void> {
+  await rm(join(directory, lossName), { force: true })
 }
 
 /** What a sleeper's memory takes on the disk, in bytes. */

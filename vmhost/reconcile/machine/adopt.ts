@@ -1,5 +1,5 @@
 import type { Hypervisor } from '../../hypervisor/driver.ts'
-import { type FoundMemory, findMemory } from '../../storage/memory.ts'
+import { type FoundMemory, findMemory, readLoss } from '../../storage/memory.ts'
 import { isOwn } from '../ownership.ts'
 import { getUp } from '../sleeping.ts'
 import { networkOf, readRunsWith } from '../starting.ts'
@@ -32,15 +32,17 @@ export async function adopt(state: MachineState, life: Life, sleep: Sleep): Prom
   const files = await store.findMachine(state.id).catch(() => undefined)
   const isOurs = files !== undefined && isOwn(files, state.row)
   const memory = isOurs ? await findMemory(directory) : noMemory
+  // Of a vmhost that was killed before it was told.
+  if (isOurs) state.lost = await readLoss(directory)
   const { address, observedBoot, observedState, isReady } = state.row
   if (!hypervisor) {
-    sleep.findAsleep(memory)
+    await sleep.findAsleep(memory)
     return
   }
   if (!isOurs || address === null || memory.saved || memory.damaged) {
     // Saved, and not ended yet, or restored, and not running yet: the memory is the machine.
     await hypervisor.quit()
-    sleep.findAsleep(memory)
+    await sleep.findAsleep(memory)
     return
   }
   state.runsWith = await readRunsWith(directory)
@@ -56,6 +58,7 @@ export async function adopt(state: MachineState, life: Life, sleep: Sleep): Prom
     ...(memory.used ? { onReady: () => sleep.isAwake(hypervisor, files.directory) } : {}),
   })
   log.info({ pid: hypervisor.pid }, 'adopted')
+  if (ready) await state.forgetLoss()
   if (memory.used) await hypervisor.resume().catch((error) => log.warn({ err: error }, 'resume'))
   else if (memory.unfinished) {
     // It was on its way to sleep, and may stand still for no other reason.

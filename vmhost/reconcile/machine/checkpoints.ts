@@ -84,7 +84,7 @@ export class MachineCheckpoints {
     }
     const made = await ownFiles(store, row)
     this.#state.saved = (await findMemory(directory)).saved
-    this.#state.lost = undefined
+    await this.#state.forgetLoss()
     this.#sleep.forgetFailures()
     this.#state.observe({
       observedRestore: wish.number,

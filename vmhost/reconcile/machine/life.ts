@@ -146,7 +146,7 @@ export class Life {
         return lost === undefined ? undefined : `It lost its memory and was started from its disk: ${lost}`
       },
       ready: () => {
-        state.lost = undefined
+        void state.forgetLoss().catch((error: unknown) => this.#log.warn({ err: error }, 'what it had lost'))
         onReady?.()
         const { restore, hasCheckpointWork } = state.row
         if (state.isSleepWanted(state.row) || restore || hasCheckpointWork) void state.poke()
@@ -200,14 +200,14 @@ export class Life {
     const { boot, ready, restored, fatal, panic, lastLine } = guest
     await this.endGuest(guest, 'quit')
     if (this.#state.isSleepWanted(this.#state.row)) {
-      this.#state.lose('it ended before it slept')
+      await this.#state.lose('it ended before it slept')
       return
     }
     // Something else is wanted already: the end came handy.
     if (this.#state.row.desiredState !== 'running' || this.#state.row.desiredBoot > boot) return
     if (restored && ending.kind !== 'off') {
       const why = { gone: 'its hypervisor ended while it woke', panicked: 'its kernel panicked while it woke' }
-      this.#state.lose(ending.kind === 'failed' ? ending.reason : why[ending.kind])
+      await this.#state.lose(ending.kind === 'failed' ? ending.reason : why[ending.kind])
       return
     }
     if (ending.kind === 'gone') {

@@ -1,6 +1,6 @@
 import type { Logger } from 'pino'
 import type { MachineNetwork } from '../../network/types.ts'
-import { forgetMemory, type SavedMemory } from '../../storage/memory.ts'
+import { forgetLoss, forgetMemory, noteLoss, type SavedMemory } from '../../storage/memory.ts'
 import type { Ending, Guest } from '../guest.ts'
 import { isTaken } from '../ownership.ts'
 import { type MachineRow, notAsleep, type Observation } from '../rows.ts'
@@ -106,10 +106,22 @@ export class MachineState {
     if (!(await isTaken(store, row))) await forgetMemory(store.directoryOf(this.id))
   }
 
-  lose(why: string): void {
+  /** It has lost what it was doing, which is noted until it was told: this vmhost may not live to do that. */
+  async lose(why: string): Promise<void> {
     this.lost = oneLine(why)
     this.log.warn({ why }, 'its memory is lost')
     this.record('memory-lost', { reason: oneLine(why) })
+    await noteLoss(this.world.store.directoryOf(this.id), oneLine(why)).catch((error: unknown) =>
+      this.log.warn({ err: error }, 'what it lost cannot be noted'),
+    )
+  }
+
+  /** Whoever it concerns was told, or is interested in something else. */
+  async forgetLoss(): Promise<void> {
+    if (this.lost === undefined) return
+    this.lost = undefined
+    await this.world.outbox.flushed(this.id)
+    await forgetLoss(this.world.store.directoryOf(this.id))
   }
 
   fail(reason: string, boot: number): void {
