@@ -3,7 +3,7 @@ import { HypervisorError, hypervisorUid } from '../hypervisor/driver.ts'
 import type { Draft } from '../storage/checkpoints.ts'
 import { sync } from '../storage/durable.ts'
 import { StorageError } from '../storage/errors.ts'
-import { beginMemory, type SavedMemory } from '../storage/memory.ts'
+import { beginMemory, forgetMemory, type SavedMemory } from '../storage/memory.ts'
 import { type Bed, getUp, refuseWithoutRoom, thawLimitMs } from './sleeping.ts'
 
 /**
@@ -71,7 +71,12 @@ export async function takeWithMemory(
     stateVersion: hypervisor.stateVersion,
     at: new Date().toISOString(),
   }
-  await draft.moveMemory(folder, saved)
+  try {
+    await draft.moveMemory(folder, saved)
+  } catch (error) {
+    await forgetMemory(files.directory)
+    throw error
+  }
   return { stillMs, saved }
 }
 

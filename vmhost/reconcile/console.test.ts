@@ -1,6 +1,8 @@
 import { execFileSync } from 'node:child_process'
 import {
   appendFileSync,
+  existsSync,
+  mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
@@ -139,4 +141,25 @@ test('a kernel that gives up is heard once, whatever its console repeats', async
   for (const why of ['one', 'two']) says(`[ 1.2] Kernel panic - not syncing: ${why}\r\n`)
   await expect.poll(() => reader.lastLines(1), { timeout: 10_000 }).toEqual(['[ 1.2] Kernel panic - not syncing: two'])
   expect(panics).toBe(1)
+})
+
+test('without a place for its log it is read all the same, and logged as soon as there is one', async () => {
+  const database = new Database()
+  const place = join(directory, 'place')
+  const onPanic = () => {}
+  reader = new ConsoleReader({
+    machineId: 1,
+    directory: place,
+    fifo: file('fifo'),
+    boot: 1,
+    rows: database,
+    log,
+    onPanic,
+  })
+  says('lost\n')
+  await expect.poll(() => database.kept, { timeout: 10_000 }).toBe('lost\n')
+  mkdirSync(place)
+  says('kept\n')
+  await expect.poll(() => existsSync(join(place, 'console.log')), { timeout: 10_000 }).toBe(true)
+  expect(readFileSync(join(place, 'console.log'), 'utf8')).toBe('kept\n')
 })

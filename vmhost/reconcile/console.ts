@@ -37,8 +37,8 @@ export class ConsoleReader {
   readonly #log: Pick<Logger, 'debug' | 'warn'>
   readonly #socket: Socket
   readonly #boot: number
-  #logDescriptor: number
-  #logBytes: number
+  #logDescriptor: number | undefined
+  #logBytes = 0
   #tail = Buffer.alloc(0)
   #unsent: Buffer[] = []
   #unsentBytes = 0
@@ -67,8 +67,7 @@ export class ConsoleReader {
     this.#rows = options.rows
     this.#log = options.log
     this.#onPanic = options.onPanic
-    this.#logDescriptor = openLog(this.#path)
-    this.#logBytes = fstatSync(this.#logDescriptor).size
+    this.#withLog(() => {})
     // Opened for writing too: without any writer a FIFO is at its end, and the hypervisor comes later than this.
     const descriptor = openSync(options.fifo, constants.O_RDWR | constants.O_NONBLOCK)
     this.#socket = new Socket({ fd: descriptor, readable: true, writable: false })
@@ -100,7 +99,7 @@ export class ConsoleReader {
     clearTimeout(this.#timer)
     clearTimeout(this.#resume)
     this.#socket.destroy()
-    closeSync(this.#logDescriptor)
+    if (this.#logDescriptor !== undefined) closeSync(this.#logDescriptor)
     await Promise.race([this.#send(), sleep(lastSendLimitMs, undefined, { ref: false })])
   }
 
@@ -136,10 +135,21 @@ export class ConsoleReader {
   }
 
   #write(chunk: Buffer): void {
-    try {
+    this.#withLog(() => {
       if (this.#logBytes + chunk.length > logMostBytes) this.#rotate()
-      appendFileSync(this.#logDescriptor, chunk)
+      if (this.#logDescriptor !== undefined) appendFileSync(this.#logDescriptor, chunk)
       this.#logBytes += chunk.length
+    })
+  }
+
+  /** A guest that runs must not be lost for want of a place for what it says. */
+  #withLog(act: () => void): void {
+    try {
+      if (this.#logDescriptor === undefined) {
+        this.#logDescriptor = openLog(this.#path)
+        this.#logBytes = fstatSync(this.#logDescriptor).size
+      }
+      act()
     } catch (error) {
       // A full store: the end of the console is still in the database.
       this.#log.debug({ err: error }, 'console.log')
@@ -150,7 +160,7 @@ export class ConsoleReader {
   #rotate(): void {
     if (existsSync(this.#path)) renameSync(this.#path, `${this.#path}.1`)
     const next = openLog(this.#path)
-    closeSync(this.#logDescriptor)
+    if (this.#logDescriptor !== undefined) closeSync(this.#logDescriptor)
     this.#logDescriptor = next
     this.#logBytes = 0
   }

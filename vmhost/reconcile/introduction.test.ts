@@ -65,6 +65,12 @@ test('it is told once who it is; a vmhost that adopts it brings the keys alone',
   expect(adopted.heard).toEqual([line('one'), 'demo'])
 })
 
+test('it knows who it is, too, where that cannot be noted', async () => {
+  const machine = new Machine(join(directory, 'gone'))
+  await machine.introduction.introduce(false)
+  expect(machine.introduction.made).toBe(true)
+})
+
 test('a new name that it does not take holds up no keys, and is told again', async () => {
   const machine = new Machine(directory)
   await machine.introduction.introduce(false)

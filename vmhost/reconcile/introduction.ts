@@ -65,7 +65,7 @@ export class Introduction {
   }
 
   async #tell(identified: boolean): Promise<void> {
-    const { channel, files, limitMs } = this.#options
+    const { channel, files, limitMs, log } = this.#options
     const boot = this.#boot
     this.#telling++
     try {
@@ -79,7 +79,10 @@ export class Introduction {
       if (told === fingerprint) await channel.updateKeys(identity.authorizedKeys)
       else {
         await channel.identify(identity, { timeoutMs: limitMs })
-        await writeFile(path, fingerprint, { mode: 0o600 })
+        // On a full disk the next vmhost tells it all once more. It is told all the same, and waited for.
+        await writeFile(path, fingerprint, { mode: 0o600 }).catch((error: unknown) =>
+          log.warn({ err: error }, 'what it was told cannot be noted'),
+        )
       }
       if (boot === this.#boot) this.#told = fingerprint
     } finally {

@@ -122,7 +122,9 @@ describe('a sleep that fails', () => {
     await lab.awake()
     const [pid] = await lab.pids()
     lab.want({ desiredState: 'asleep' })
-    await expect.poll(() => lab.seen.observedReason, { timeout: 20_000 }).toMatch(/could not be put to sleep.*ENOSPC/)
+    await expect
+      .poll(() => lab.seen.observedReason, { timeout: 20_000 })
+      .toMatch(/could not be put to sleep, which is tried again: The server's disk is full$/)
     await lab.awake()
     expect(await lab.pids()).toEqual([pid])
   })

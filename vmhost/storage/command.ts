@@ -14,13 +14,8 @@ export async function run(program: string, args: readonly string[]): Promise<str
     return stdout
   } catch (error) {
     const said = String((error as { stderr?: unknown }).stderr ?? '').trim()
-    const full = /No space left/.test(said)
-    throw new StorageError(
-      full ? 'storage.full' : 'storage.failed',
-      `${program}: ${said || (error as Error).message}`,
-      {
-        cause: error,
-      },
-    )
+    if (/No space left/.test(said))
+      throw new StorageError('storage.full', "The server's disk is full", { cause: error })
+    throw new StorageError('storage.failed', `${program}: ${said || (error as Error).message}`, { cause: error })
   }
 }

@@ -1,4 +1,4 @@
-import { open, rename, writeFile } from 'node:fs/promises'
+import { open, rename, rm, writeFile } from 'node:fs/promises'
 import { dirname } from 'node:path'
 
 /**
@@ -23,6 +23,11 @@ export async function renameForGood(from: string, to: string): Promise<void> {
 
 /** Puts a small file in the place of another: after a power cut there is the old one or the new one, whole. */
 export async function replaceFile(path: string, content: string, mode = 0o600): Promise<void> {
-  await writeFile(`${path}.new`, content, { mode, flush: true })
-  await renameForGood(`${path}.new`, path)
+  try {
+    await writeFile(`${path}.new`, content, { mode, flush: true })
+    await renameForGood(`${path}.new`, path)
+  } catch (error) {
+    await rm(`${path}.new`, { force: true })
+    throw error
+  }
 }

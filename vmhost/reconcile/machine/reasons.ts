@@ -12,10 +12,20 @@ export function reasonOf(error: unknown): string {
 }
 
 export function messageOf(error: unknown): string {
+  // Neither the path nor the call is anything to its owner.
+  if (isDiskFull(error) && !(error instanceof StorageError)) return "The server's disk is full"
   if (error instanceof NetworkError && error.cause instanceof Error) return `${error.message}: ${error.cause.message}`
   return error instanceof Error ? error.message : String(error)
 }
 
 export function oneLine(text: string): string {
   return text.replace(/[\x00-\x1f\x7f]+/g, ' ').slice(0, 500)
+}
+
+function isDiskFull(error: unknown): boolean {
+  for (let link = error; link instanceof Error; link = link.cause) {
+    if ((link as NodeJS.ErrnoException).code === 'ENOSPC' || link.message.includes('No space left on device'))
+      return true
+  }
+  return false
 }

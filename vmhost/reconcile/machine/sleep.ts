@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { type Hypervisor, HypervisorError } from '../../hypervisor/driver.ts'
+import { StorageError } from '../../storage/errors.ts'
 import {
   type FoundMemory,
   findMemory,
@@ -9,6 +10,7 @@ import {
   type SavedMemory,
   spendMemory,
 } from '../../storage/memory.ts'
+import { isShortOfSpace } from '../../storage/space.ts'
 import type { Guest } from '../guest.ts'
 import { isOwn } from '../ownership.ts'
 import type { MachineRow } from '../rows.ts'
@@ -161,12 +163,12 @@ export class Sleep {
   }
 
   /** Its hypervisor is not there: it sleeps, or has lost what it was doing. */
-  findAsleep({ saved, damaged, used, unfinished }: FoundMemory): void {
+  async findAsleep({ saved, damaged, used, unfinished }: FoundMemory): Promise<void> {
     this.#state.saved = saved
     if (saved) return
-    if (damaged) this.#state.lose('what was kept of its memory is damaged')
-    else if (used) this.#state.lose('its server, or its hypervisor, ended while it woke')
-    else if (unfinished) this.#state.lose('its server, or its hypervisor, ended while it was put to sleep')
+    if (damaged) await this.#state.lose('what was kept of its memory is damaged')
+    else if (used) await this.#state.lose('its server, or its hypervisor, ended while it woke')
+    else if (unfinished) await this.#state.lose('its server, or its hypervisor, ended while it was put to sleep')
   }
 
   forgetFailures(): void {
@@ -236,6 +238,9 @@ export class Sleep {
       return
     }
     if (memory.saved && !(error instanceof LostMemoryError)) {
+      const space = await this.#world.store.space()
+      // A hypervisor on a full disk cannot even say what is wrong.
+      if (isShortOfSpace(space, false)) throw new StorageError('storage.full', fullDisk, { cause: error })
       const isFull = messageOf(error).includes('Cannot allocate memory')
       if (!(error instanceof HypervisorError) || isFull) throw error
       // Somebody ended it, and nothing is wrong with what it was restored from.
@@ -248,7 +253,7 @@ export class Sleep {
     this.#wakeFailures = 0
     await forgetMemory(directory)
     this.#state.saved = undefined
-    this.#state.lose(messageOf(error))
+    await this.#state.lose(messageOf(error))
   }
 
   /** Whatever waits stops waiting. */
@@ -257,6 +262,7 @@ export class Sleep {
   }
 }
 
+const fullDisk = "Its server's disk is full, and it sleeps on"
 /** What a hypervisor takes that has just been started, beside its guest. */
 const wakeOverheadBytes = 64 * 2 ** 20
 /** A memory that could not be restored so often never will be. */
