@@ -11,9 +11,10 @@ import { HELD, NO_SESSION, resumeSetupCommand, startSetupCommand } from './hold.
  *
  * - waiting -> running: by one UPDATE, which only one gateway wins; the winner starts the script.
  * - running -> done, failed: whoever waits for the holder's session writes its exit status down; several may.
- * - running, and the holder knows nothing of it: the winner died before it could start the script, or the machine was
- *   restarted while it ran. On the machine's first boot it is started again, later it has failed: a script that ran
- *   halfway is not run twice behind its author's back.
+ * - running, and the holder knows nothing of it: the winner died before it could start the script, or the machine booted
+ *   anew while it ran, which nobody but the machine may have asked for. On the first boot a script of which no event says
+ *   that the machine had it is started again, any other has failed: one that ran halfway is not run twice behind its
+ *   author's back, and one that reboots its machine does not do so for ever.
  *
  * The script is forgotten with its end: it may hold passwords, and nobody needs it again.
  */
@@ -29,6 +30,8 @@ const PLACE_LIMIT_MS = 60_000
 /** Only the first line is read; a script's own output stays in the holder. */
 const ANSWER_LIMIT = 64
 const RETRY_MS = 5_000
+/** The event that a machine has its script: from then on it may have run. */
+const STARTED = 'machine.setup_started'
 
 export type Setups = { close(): Promise<void> }
 
@@ -115,11 +118,24 @@ async function carry(
   const machine = await app.machines.whenReady(machineId, seeker, { signal, knock, timeoutMs: PLACE_LIMIT_MS })
   if (machine.setupState !== 'running' || machine.setupScript === null) return
   const input = machine.setupScript
-  const run = async () => (await runOn(app, machine, startSetupCommand(), signal, input, onHeld)).status
+  const run = async () => {
+    let noted: Promise<void> | undefined
+    const onStart = () => {
+      onHeld()
+      noted ??= noteStart(app, machine)
+      noted.catch(() => {})
+    }
+    try {
+      return (await runOn(app, machine, startSetupCommand(), signal, input, onStart)).status
+    } finally {
+      await noted
+    }
+  }
   if (won) return await note(app, machine, await run())
   const { status, answer } = await runOn(app, machine, resumeSetupCommand(), signal, '', onHeld)
   if (answer.trim() !== NO_SESSION) return await note(app, machine, status)
-  await note(app, machine, machine.observedBoot > 1 ? null : await run())
+  const mayHaveRun = machine.observedBoot > 1 || (await wasStarted(app, machine))
+  await note(app, machine, mayHaveRun ? null : await run())
 }
 
 /** @returns the exit status, null when a signal ended it, and the beginning of what was printed */
@@ -161,6 +177,16 @@ async function runOn(
     signal.removeEventListener('abort', stop)
     opening.then((remote) => remote.close()).catch(() => {})
   }
+}
+
+async function noteStart({ sql }: App, { id, accountId, name }: Machine): Promise<void> {
+  await sql`insert into events (account_id, machine_id, machine_name, actor, kind)
+    values (${accountId}, ${id}, ${name}, 'gateway', ${STARTED})`
+}
+
+/** Index events_by_machine. */
+async function wasStarted({ sql }: App, { id }: Machine): Promise<boolean> {
+  return (await sql`select from events where machine_id = ${id} and kind = ${STARTED} limit 1`).length > 0
 }
 
 async function note(app: App, machine: Machine, status: number | null): Promise<void> {

@@ -82,6 +82,22 @@ describe('a setup script', () => {
     }
   })
 
+  it('whose machine reboots meanwhile has failed, and is not run again', async () => {
+    writeFileSync(join(directory, 'busy'), '')
+    const script = `echo once >> ${directory}/tries; while test -e ${directory}/busy; do sleep 0.05; done`
+    await world.run(`new rebooted --memory 512M --no-wait --setup-script '${script}'`)
+    await expect.poll(() => existsSync(`${directory}/tries`), PATIENT).toBe(true)
+    // As when the script itself says `reboot`: nothing in memory is left, and it is the same start of the machine.
+    forget()
+    world.app.pool.forget((await world.app.machines.find('rebooted', world.owner))?.id ?? 0)
+    await expect.poll(() => row('rebooted').then((machine) => machine?.setup_state), PATIENT).not.toBe('running')
+    rmSync(join(directory, 'busy'))
+    expect(readFileSync(join(directory, 'tries'), 'utf8')).toBe('once\n')
+    expect(await row('rebooted')).toMatchObject({ setup_state: 'failed', setup_exit_status: null })
+    expect((await world.run('audit rebooted')).stdout).toContain('machine.setup_started')
+    forget()
+  })
+
   it('goes on when nobody waits, and when the gateway ends; the next one reports its end', async () => {
     expect(
       (
@@ -109,9 +125,7 @@ describe('a setup script', () => {
 
     // Marked as running, and the holder knows nothing: on the first boot the starter died too early, so it is run.
     const io = recordingIo({ stdin: '' })
-    await runLine(next.app, world.owner, `new lost --memory 512M --no-wait --setup-script 'exit 5'`, io)
-    await expect.poll(() => row('lost').then((machine) => machine?.setup_exit_status), PATIENT).toBe(5)
-    forget()
+    await runLine(next.app, world.owner, 'new lost --memory 512M', io)
     await world.gateway.sql`update machines set setup_state = 'running', setup_exit_status = null,
       setup_script = 'exit 5' where name = 'lost'`
     await expect.poll(() => row('lost').then((machine) => machine?.setup_exit_status), PATIENT).toBe(5)
