@@ -5,7 +5,7 @@ import { testDatabase } from '../../test/database.ts'
 import { string } from '../ssh/software-authenticator.ts'
 import { checkCode, mailCode } from './email-codes.ts'
 import { createInvitation, hashCode, isOpenCode, listInvitations, makeCode, revokeInvitation } from './invitations.ts'
-import { addKey, listKeys, removeKey, renameKey } from './keys.ts'
+import { addKey, addKeys, listKeys, removeKey, renameKey } from './keys.ts'
 import { isRecordable, nameInComment, recordedNames, recordName } from './names.ts'
 import { createOwner, isEmail, signUp } from './people.ts'
 import { type KeyLine, parsePublicKey } from './public-key.ts'
@@ -50,8 +50,25 @@ describe('keys of an account', () => {
     const [one, other] = [await makeAccount(sql), await makeAccount(sql)]
     const line = makeKey()
     await addKey(sql, one, line)
-    await expect(addKey(sql, other, line)).rejects.toThrow('that key belongs to another account')
+    await expect(addKey(sql, other, line)).rejects.toThrow(`the key ${line.key.fingerprint} belongs to another account`)
     await expect(removeKey(sql, other, line.key.fingerprint)).rejects.toThrow('no key called')
+  })
+
+  it('are added all or none, and who is told of each hears of none that was not', async () => {
+    await using database = await testDatabase()
+    const sql = database.as('berth_gateway')
+    const [one, other] = [await makeAccount(sql), await makeAccount(sql)]
+    const [first, taken, last] = [makeKey('ada@laptop'), makeKey(), makeKey()]
+    await addKey(sql, other, taken)
+    await expect(addKeys(sql, one, [first, taken, last])).rejects.toThrow(taken.key.fingerprint)
+    expect(await listKeys(sql, one)).toEqual([])
+    expect(await recordedNames(sql, one)).toEqual([])
+    const heard: string[] = []
+    const added = await addKeys(sql, one, [first, last, first], undefined, async (_tx, key) => {
+      heard.push(key.fingerprint)
+    })
+    expect(added.map(({ added }) => added)).toEqual([true, true])
+    expect(heard).toEqual([first.key.fingerprint, last.key.fingerprint])
   })
 
   it('never run out, even when two are removed at the same moment', async () => {

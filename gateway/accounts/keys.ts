@@ -28,7 +28,11 @@ export class KeyError extends Error {
 
 export const MAX_KEYS = 100
 const MAX_KEY_NAME_LENGTH = 100
-const KEY_TAKEN = 'that key belongs to another account; remove it there first, with ssh-key remove, or add another one'
+const keyTaken = (fingerprint: string) =>
+  new KeyError(
+    'key.taken',
+    `the key ${fingerprint} belongs to another account; remove it there first, with ssh-key remove, or add another one`,
+  )
 
 export async function listKeys(sql: Sql, accountId: number): Promise<AccountKey[]> {
   return await sql<AccountKey[]>`
@@ -43,23 +47,45 @@ export async function listKeys(sql: Sql, accountId: number): Promise<AccountKey[
  * @returns the key, and whether it was new: adding a key twice changes nothing
  * @throws KeyError 'key.taken' when another account has it, 'key.name', 'key.too_many'
  */
-export async function addKey(
+export async function addKey(sql: Sql, accountId: number, line: KeyLine, name?: string): Promise<AddedKey> {
+  const [added] = await addKeys(sql, accountId, [line], name)
+  if (!added) throw keyTaken(line.key.fingerprint)
+  return added
+}
+
+export type AddedKey = { key: AccountKey; added: boolean }
+
+/**
+ * The same for several, all of them or none.
+ * @param onAdded for each that is new, in the transaction that adds it
+ */
+export async function addKeys(
   sql: Sql,
   accountId: number,
-  line: KeyLine,
+  lines: readonly KeyLine[],
   name?: string,
-): Promise<{ key: AccountKey; added: boolean }> {
+  onAdded: (tx: Pick<Sql, 'unsafe'>, key: AccountKey) => Promise<void> = async () => {},
+): Promise<AddedKey[]> {
   if (name !== undefined) assertKeyName(name)
-  const added = await sql.begin(async (tx) => {
+  const once = [...new Map(lines.map((line) => [line.key.fingerprint, line])).values()]
+  const keys = await sql.begin(async (tx) => {
     // One writer an account at a time: the count, the choice of a name and the last-key rule all look before they write.
     await tx`select from accounts where id = ${accountId} for update`
-    return await insertKey(tx, accountId, line, name)
+    const isNew = new Map<string, boolean>()
+    for (const line of once) isNew.set(line.key.fingerprint, await insertKey(tx, accountId, line, name))
+    const there = await listKeys(tx as unknown as Sql, accountId)
+    const given = there.flatMap((key) => {
+      const added = isNew.get(key.fingerprint)
+      return added === undefined ? [] : [{ key, added }]
+    })
+    for (const { key, added } of given) if (added) await onAdded(tx, key)
+    return given
   })
-  const recorded = nameInComment(line.comment)
-  if (recorded) await recordName(sql, accountId, recorded)
-  const key = (await listKeys(sql, accountId)).find((one) => one.fingerprint === line.key.fingerprint)
-  if (!key) throw new KeyError('key.taken', KEY_TAKEN)
-  return { key, added }
+  for (const { comment } of once) {
+    const recorded = nameInComment(comment)
+    if (recorded) await recordName(sql, accountId, recorded)
+  }
+  return keys
 }
 
 /**
@@ -86,7 +112,7 @@ export async function insertKey(
   )
   if (inserted.length > 0) return true
   const owners = await tx.unsafe('select account_id from keys where public_key = $1', [key.blob])
-  if (owners[0]?.account_id !== accountId) throw new KeyError('key.taken', KEY_TAKEN)
+  if (owners[0]?.account_id !== accountId) throw keyTaken(key.fingerprint)
   return false
 }
 

@@ -1,4 +1,4 @@
-import { type AccountKey, addKey, KeyError, listKeys, removeKey, renameKey } from '../accounts/keys.ts'
+import { type AccountKey, addKeys, KeyError, listKeys, removeKey, renameKey } from '../accounts/keys.ts'
 import { type KeyLine, PublicKeyError, parseKeyFile, parseKeyLine } from '../accounts/public-key.ts'
 import type { Completer } from './command.ts'
 import { defineCommand } from './command.ts'
@@ -26,11 +26,11 @@ export const sshKeyAdd = defineCommand({
     const { app, caller } = context
     const text = args.key.length ? args.key.join(' ') : await context.readStdin(INPUT_LIMIT_BYTES, 'the public key')
     const lines = await told(async () => keyLines(text))
-    const keys: { key: AccountKey; added: boolean }[] = []
-    for (const line of lines) keys.push(await told(() => addKey(app.sql, caller.accountId, line, flags.name)))
-    for (const { key, added } of keys) {
-      if (added) await recordEvent(app.sql, caller, 'key.added', null, { name: key.name, fingerprint: key.fingerprint })
-    }
+    const keys = await told(() =>
+      addKeys(app.sql, caller.accountId, lines, flags.name, (tx, { name, fingerprint }) =>
+        recordEvent(tx, caller, 'key.added', null, { name, fingerprint }),
+      ),
+    )
     return {
       json: { ssh_keys: keys.map(({ key, added }) => ({ ...keyDocument(key), added })) },
       text: keys
