@@ -208,6 +208,12 @@ describe('with machines that start', () => {
     expect(await world.run('ssh tpyo true')).toMatchObject({ status: 3 })
   })
 
+  it('ssh --json of what prints without end ends it, and says so', async () => {
+    const { status, stdout } = await world.run('ssh --json demo yes')
+    expect(status).toBe(1)
+    expect(JSON.parse(stdout)).toMatchObject({ code: 'output.too_long' })
+  })
+
   it('ssh ends the command when the client is gone', async () => {
     const gone = new AbortController()
     const io = recordingIo({ signal: gone.signal })

@@ -151,20 +151,24 @@ async function collect(context: Context, remote: MachineProcess): Promise<Result
   }
 }
 
+/** @throws CommandError as soon as it is too much: what prints without end would never be told of otherwise */
 async function bounded(stream: Readable): Promise<string> {
   const chunks: Buffer[] = []
   let total = 0
+  const tooMuch = Promise.withResolvers<never>()
   stream.on('data', (chunk: Buffer) => {
     total += chunk.length
     if (total <= JSON_OUTPUT_LIMIT_BYTES) chunks.push(chunk)
+    else tooMuch.reject(tooLong())
   })
-  await finished(stream, { writable: false }).catch(() => {})
-  if (total > JSON_OUTPUT_LIMIT_BYTES) {
-    throw new CommandError('output.too_long', 1, 'the command printed more than 1 MiB', {
-      wayOn: 'run it without --json',
-    })
-  }
+  await Promise.race([finished(stream, { writable: false }).catch(() => {}), tooMuch.promise])
   return Buffer.concat(chunks).toString('utf8')
+}
+
+function tooLong(): CommandError {
+  return new CommandError('output.too_long', 1, 'the command printed more than 1 MiB, and was ended', {
+    wayOn: 'run it without --json',
+  })
 }
 
 /** As a shell counts: 128 and the signal's number when one ended it. */
