@@ -2,6 +2,7 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { createServer, type Socket } from 'node:net'
+import { join } from 'node:path'
 import ssh2, { type ClientChannel } from 'ssh2'
 import { describe, expect, it } from 'vitest'
 import { run } from '../../test/gateway.ts'
@@ -80,6 +81,23 @@ describe('ssh to a machine', () => {
     expect(await pid()).toBe(before)
     await sql`update machines set observed_ready_at = now() + interval '1 s' where id = ${id}`
     await expect.poll(pid, { timeout: 10_000 }).not.toBe(before)
+  })
+
+  it('is told that the machine is off on a connection that is never idle as well', async () => {
+    await using world = await startWithMachine()
+    const { gateway, key, account, running } = world
+    const id = await gateway.addMachine(account, 'demo', running)
+    const control = join(gateway.directory, 'control')
+    const over = ['-S', control, '-o', 'ControlMaster=auto', '-o', 'ControlPersist=30']
+    const session = () => gateway.ssh({ key, user: 'demo', args: over, command: ['true'] })
+    expect((await session()).status).toBe(0)
+    await gateway.sql`update machines set desired_state = 'stopped', observed_state = 'stopped' where id = ${id}`
+    // One after the other without a rest: what was known of the machine must grow old all the same.
+    const until = performance.now() + 8_000
+    let last = await session()
+    while (!last.stderr.includes('is off') && performance.now() < until) last = await session()
+    await gateway.ssh({ key, user: 'demo', args: ['-S', control, '-O', 'exit'] })
+    expect(last).toMatchObject({ status: 255, stderr: expect.stringContaining('demo is off; to start it: start demo') })
   })
 
   it('loses the connection when the key is removed, also in the middle of a session', async () => {

@@ -96,6 +96,25 @@ test('-R listens on the machine, and the connection is its own', async () => {
   expect(gateway.pool.connections).toBe(before + 1)
 })
 
+test('a client for which a machine listened ends with the connection to it, and the next one listens anew', async () => {
+  const port = await freePort()
+  const again = await startMachine(keys)
+  await using other = await startGateway(keys, again)
+  const lost = await forwarding(['-R', `${port}:127.0.0.1:${echoPort}`], other)
+  let said = ''
+  lost.process.stderr?.on('data', (bytes: Buffer) => {
+    said += bytes
+  })
+  const ended = once(lost.process, 'exit')
+  // As when the machine restarts
+  other.pool.forget(again.target.machineId)
+  expect(await ended).toEqual([255, null])
+  expect(said).toContain('The connection to machine demo was lost.')
+  await using _next = await forwarding(['-R', `${port}:127.0.0.1:${echoPort}`], other)
+  expect(await ask(port, 'hi')).toBe('heard hi')
+  await again[Symbol.asyncDispose]()
+})
+
 test('-R 0 tells the port that the machine chose, and cancelling ends it', async () => {
   const control = join(keys.directory, 'forwards')
   await using _client = await forwarding(['-M', '-S', control])
@@ -183,9 +202,12 @@ print(s.recv(100).decode())
 })
 
 /** A client that only forwards, ready when its forwards are. */
-async function forwarding(options: readonly string[]): Promise<{ process: ChildProcess } & AsyncDisposable> {
+async function forwarding(
+  options: readonly string[],
+  through = gateway,
+): Promise<{ process: ChildProcess } & AsyncDisposable> {
   const own = ['-v', '-N', '-o', 'ExitOnForwardFailure=yes', '-o', 'LogLevel=DEBUG1', ...options]
-  const child = spawn('ssh', [...sshArguments(keys, gateway.port, own), 'demo@127.0.0.1'])
+  const child = spawn('ssh', [...sshArguments(keys, through.port, own), 'demo@127.0.0.1'])
   let seen = ''
   const wanted = options.includes('-R')
     ? /remote forward success|All remote forwarding requests processed/

@@ -31,6 +31,11 @@ export class Permissions {
     }
   }
 
+  /** The machine listens for this client. */
+  get listens(): boolean {
+    return this.#ports.size > 0 || this.#sockets.size > 0
+  }
+
   allowPort(port: number): void {
     this.#ports.add(port)
   }

@@ -191,20 +191,26 @@ class ClientRelay implements Relay, LinkOwner, SessionHost {
 
   async #resolve(): Promise<MachineTarget> {
     if (performance.now() > this.#targetUntilMs) this.#target = undefined
-    this.#target ??= this.#options.resolve(this.#gone.signal, (sentence) => {
-      for (const session of this.#sessions) session.say(sentence)
-    })
-    this.#targetUntilMs = Number.POSITIVE_INFINITY
+    this.#target ??= this.#ask()
+    const asked = this.#target
     try {
-      const target = await this.#target
-      this.#name = target.name
-      this.#targetUntilMs = performance.now() + targetLastsMs
-      return target
+      return await asked
     } catch (error) {
       // A later session on the same connection (ControlMaster) may find the machine started
-      this.#target = undefined
+      if (this.#target === asked) this.#target = undefined
       throw error
     }
+  }
+
+  /** Whoever comes meanwhile shares the answer; it grows old from when it was given, however many come. */
+  async #ask(): Promise<MachineTarget> {
+    this.#targetUntilMs = Number.POSITIVE_INFINITY
+    const target = await this.#options.resolve(this.#gone.signal, (sentence) => {
+      for (const session of this.#sessions) session.say(sentence)
+    })
+    this.#name = target.name
+    this.#targetUntilMs = performance.now() + targetLastsMs
+    return target
   }
 
   async #dedicate(target: MachineTarget): Promise<Upstream> {
@@ -213,7 +219,10 @@ class ClientRelay implements Relay, LinkOwner, SessionHost {
         onChannelOpen: (open, upstream) => this.#openFromMachine(open, upstream),
         onLost: () => {
           this.#dedicated = undefined
+          const listened = this.#permissions.listens
           this.#permissions.clear()
+          // Nothing would ever come to `ssh -N -R` again, and nobody would be told: it ends, as with any sshd
+          if (listened && this.#link.alive) this.close(`The connection to machine ${this.#name} was lost.`)
         },
       })
     } catch (error) {
