@@ -113,7 +113,7 @@ async function untilOver(execute: Execute): Promise<void> {
 
 type Receiver = {
   listen(path: string): Promise<void>
-  /** Resolves when all that was sent is on the disk. */
+  /** Resolves when the kernel has all that was sent. */
   readonly done: Promise<void>
   readonly failure: unknown
   readonly bytes: number
@@ -131,7 +131,7 @@ function createReceiver(file: FileHandle, compact: boolean): Receiver {
   server.once('connection', (socket) => {
     connection = socket
     server.close()
-    const written = file.createWriteStream({ flush: true, highWaterMark: chunkBytes })
+    const written = file.createWriteStream({ highWaterMark: chunkBytes })
     const all = compact ? pipeline(socket, createZstdCompress(fastest), written) : pipeline(socket, written)
     all.then(resolve, reject)
   })

@@ -28,6 +28,8 @@ export type QmpOptions = {
 const lineMostBytes = 1 << 20
 const answerLimitMs = 10_000
 const lookAgainMs = 5
+/** A hypervisor that starts listens within some 60 ms, and somebody waits for its machine. */
+const lookAgainMostMs = 20
 
 /** Connects and leaves QMP's negotiation mode. One client at a time: QEMU keeps a second one waiting. */
 export async function connectQmp(path: string, options: QmpOptions): Promise<QmpClient> {
@@ -45,7 +47,7 @@ export async function connectQmp(path: string, options: QmpOptions): Promise<Qmp
 }
 
 async function open(path: string, deadline: number, signal?: AbortSignal): Promise<Socket> {
-  for (let waitMs = lookAgainMs; ; waitMs = Math.min(waitMs * 2, 200)) {
+  for (let waitMs = lookAgainMs; ; waitMs = Math.min(waitMs * 2, lookAgainMostMs)) {
     const failure = await new Promise<Error | Socket>((resolve) => {
       const socket = connect({ path })
       socket.once('connect', () => resolve(socket.off('error', resolve)))

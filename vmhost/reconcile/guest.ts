@@ -354,14 +354,17 @@ export class Guest {
   }
 
   async #introduce(identified: boolean): Promise<void> {
-    if (this.#restored) {
-      // Its root filesystem was frozen when it was saved, and what it is told may have to be written there.
-      await this.#channel
-        .thaw({ timeoutMs: thawLimitMs })
-        .catch((error: unknown) => this.#log.warn({ err: error }, 'it thaws its filesystem by itself'))
-    }
+    // Its root filesystem was frozen when it was saved, and what it is told may have to be written there. It does what
+    // it is asked in that order, and need not have answered before it is told.
+    const thawed = this.#restored
+      ? this.#channel
+          .thaw({ timeoutMs: thawLimitMs })
+          .then(() => {})
+          .catch((error: unknown) => this.#log.warn({ err: error }, 'it thaws its filesystem by itself'))
+      : undefined
     // Its clock and its randomness are those of the moment when it was saved: it is told anew whatever it knows.
     await this.#introduction.introduce(identified && !this.#restored)
+    await thawed
   }
 
   #onIdentifyError(error: unknown): void {

@@ -108,12 +108,12 @@ export function networkOf(
 
 /** The network is made ready while the disk is. */
 async function connect({ row, world, connecting }: Starting, machine: CheckedMachine, startedWith?: string) {
-  // A process of this machine's that could not be adopted, or was started a moment before a kill -9.
-  await world.driver.destroy(row.id, world.store.directoryOf(row.id))
   const network = networkOf(machine, startedWith)
   connecting(network)
   const card = world.network.ensureMachine(network)
   card.catch(() => {})
+  // A process of this machine's that could not be adopted, or was started a moment before a kill -9.
+  await world.driver.destroy(row.id, world.store.directoryOf(row.id))
   // In an object: whoever awaits this shall not wait for the card.
   return { card }
 }
