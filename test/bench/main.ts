@@ -49,6 +49,60 @@ const BENCHES: Bench[] = [
     ],
   },
   {
+    name: 'sleep',
+    file: 'sleep.ts',
+    parameters: ['5'],
+    targets: [
+      atMost('wake over SSH to by hand', 1.3),
+      atMost('wake over HTTPS to by hand', 1.3),
+      atMost('memory on disk to used', 1.1),
+      atMost('silence at a checkpoint to writing its memory', 1.2),
+    ],
+  },
+  {
+    name: 'fork',
+    file: 'fork.ts',
+    parameters: ['5'],
+    targets: [
+      atMost('fork to by hand', 1.3),
+      atMost('fork to booting', 0.3),
+      atMost('new to restoring by hand', 1.3),
+      atMost('new to booting', 0.3),
+    ],
+  },
+  {
+    name: 'wakes',
+    file: 'wakes.ts',
+    parameters: ['1', '20'],
+    targets: [
+      atMost('hypervisors of those asleep', 0),
+      atMost('wakes at once, failed', 0),
+      atMost('wakes at once, slowest to median', 3),
+    ],
+  },
+  {
+    name: 'sleepers',
+    file: 'sleepers.ts',
+    parameters: ['1000', '600'],
+    targets: [
+      atMost('hypervisors of those asleep', 0),
+      atMost('gateway and vmhost for 100 more, MiB', 2),
+      atMost('reconcile loop, share of a core, %', 1),
+    ],
+  },
+  {
+    name: 'idle',
+    file: 'idle.ts',
+    parameters: ['5', '300'],
+    targets: [atMost('idle machine beyond its use and its emulation, MiB', 40)],
+  },
+  {
+    name: 'crowd',
+    file: 'crowd.ts',
+    parameters: ['20', '6', '300'],
+    targets: [atMost('of a crowd not reached', 0)],
+  },
+  {
     name: 'https',
     file: 'https.ts',
     parameters: ['5', '4'],
