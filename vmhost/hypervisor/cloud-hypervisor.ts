@@ -1,19 +1,17 @@
-import { execFile, spawn } from 'node:child_process'
+import { spawn } from 'node:child_process'
 import { closeSync, constants, openSync } from 'node:fs'
-import { chown, mkdir, readFile, rename, rm, stat } from 'node:fs/promises'
+import { readFile, rm } from 'node:fs/promises'
 import { dirname, join, relative } from 'node:path'
-import { promisify } from 'node:util'
-import { confine, groupName, unconfine } from './cgroup.ts'
+import { confine, groupName } from './cgroup.ts'
 import { files } from './cloud-hypervisor-config.ts'
 import { CloudHypervisorProcess, type GuestNote, lastLine } from './cloud-hypervisor-process.ts'
 import type { CloudHypervisorPrograms } from './cloud-hypervisor-programs.ts'
 import { releaseOf, savedRelease, stateVersion } from './cloud-hypervisor-state.ts'
 import { abilitiesOf } from './cloud-hypervisor-version.ts'
+import { destroy, prepareDirectory } from './directory.ts'
 import { type Hypervisor, type HypervisorDriver, HypervisorError, hypervisorUid, type MachineSpec } from './driver.ts'
 import { kvmGroups, privileges } from './privileges.ts'
 import { awaitExit, endProcess, findProcesses, identify, yieldToOom } from './process.ts'
-
-const execFileAsync = promisify(execFile)
 
 export type CloudHypervisorDriverOptions = {
   /** absolute path of the program */
@@ -67,7 +65,8 @@ async function start(spec: MachineSpec, options: CloudHypervisorDriverOptions): 
   if (program === undefined) {
     throw new HypervisorError('hypervisor.start', `Cloud Hypervisor ${version}, which saved the guest, is not here`)
   }
-  await prepareDirectory(spec.directory, uid)
+  await prepareDirectory(spec.directory, uid, [files.console, files.events, files.log], 0)
+  await rm(join(spec.directory, files.note), { force: true })
   const failed = new AbortController()
   const { child, exited } = launch({ directory: spec.directory, uid, groups: access.groups, program, version })
   exited.then(() => failed.abort())
@@ -180,36 +179,6 @@ async function adopt(
     running.release()
     throw error
   }
-}
-
-async function destroy(machineId: number, directory: string): Promise<number> {
-  const found = await findProcesses(hypervisorUid(machineId), directory)
-  await Promise.all(found.map(endProcess))
-  await unconfine(groupName(machineId, directory))
-  return found.length
-}
-
-/**
- * Lays out what it needs in the machine's directory, which is root's and closed to its user but for `run/`: nothing
- * that root reads or writes there can be replaced by a process that was taken over.
- */
-async function prepareDirectory(directory: string, uid: number): Promise<void> {
-  const run = join(directory, files.run)
-  // Emptied and made anew: no leftover of an earlier run, and no trap laid by one.
-  await rm(run, { recursive: true, force: true })
-  await rm(join(directory, files.note), { force: true })
-  await mkdir(`${run}.new`, { recursive: true, mode: 0o700 })
-  await chown(`${run}.new`, uid, uid)
-  await rename(`${run}.new`, run)
-  const missing: string[] = []
-  for (const name of [files.console, files.events, files.log]) {
-    const path = join(directory, name)
-    const found = await stat(path).catch(() => undefined)
-    if (found?.isFIFO()) continue
-    await rm(path, { force: true })
-    missing.push(path)
-  }
-  if (missing.length > 0) await execFileAsync('mkfifo', ['-m', '600', ...missing])
 }
 
 async function readNote(directory: string): Promise<GuestNote | undefined> {

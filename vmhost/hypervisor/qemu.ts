@@ -1,10 +1,11 @@
 import { execFile, spawn } from 'node:child_process'
 import { closeSync, openSync } from 'node:fs'
-import { chown, lchown, mkdir, readFile, rename, rm, stat } from 'node:fs/promises'
+import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { Writable } from 'node:stream'
 import { promisify } from 'node:util'
-import { confine, groupName, unconfine } from './cgroup.ts'
+import { confine, groupName } from './cgroup.ts'
+import { destroy, prepareDirectory } from './directory.ts'
 import {
   type Accelerator,
   type Hypervisor,
@@ -73,7 +74,8 @@ async function start(spec: MachineSpec, options: QemuDriverOptions): Promise<Hyp
   // The directory is about to be emptied: a living hypervisor in it would lose its sockets.
   const [already] = await findProcesses(uid, spec.directory)
   if (already) throw new HypervisorError('hypervisor.start', `QEMU already runs in ${spec.directory}`)
-  await prepareDirectory(spec.directory, uid)
+  const fifos = ['in', 'out'].map((end) => `${files.consoleFifo}.${end}`)
+  await prepareDirectory(spec.directory, uid, fifos, uid)
   const log = openSync(join(spec.directory, files.log), 'w', 0o600)
   const vhost = openVhost()
   const failed = new AbortController()
@@ -139,32 +141,6 @@ async function adopt(
   // The vmhost before may have been killed while this one yielded: nobody else would ever take that back.
   await running.yieldToOthers(false)
   return running
-}
-
-async function destroy(machineId: number, directory: string): Promise<number> {
-  const found = await findProcesses(hypervisorUid(machineId), directory)
-  await Promise.all(found.map(endProcess))
-  await unconfine(groupName(machineId, directory))
-  return found.length
-}
-
-/**
- * Lays out what QEMU needs in the machine's directory. The directory is root's and closed to QEMU's user but for
- * `run/`: nothing that root writes to (log, console) can be replaced by a link by a QEMU that was taken over.
- */
-async function prepareDirectory(directory: string, uid: number): Promise<void> {
-  const run = join(directory, files.run)
-  // Emptied and made anew: no leftover of an earlier run, and no trap laid by one.
-  await rm(run, { recursive: true, force: true })
-  await mkdir(`${run}.new`, { recursive: true, mode: 0o700 })
-  await chown(`${run}.new`, uid, uid)
-  await rename(`${run}.new`, run)
-  for (const end of ['in', 'out']) {
-    const fifo = join(directory, `${files.consoleFifo}.${end}`)
-    if ((await stat(fifo).catch(() => undefined))?.isFIFO()) continue
-    await execFileAsync('mkfifo', ['-m', '600', fifo])
-    await lchown(fifo, uid, uid)
-  }
 }
 
 function groupsFor(accelerator: Accelerator): readonly number[] {

@@ -1,0 +1,51 @@
+import { execFile } from 'node:child_process'
+import { lchown, mkdir, rename, rm, stat } from 'node:fs/promises'
+import { join } from 'node:path'
+import { promisify } from 'node:util'
+import { groupName, unconfine } from './cgroup.ts'
+import { hypervisorUid } from './driver.ts'
+import { endProcess, findProcesses } from './process.ts'
+
+const execFileAsync = promisify(execFile)
+
+/** What a hypervisor makes itself lies in this folder of its machine's, the only one that its user may write. */
+export const runFolder = 'run'
+
+/**
+ * Lays out what a hypervisor needs in its machine's directory, which is root's and closed to its user but for `run/`:
+ * nothing that root reads or writes there can be replaced by a hypervisor that was taken over.
+ * @param uid the hypervisor's
+ * @param fifos names of those that it, or this process for it, writes into; made when missing
+ * @param fifoUid whose they are
+ */
+export async function prepareDirectory(
+  directory: string,
+  uid: number,
+  fifos: readonly string[],
+  fifoUid: number,
+): Promise<void> {
+  const run = join(directory, runFolder)
+  // Emptied and made anew: no leftover of an earlier run, and no trap laid by one.
+  await rm(run, { recursive: true, force: true })
+  await mkdir(`${run}.new`, { recursive: true, mode: 0o700 })
+  await lchown(`${run}.new`, uid, uid)
+  await rename(`${run}.new`, run)
+  const paths = fifos.map((name) => join(directory, name))
+  const missing: string[] = []
+  for (const path of paths) {
+    if ((await stat(path).catch(() => undefined))?.isFIFO()) continue
+    await rm(path, { force: true })
+    missing.push(path)
+  }
+  if (missing.length > 0) await execFileAsync('mkfifo', ['-m', '600', ...missing])
+  // Found, it may be another hypervisor's, under which the machine ran before.
+  for (const path of paths) await lchown(path, fifoUid, fifoUid)
+}
+
+/** As every driver's `destroy`: whatever runs in a machine's directory under its uid is ended by SIGKILL. */
+export async function destroy(machineId: number, directory: string): Promise<number> {
+  const found = await findProcesses(hypervisorUid(machineId), directory)
+  await Promise.all(found.map(endProcess))
+  await unconfine(groupName(machineId, directory))
+  return found.length
+}
