@@ -14,6 +14,7 @@
 #include "base.h"
 #include "disk.h"
 #include "identity.h"
+#include "processors.h"
 #include "report.h"
 
 /* linux/fs.h */
@@ -188,6 +189,12 @@ static void grow(struct agent *agent, const struct frame *frame) {
   channel_send(&agent->channel);
 }
 
+static void online(struct agent *agent, uint32_t id) {
+  processors_online();
+  frame_number(start(agent, MSG_OK, id), TAG_CPU_COUNT, processors_count());
+  channel_send(&agent->channel);
+}
+
 static void shut_down(struct agent *agent, const struct frame *frame, enum power how) {
   uint64_t limit_ms = field_number(frame, TAG_LIMIT_MS, POWER_DEFAULT_MS);
   if (limit_ms > POWER_MOST_MS) limit_ms = POWER_MOST_MS;
@@ -247,6 +254,9 @@ static void handle(struct agent *agent, const struct frame *frame) {
     }
     case MSG_GROW:
       grow(agent, frame);
+      return;
+    case MSG_ONLINE:
+      online(agent, id);
       return;
     case MSG_REPORT:
       report(agent, id);

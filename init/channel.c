@@ -22,6 +22,7 @@ struct vsock_address {
   unsigned char zero[3];
 };
 #define VSOCK_ANY_CID 0xffffffffU
+#define VSOCK_HOST_CID 2U
 
 /*
  * A port without a host on the other side is readable at once, with nothing, again and again (POLLHUP). These are the
@@ -148,25 +149,43 @@ static bool next_frame(struct channel *channel, struct frame *frame) {
   return false;
 }
 
+/*
+ * Takes the host that knocks in place of the one before: a hypervisor that restored this machine may have forgotten
+ * that connection, which then never ends. Never somebody in the machine itself, who could tell it who it is.
+ */
+static bool meet(struct channel *channel) {
+  struct vsock_address from = {0};
+  socklen_t length = sizeof from;
+  int fd = accept4(channel->listener, (struct sockaddr *)&from, &length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  if (fd >= 0 && from.family == AF_VSOCK && from.cid != VSOCK_HOST_CID) {
+    close(fd);
+    fd = -1;
+  }
+  if (fd < 0) return false;
+  lose(channel);
+  channel->fd = fd;
+  return true;
+}
+
 bool channel_receive(struct channel *channel, unsigned int timeout_ms, struct frame *frame) {
   uint64_t until = uptime_ms() + timeout_ms;
   for (;;) {
     if (next_frame(channel, frame)) return true;
     uint64_t now = uptime_ms();
     int left = now >= until ? 0 : (int)(until - now);
-    bool accepting = channel->fd < 0;
-    struct pollfd wait = {.fd = accepting ? channel->listener : channel->fd, .events = POLLIN};
-    int ready = poll(&wait, 1, left);
+    /* poll passes over what is not there. */
+    struct pollfd wait[] = {{.fd = channel->fd, .events = POLLIN}, {.fd = channel->listener, .events = POLLIN}};
+    int ready = poll(wait, 2, left);
     if (ready == 0) return false;
     if (ready < 0) {
       if (errno != EINTR) sleep_ms(IDLE_FIRST_MS);
       if (left == 0) return false;
       continue;
     }
-    if (accepting) {
-      channel->fd = accept4(channel->listener, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
-      if (channel->fd < 0) sleep_ms(IDLE_FIRST_MS);
-      if (channel->fd < 0 && left == 0) return false;
+    if (wait[1].revents != 0) {
+      if (meet(channel)) continue;
+      sleep_ms(IDLE_FIRST_MS);
+      if (left == 0) return false;
       continue;
     }
     ssize_t length = read(channel->fd, channel->input, sizeof channel->input);
@@ -176,7 +195,7 @@ bool channel_receive(struct channel *channel, unsigned int timeout_ms, struct fr
       channel->idle_ms = IDLE_FIRST_MS;
       continue;
     }
-    if (length < 0 && (errno == EINTR || (errno == EAGAIN && !(wait.revents & POLLHUP)))) continue;
+    if (length < 0 && (errno == EINTR || (errno == EAGAIN && !(wait[0].revents & POLLHUP)))) continue;
     lose(channel);
     if (channel->fd < 0) continue;
     if (left == 0) return false;

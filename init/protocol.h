@@ -5,7 +5,7 @@
  * vmhost/guest/frames.ts (framing) and vmhost/guest/messages.ts (numbers), and the three change together.
  *
  * Transport: a byte stream. Under QEMU the virtio-serial port named "berth.agent", under Cloud Hypervisor AF_VSOCK
- * port 1024. One host process at a time.
+ * port 1024. One host process at a time, there the one that came last.
  *
  * Frame:  COBS(type u8, id u32, fields, crc32 u32) 0x00
  *   All integers are big-endian. crc32 is IEEE 802.3's over everything before it. COBS (Cheshire and Baker 1999)
@@ -31,6 +31,7 @@
  * FREEZE    DEADLINE_MS (thaws by itself after it)
  * THAW                                                        DEADLINE_MS (what was left; 0: it had thawed)
  * GROW                                                        SIZE_BYTES
+ * ONLINE    (processors were added: they are taken into use)  CPU_COUNT
  * REPORT                                                      STAGE UPTIME_MS and every field from CPU_BUSY_MS on;
  *                                                             LISTENING_PORT*
  * POWEROFF  LIMIT_MS                                          (at once; then the event POWEROFF_BEGUN)
@@ -62,6 +63,7 @@ enum message_type {
   MSG_REPORT = 8,
   MSG_POWEROFF = 9,
   MSG_REBOOT = 10,
+  MSG_ONLINE = 11,
   MSG_OK = 64,
   MSG_ERROR = 65,
   MSG_BORN = 128,

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "base.h"
+#include "processors.h"
 
 enum { LISTEN_STATE = 0x0a, PORTS_MOST = 256 };
 
@@ -83,7 +84,7 @@ static void write_cpu(struct frame_writer *writer) {
   uint64_t busy = value[0] + value[1] + value[2] + value[5] + value[6];
   long hertz = sysconf(_SC_CLK_TCK);
   frame_number(writer, TAG_CPU_BUSY_MS, busy * 1000 / (uint64_t)(hertz > 0 ? hertz : 100));
-  frame_number(writer, TAG_CPU_COUNT, (uint64_t)sysconf(_SC_NPROCESSORS_ONLN));
+  frame_number(writer, TAG_CPU_COUNT, processors_count());
 }
 
 static uint64_t kilobytes_after(const char *text, const char *name) {

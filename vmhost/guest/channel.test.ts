@@ -46,6 +46,8 @@ async function connected(): Promise<Socket> {
     const socket = connect(path)
     try {
       await once(socket, 'connect')
+      // A host that comes later takes its place.
+      socket.on('error', () => {})
       return socket
     } catch {
       await sleep(10)
@@ -124,6 +126,30 @@ test('whoever is let in has a shell, the tools’ own where the image has none',
   expect(rootFile('exe/run/etc/passwd')).toBe(
     'root:x:0:0::/root:/exe/bin/sh\nnobody:x:65534:65534::/:/sbin/nologin\ndev:*:1000:1000::/home/dev:/exe/bin/sh\n',
   )
+})
+
+test('a host that comes anew is served, though nobody ended the connection of the one before', async () => {
+  startAgent()
+  const before = await connected()
+  // As a hypervisor that was restored leaves it: neither bytes nor an end ever come.
+  const channel = open()
+  await channel.ready({ timeoutMs: 10_000 })
+  await channel.ping()
+  before.destroy()
+  await channel.ping()
+})
+
+test('takes processors into use that were added', async () => {
+  const processors = join(directory, 'root/sys/devices/system/cpu')
+  for (const [name, online] of Object.entries({ cpu0: undefined, cpu1: '1', cpu2: '0', cpufreq: '0' })) {
+    mkdirSync(join(processors, name), { recursive: true })
+    if (online !== undefined) writeFileSync(join(processors, name, 'online'), `${online}\n`)
+  }
+  startAgent()
+  const { cpuCount } = await open().online()
+  expect(cpuCount).toBeGreaterThan(0)
+  expect(readFileSync(join(processors, 'cpu2/online'), 'utf8')).toMatch(/^1/)
+  expect(readFileSync(join(processors, 'cpufreq/online'), 'utf8')).toBe('0\n')
 })
 
 test('a second identity changes everything in place and adds no second user', async () => {

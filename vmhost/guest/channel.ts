@@ -39,6 +39,8 @@ export type AgentChannel = {
   thaw(options?: CallOptions): Promise<{ wasFrozen: boolean }>
   /** Grows the root filesystem to the size of its disk. */
   grow(options?: CallOptions): Promise<{ sizeBytes: number }>
+  /** Has its kernel use the processors that were added while it runs, where they are there already. @returns how many it uses then */
+  online(options?: CallOptions): Promise<{ cpuCount: number }>
   report(options?: CallOptions): Promise<MachineReport>
   /** Begins an orderly shutdown and returns; the machine switches itself off after `limitMs` (default 20 s) at the latest. */
   powerOff(limitMs?: number, options?: CallOptions): Promise<void>
@@ -199,6 +201,10 @@ class SocketChannel implements AgentChannel {
 
   async grow(options?: CallOptions): Promise<{ sizeBytes: number }> {
     return { sizeBytes: numberIn(await this.#call(messageType.grow, () => [], options), fieldTag.sizeBytes) }
+  }
+
+  async online(options?: CallOptions): Promise<{ cpuCount: number }> {
+    return { cpuCount: numberIn(await this.#call(messageType.online, () => [], options), fieldTag.cpuCount) }
   }
 
   async report(options?: CallOptions): Promise<MachineReport> {

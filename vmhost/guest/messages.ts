@@ -12,6 +12,7 @@ export const messageType = {
   report: 8,
   powerOff: 9,
   reboot: 10,
+  online: 11,
   ok: 64,
   error: 65,
   born: 128,
