@@ -177,6 +177,8 @@ export const machines = pgTable('machines', {
   observedCpus: integer('observed_cpus'),
   observedMemoryBytes: int8('observed_memory_bytes'),
   observedDiskBytes: int8('observed_disk_bytes'),
+  observedResizeCpus: integer('observed_resize_cpus'),
+  observedResizeMemoryBytes: int8('observed_resize_memory_bytes'),
   observedAt: time('observed_at').notNull().defaultNow(),
   webPort: integer('web_port'),
   observedWebPort: integer('observed_web_port'),

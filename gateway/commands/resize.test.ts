@@ -26,7 +26,7 @@ const grown = (gibibytes: number) =>
     update machines set observed_disk_bytes = ${gibibytes * GiB} where name = 'demo'`
 
 describe('resize', () => {
-  it('changes CPUs and memory at the next start, and says so', async () => {
+  it('changes CPUs and memory at the next start where its server gives nothing at once, and says so', async () => {
     expect((await world.run('resize demo --cpu 4 --memory 4G')).stdout).toBe(
       'demo has 4 CPUs and 4 GiB of memory from its next start on: restart demo\n',
     )
@@ -51,6 +51,23 @@ describe('resize', () => {
     expect((await world.run('resize demo --cpu 1')).stdout).toBe('demo has 1 CPU from its next start on\n')
   })
 
+  it('says what one that runs has at once, and what from its next start on', async () => {
+    const { givesAtOnce } = world.vmhost
+    try {
+      givesAtOnce.cpu = true
+      expect((await world.run('resize demo --cpu 3 --memory 3G')).stdout).toBe(
+        'demo has 3 CPUs now\ndemo has 3 GiB of memory from its next start on: restart demo\n',
+      )
+      givesAtOnce.memory = true
+      expect((await world.json('resize demo --cpu 4 --memory 4G')).document).toMatchObject({ at_next_start: [] })
+      expect((await world.run('resize demo --cpu 1 --memory 4G')).stdout).toBe(
+        'demo has 4 GiB of memory as it has already\ndemo has 1 CPU from its next start on: restart demo\n',
+      )
+    } finally {
+      Object.assign(givesAtOnce, { cpu: false, memory: false })
+    }
+  })
+
   it('waits until the disk of one that runs has grown, and its filesystem', async () => {
     const growing = world.run('resize demo --disk 40G')
     await expect.poll(async () => (await row())?.disk_bytes).toBe(40 * GiB)
@@ -72,7 +89,7 @@ describe('resize', () => {
     await expect.poll(async () => (await row())?.observed_state).toBe('running')
     await world.run('sleep demo')
     expect((await world.run('resize demo --disk 35G --cpu 3')).stdout).toBe(
-      'demo has 3 CPUs from its next start on: restart demo\nthe disk of demo grows to 35 GiB when it is awake\n',
+      'demo has 3 CPUs when it is awake, or, where it cannot grow while it runs, from its next start on\nthe disk of demo grows to 35 GiB when it is awake\n',
     )
   })
 

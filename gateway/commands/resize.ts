@@ -10,6 +10,8 @@ import { overtaken } from './power-steps.ts'
 import { MACHINE_SIZES, sayBytes } from './values.ts'
 
 const MEBIBYTE = 2 ** 20
+/** Longer than an emulated guest takes to use its new processors. */
+const GIVE_TIMEOUT_MS = 90_000
 
 /** Undefined: as it is. */
 type Wanted = { cpus: number | undefined; memoryBytes: number | undefined; diskBytes: number | undefined }
@@ -29,14 +31,14 @@ export const resize = defineCommand({
   name: 'resize',
   group: 'machines',
   onMachines: true,
-  summary: 'other CPUs and memory at its next start, a larger disk at once',
+  summary: 'other CPUs, other memory, a larger disk',
   description:
-    'A disk only grows, and its filesystem with it: at once where the machine runs. CPUs and memory change when it starts the next time; one that sleeps wakes as it fell asleep.',
+    'More is given at once where the machine runs and its server can, else when it starts the next time; fewer CPUs and less memory it has from its next start on. It says which. A disk only grows, and its filesystem with it. One that sleeps wakes as it fell asleep, and grows then.',
   flags: {
     cpu: { type: 'integer', min: 1, max: 256, summary: 'virtual CPUs' },
     memory: { type: 'size', min: MACHINE_SIZES.memory.min, summary: 'memory' },
     disk: { type: 'size', min: MACHINE_SIZES.disk.min, value: '40G', summary: 'disk; never less than it is' },
-    'no-wait': { type: 'boolean', summary: 'do not wait until the disk has grown' },
+    'no-wait': { type: 'boolean', summary: 'do not wait until it has what it can be given at once' },
   },
   arguments: { name: { label: 'NAME', complete: machineNames } },
   examples: ['resize demo --disk 40G', 'resize demo --memory 8G --cpu 4'],
@@ -55,6 +57,7 @@ export const resize = defineCommand({
     const disk = grows
       ? await untilGrown(context, machine, wanted.diskBytes ?? 0, flags['no-wait'] === true)
       : undefined
+    if (flags['no-wait'] !== true) await untilGiven(context, machine)
     const now = (await context.app.machines.byId(machine.id, context.caller)) ?? machine
     const waiting = waitsForStart(now)
     return {
@@ -66,7 +69,7 @@ export const resize = defineCommand({
         at_next_start: waiting,
         ...(disk === undefined ? {} : { disk }),
       },
-      text: sentences(now, wanted, waiting, disk)
+      text: sentences(now, wanted, sizesOf(now, before, waiting), disk)
         .map((line) => `${line}\n`)
         .join(''),
     }
@@ -167,6 +170,20 @@ async function untilGrown(
   return grown ? 'grown' : 'growing'
 }
 
+/** Until its server has given it what it can be given while it runs; one that is silent is not waited for for long. */
+async function untilGiven(context: Context, machine: Machine): Promise<void> {
+  const isGiven = (seen: Machine | undefined) => {
+    if (!seen || !isReady(seen) || waitsForStart(seen).length === 0) return true
+    context.progress.show(`${seen.name}: it is given what it can be given at once`)
+    return seen.observedResizeCpus === seen.cpus && seen.observedResizeMemoryBytes === seen.memoryBytes
+  }
+  await whilePatient(context, (waiting) => untilSettled(waiting, machine, isGiven, GIVE_TIMEOUT_MS)).catch(
+    (error: unknown) => {
+      if (!(error instanceof CommandError) || error.code !== 'machine.timeout') throw error
+    },
+  )
+}
+
 /** What it runs, or sleeps, with is not what it is to have. */
 function waitsForStart({ cpus, memoryBytes, observedCpus, observedMemoryBytes, observedState }: Machine): string[] {
   if (observedState !== 'running' && observedState !== 'creating') return []
@@ -174,26 +191,54 @@ function waitsForStart({ cpus, memoryBytes, observedCpus, observedMemoryBytes, o
   return [...(waits(observedCpus, cpus) ? ['cpu'] : []), ...(waits(observedMemoryBytes, memoryBytes) ? ['memory'] : [])]
 }
 
-function sentences(
-  machine: Machine,
-  wanted: Wanted,
+type Size = {
+  readonly kind: 'cpu' | 'memory'
+  readonly when: 'already' | 'now' | 'awake' | 'off' | 'next start'
+  readonly text: string
+}
+
+/** When it has what of its size. */
+function sizesOf(
+  { cpus, memoryBytes, observedCpus, observedMemoryBytes, observedState }: Machine,
+  before: { cpus: number; memory_bytes: number },
   waiting: readonly string[],
-  disk: DiskOutcome | undefined,
-): string[] {
-  const { name, observedState } = machine
-  const has: string[] = []
-  if (wanted.cpus !== undefined) has.push(`${machine.cpus} ${machine.cpus === 1 ? 'CPU' : 'CPUs'}`)
-  if (wanted.memoryBytes !== undefined) has.push(`${sayBytes(machine.memoryBytes)} of memory`)
-  const when =
-    observedState === 'asleep' || waiting.length > 0
-      ? `from its next start on: restart ${name}`
-      : observedState === 'running' && machine.observedCpus !== null
-        ? 'as it has already'
-        : 'from its next start on'
+): Size[] {
+  const when = (kind: Size['kind'], is: number | null, had: number, wanted: number): Size['when'] => {
+    if (observedState === 'asleep') return wanted > had ? 'awake' : 'next start'
+    if (observedState !== 'running' || is === null) return 'off'
+    if (waiting.includes(kind)) return 'next start'
+    return had === wanted ? 'already' : 'now'
+  }
   return [
-    ...(has.length > 0 ? [`${name} has ${has.join(' and ')} ${when}`] : []),
-    ...(wanted.diskBytes === undefined ? [] : [diskSentence(machine, disk)]),
+    {
+      kind: 'cpu',
+      when: when('cpu', observedCpus, before.cpus, cpus),
+      text: `${cpus} ${cpus === 1 ? 'CPU' : 'CPUs'}`,
+    },
+    {
+      kind: 'memory',
+      when: when('memory', observedMemoryBytes, before.memory_bytes, memoryBytes),
+      text: `${sayBytes(memoryBytes)} of memory`,
+    },
   ]
+}
+
+function sentences(machine: Machine, wanted: Wanted, sizes: Size[], disk: DiskOutcome | undefined): string[] {
+  const { name } = machine
+  const isAsked = { cpu: wanted.cpus !== undefined, memory: wanted.memoryBytes !== undefined }
+  const asked = sizes.filter(({ kind }) => isAsked[kind])
+  const words = {
+    already: 'as it has already',
+    now: 'now',
+    awake: 'when it is awake, or, where it cannot grow while it runs, from its next start on',
+    off: 'from its next start on',
+    'next start': `from its next start on: restart ${name}`,
+  }
+  const said = (Object.keys(words) as (keyof typeof words)[]).flatMap((when) => {
+    const has = asked.filter((size) => size.when === when).map(({ text }) => text)
+    return has.length > 0 ? [`${name} has ${has.join(' and ')} ${words[when]}`] : []
+  })
+  return [...said, ...(wanted.diskBytes === undefined ? [] : [diskSentence(machine, disk)])]
 }
 
 function diskSentence({ name, diskBytes }: Machine, disk: DiskOutcome | undefined): string {

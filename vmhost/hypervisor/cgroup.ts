@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { mkdir, readFile, rmdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { hypervisorOverheadBytes } from './driver.ts'
+import { hypervisorOverheadBytes, type MachineSize } from './driver.ts'
 
 const root = '/sys/fs/cgroup'
 const home = join(root, 'berth')
@@ -9,8 +9,6 @@ const wanted = ['cpu', 'memory', 'pids'] as const
 /** vCPU threads, up to 64 I/O workers, the main loop; a hypervisor never starts processes. */
 const threadsMost = 512
 const periodUs = 100_000
-
-export type CgroupLimits = { readonly cpus: number; readonly memoryBytes: number }
 
 /**
  * Makes the parent of all machines' groups.
@@ -40,13 +38,24 @@ export function groupName(machineId: number, directory: string): string {
 }
 
 /** Puts a process into a group of its own with these limits. Call only where `prepareCgroups` said yes. */
-export async function confine(name: string, pid: number, limits: CgroupLimits): Promise<void> {
+export async function confine(name: string, pid: number, limits: MachineSize): Promise<void> {
   const group = join(home, name)
   await mkdir(group, { recursive: true })
-  await writeFile(join(group, 'memory.max'), String(limits.memoryBytes + hypervisorOverheadBytes))
+  await setLimits(group, limits)
   await writeFile(join(group, 'pids.max'), String(threadsMost))
-  await writeFile(join(group, 'cpu.max'), `${limits.cpus * periodUs} ${periodUs}`)
   await writeFile(join(group, 'cgroup.procs'), String(pid))
+}
+
+/** Other limits for a process that runs. Nothing happens without a group. */
+export async function widen(name: string, limits: MachineSize): Promise<void> {
+  await setLimits(join(home, name), limits).catch((error: unknown) => {
+    if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
+  })
+}
+
+async function setLimits(group: string, { cpus, memoryBytes }: MachineSize): Promise<void> {
+  await writeFile(join(group, 'memory.max'), String(memoryBytes + hypervisorOverheadBytes))
+  await writeFile(join(group, 'cpu.max'), `${cpus * periodUs} ${periodUs}`)
 }
 
 /** Share of the processors when there are not enough for all; 100 is everybody's. Nothing happens without a group. */

@@ -110,6 +110,20 @@ describe('the choice of a hypervisor', () => {
   })
 })
 
+test('what an older release does worse is said', async () => {
+  const says = '[  1.0] Kernel panic - not syncing: VFS: Unable to mount root fs'
+  const program = await makeFake({ FAKE_SAYS: says, FAKE_VERSION: '51.2.0' })
+  const { driver, concerns } = await choose({ program, kernel })
+  if (kvmProblem() !== undefined) return
+  expect(driver.version).toBe('51.2')
+  expect(concerns).toEqual([
+    {
+      message: expect.stringMatching(/^Under Cloud Hypervisor v51\.2 a machine that wakes takes all of its memory/),
+      remedy: 'Install Cloud Hypervisor v52 or newer',
+    },
+  ])
+})
+
 test('each hypervisor is taken over by its own driver, whichever starts machines now', async () => {
   const directory = join(store, 'machines', '44')
   const uid = hypervisorUid(44)

@@ -127,7 +127,7 @@ function programsOf({ store }: HypervisorOptions): CloudHypervisorPrograms {
 }
 
 function concernsAbout(version: string, landlock: boolean): HypervisorChoice['concerns'] {
-  const { objection } = abilitiesOf(version)
+  const { objection, savesSparsely } = abilitiesOf(version)
   return [
     ...(objection === undefined
       ? []
@@ -135,6 +135,14 @@ function concernsAbout(version: string, landlock: boolean): HypervisorChoice['co
           {
             message: `Cloud Hypervisor ${version} is not safe: ${objection}`,
             remedy: 'Install a newer Cloud Hypervisor',
+          },
+        ]),
+    ...(savesSparsely
+      ? []
+      : [
+          {
+            message: `Under Cloud Hypervisor ${version} a machine that wakes takes all of its memory, used or not, and none has more CPUs before its next start`,
+            remedy: 'Install Cloud Hypervisor v52 or newer',
           },
         ]),
     ...(landlock

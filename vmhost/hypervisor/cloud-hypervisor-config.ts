@@ -36,12 +36,15 @@ const guestContextId = 3
  */
 export function vmConfig(spec: MachineSpec, landlock: boolean): object {
   const inside = (path: string) => relative(spec.directory, path)
+  const room = wholeModules((spec.most?.memoryBytes ?? 0) - spec.memoryBytes)
   return {
-    cpus: { boot_vcpus: spec.cpus, max_vcpus: spec.cpus },
+    cpus: { boot_vcpus: spec.cpus, max_vcpus: Math.max(spec.cpus, spec.most?.cpus ?? 0) },
     memory: {
       size: spec.memoryBytes,
       // From a memfd: only such memory is saved with the holes that balloon and free page reporting have made.
       shared: true,
+      // Addresses alone, which cost nothing; by ACPI, for which the guest's kernel needs no driver.
+      ...(room > 0 ? { hotplug_method: 'Acpi', hotplug_size: room } : {}),
     },
     payload: payload(spec),
     disks: [rootDisk(inside(spec.disk)), ...(spec.tools ? [toolsDisk(inside(spec.tools))] : [])],
@@ -88,6 +91,17 @@ export function restoredConfig(text: string, spec: MachineSpec, landlock: boolea
     ...consoles,
     ...confinement(spec, landlock),
   }
+}
+
+/**
+ * Memory is added to a guest that runs in modules of this size, as the blocks are in which Linux takes it.
+ * @see https://github.com/cloud-hypervisor/cloud-hypervisor/blob/main/docs/hotplug.md
+ */
+const moduleBytes = 128 * 2 ** 20
+
+/** @returns as much of it as is whole modules */
+export function wholeModules(bytes: number): number {
+  return Math.max(0, bytes - (bytes % moduleBytes))
 }
 
 function payload(spec: MachineSpec): object {

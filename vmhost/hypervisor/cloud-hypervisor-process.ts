@@ -2,13 +2,20 @@ import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { agentVsockPort } from '../guest/channel.ts'
-import { groupName, setWeight, unconfine } from './cgroup.ts'
+import { groupName, setWeight, unconfine, widen } from './cgroup.ts'
 import { asObject, CloudHypervisorApi } from './cloud-hypervisor-api.ts'
-import { files, vmConfig } from './cloud-hypervisor-config.ts'
+import { files, vmConfig, wholeModules } from './cloud-hypervisor-config.ts'
 import { type MonitorEvent, MonitorReader } from './cloud-hypervisor-events.ts'
 import { endRestore, prepareRestore, stateLimitMs, stateVersion, writeState } from './cloud-hypervisor-state.ts'
 import { type Abilities, abilitiesOf, releaseName } from './cloud-hypervisor-version.ts'
-import { type GuestState, type Hypervisor, HypervisorError, type HypervisorEvent, type MachineSpec } from './driver.ts'
+import {
+  type GuestState,
+  type Hypervisor,
+  HypervisorError,
+  type HypervisorEvent,
+  type MachineSize,
+  type MachineSpec,
+} from './driver.ts'
 import { readFifo } from './fifo.ts'
 import { awaitExit, isAlive, killLimitMs, type ProcessIdentity, setNice, signalProcess } from './process.ts'
 
@@ -185,6 +192,35 @@ export class CloudHypervisorProcess implements Hypervisor {
     return size - actual
   }
 
+  async size(): Promise<MachineSize> {
+    const { cpus, memoryBytes } = await this.#sizes()
+    return { cpus, memoryBytes }
+  }
+
+  async resize(wanted: MachineSize): Promise<MachineSize> {
+    const { cpus, mostCpus, memoryBytes } = await this.#sizes()
+    const moreCpus = this.#abilities?.addsProcessors ? Math.min(wanted.cpus, mostCpus) : cpus
+    const moreBytes = wanted.memoryBytes - memoryBytes
+    // Never less than it has: nothing would be taken away but what it has when it reboots.
+    const asks = [
+      ...(moreCpus > cpus ? [{ desired_vcpus: moreCpus }] : []),
+      ...(moreBytes > 0 && wholeModules(moreBytes) === moreBytes ? [{ desired_ram: wanted.memoryBytes }] : []),
+    ]
+    if (asks.length === 0) return { cpus, memoryBytes }
+    const group = groupName(this.machineId, this.#directory)
+    // Before it has anything that it could use.
+    await widen(group, { cpus: Math.max(moreCpus, cpus), memoryBytes: Math.max(wanted.memoryBytes, memoryBytes) })
+    for (const ask of asks) {
+      await this.#api.put('vm.resize', ask).catch((error: unknown) => {
+        // Eight times a guest is given memory, and up to where its devices begin; what is refused waits for its next start.
+        if (!(error instanceof HypervisorError) || error.code !== 'hypervisor.refused') throw error
+      })
+    }
+    const now = await this.size()
+    await widen(group, now)
+    return now
+  }
+
   async diskGrown(sizeBytes: number): Promise<void> {
     await this.#api.put('vm.resize-disk', { id: 'root', desired_size: sizeBytes })
   }
@@ -212,6 +248,13 @@ export class CloudHypervisorProcess implements Hypervisor {
     this.#released = true
     this.#close()
     this.#listeners.clear()
+  }
+
+  /** Cloud Hypervisor's configuration of a guest keeps up with what it was given. */
+  async #sizes(): Promise<MachineSize & { mostCpus: number }> {
+    const config = asObject(asObject(await this.#api.get('vm.info')).config)
+    const { boot_vcpus: cpus, max_vcpus: mostCpus } = asObject(config.cpus)
+    return { cpus: Number(cpus), mostCpus: Number(mostCpus), memoryBytes: Number(asObject(config.memory).size) }
   }
 
   async #memory(): Promise<{ size: number; actual: number }> {

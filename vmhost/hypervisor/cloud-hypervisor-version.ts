@@ -13,17 +13,19 @@ export type Abilities = {
   readonly outlivesGuest: boolean
   /** console output that finds no room is dropped; before, it ended the console's thread, so that the writing must wait */
   readonly dropsConsole: boolean
-  /** a saved guest's memory has holes where the guest's has */
+  /** a saved guest's memory has holes where the guest's has, and a guest that is restored holds no more of the server's */
   readonly savesSparsely: boolean
+  /** processors are added to a guest that runs; before, one that was saved meanwhile could hang for good (#7990, #8092) */
+  readonly addsProcessors: boolean
   /** why this release is better not used; undefined: nothing is known against it */
   readonly objection?: string
 }
 
 const releases: ReadonlyMap<number, Abilities> = new Map([
-  [50, { outlivesGuest: false, dropsConsole: false, savesSparsely: false }],
-  [51, { outlivesGuest: false, dropsConsole: false, savesSparsely: false }],
-  [52, { outlivesGuest: true, dropsConsole: true, savesSparsely: false }],
-  [53, { outlivesGuest: true, dropsConsole: true, savesSparsely: true }],
+  [50, { outlivesGuest: false, dropsConsole: false, savesSparsely: false, addsProcessors: false }],
+  [51, { outlivesGuest: false, dropsConsole: false, savesSparsely: false, addsProcessors: false }],
+  [52, { outlivesGuest: true, dropsConsole: true, savesSparsely: true, addsProcessors: true }],
+  [53, { outlivesGuest: true, dropsConsole: true, savesSparsely: true, addsProcessors: true }],
 ])
 const objection = 'a guest can reach into it through its disk (CVE-2026-45782), which v51.2 and v52 have mended'
 

@@ -91,8 +91,11 @@ async function layOut(): Promise<MachineSpec> {
   }
 }
 
-async function boot(options?: Partial<CloudHypervisorDriverOptions>): Promise<Hypervisor> {
-  const one = await driver(options).start(await layOut())
+async function boot(
+  options?: Partial<CloudHypervisorDriverOptions>,
+  spec: Partial<MachineSpec> = {},
+): Promise<Hypervisor> {
+  const one = await driver(options).start({ ...(await layOut()), ...spec })
   running.push(one)
   return one
 }
@@ -185,6 +188,52 @@ describe('the driver of Cloud Hypervisor, as recorded', () => {
     expect(asked('vm.resize')[0]?.body).toEqual({ desired_balloon: 16 * MiB })
     expect(asked('vm.resize-disk')[0]?.body).toEqual({ id: 'root', desired_size: 96 * MiB })
     expect(asked('vm.power-button')).toHaveLength(1)
+  })
+
+  test('makes room for what a guest may be given while it runs, and gives it that, in whole modules', async () => {
+    const one = await boot({}, { most: { cpus: 3, memoryBytes: 500 * MiB } })
+    expect(asked('vm.create')[0]?.body).toMatchObject({
+      cpus: { boot_vcpus: 2, max_vcpus: 3 },
+      memory: { size: 64 * MiB, shared: true, hotplug_method: 'Acpi', hotplug_size: 384 * MiB },
+    })
+    expect(await one.size()).toEqual({ cpus: 2, memoryBytes: 64 * MiB })
+    const larger = { cpus: 3, memoryBytes: 192 * MiB }
+    expect(await one.resize({ cpus: 9, memoryBytes: 192 * MiB })).toEqual(larger)
+    expect(asked('vm.resize').map(({ body }) => body)).toEqual([{ desired_vcpus: 3 }, { desired_ram: 192 * MiB }])
+    // It has that, and neither less nor half a module is ever asked for.
+    for (const wanted of [larger, { cpus: 1, memoryBytes: 64 * MiB }, { cpus: 3, memoryBytes: 200 * MiB }])
+      expect(await one.resize(wanted)).toEqual(larger)
+    expect(asked('vm.resize')).toHaveLength(2)
+    one.release()
+    const adopted = await driver().adopt(machineId, directory)
+    if (!adopted) throw new Error('not found')
+    running.push(adopted)
+    expect(await adopted.size()).toEqual(larger)
+    // Saved, it is of that size, and goes on with as much room.
+    await adopted.pause()
+    const folder = await saveFolder()
+    await adopted.save(folder)
+    await adopted.quit()
+    const again = await driver().start({ ...(await layOut()), ...larger, restoreFrom: folder })
+    running.push(again)
+    expect(await again.size()).toEqual(larger)
+    const { config } = (await new CloudHypervisorApi(join(directory, 'run/api.sock')).get('vm.info')) as {
+      config: Record<string, unknown>
+    }
+    expect(config).toMatchObject({ cpus: { max_vcpus: 3 }, memory: { hotplug_size: 384 * MiB } })
+  })
+
+  test('what it refuses to give is for the next start; releases that could hang then are not asked for processors', async () => {
+    fake = await makeFake({ FAKE_FAILURE: 'vm.resize Error from API | The VM could not be resized | no slot' })
+    const most = { cpus: 4, memoryBytes: 320 * MiB }
+    const one = await boot({}, { most })
+    expect(await one.resize(most)).toEqual({ cpus: 2, memoryBytes: 64 * MiB })
+    expect(asked('vm.resize')).toHaveLength(2)
+    await one.quit()
+    fake = await makeFake({ FAKE_VERSION: '51.2.0' })
+    const older = await boot({ version: 'v51.2' }, { most })
+    expect(await older.resize(most)).toEqual({ cpus: 2, memoryBytes: 320 * MiB })
+    expect(asked('vm.resize').map(({ body }) => body)).toEqual([{ desired_ram: 320 * MiB }])
   })
 
   test('a guest that stands still already is not told to again, nor one that goes to go', async () => {
@@ -373,12 +422,14 @@ describe('the driver of Cloud Hypervisor, as recorded', () => {
   test('answers with errors as the real one gave them are refusals', async () => {
     await boot()
     const api = new CloudHypervisorApi(join(directory, 'run/api.sock'))
-    for (const name of ['vm.resume', 'vm.nonsense', 'vm.snapshot']) {
-      await expect(
-        api.put(name, name === 'vm.snapshot' ? { destination_url: 'file://run/save' } : undefined),
-      ).rejects.toMatchObject({
-        code: 'hypervisor.refused',
-      })
+    for (const [name, body] of [
+      ['vm.resume', undefined],
+      ['vm.nonsense', undefined],
+      ['vm.snapshot', { destination_url: 'file://run/save' }],
+      ['vm.resize', { desired_vcpus: 4 }],
+      ['vm.resize', { desired_ram: 1216 * MiB }],
+    ] as const) {
+      await expect(api.put(name, body)).rejects.toMatchObject({ code: 'hypervisor.refused' })
     }
   })
 })
@@ -449,8 +500,9 @@ describe('the interface of Cloud Hypervisor', () => {
       'v51.2',
       'v53.0',
     ])
-    expect(abilitiesOf('v53.0')).toEqual({ outlivesGuest: true, dropsConsole: true, savesSparsely: true })
-    expect(abilitiesOf('v52.0').outlivesGuest).toBe(true)
+    const all = { outlivesGuest: true, dropsConsole: true, savesSparsely: true, addsProcessors: true }
+    expect(abilitiesOf('v53.0')).toEqual(all)
+    expect(abilitiesOf('v52.0')).toEqual(all)
     expect(abilitiesOf('v51.2').objection).toBeUndefined()
     expect(abilitiesOf('v51.1').objection).toMatch(/CVE-2026-45782/)
     expect(() => abilitiesOf('v50.0')).toThrow(/v50\.1 and later do not/)

@@ -24,6 +24,9 @@ export const hypervisorOverheadBytes = 384 * 2 ** 20
 
 export type Accelerator = 'kvm' | 'tcg'
 
+/** How large a machine is. */
+export type MachineSize = { readonly cpus: number; readonly memoryBytes: number }
+
 /** Everything a hypervisor is started with. Paths are absolute; `directory` is the machine's own and its working directory. */
 export type MachineSpec = {
   readonly machineId: number
@@ -39,6 +42,10 @@ export type MachineSpec = {
   /** shared, read-only: the guest's /dev/vdb */
   readonly tools?: string
   readonly network?: { readonly tap: string; readonly mac: string }
+  /** what it can be given while it runs, at most; without it as much as it starts with */
+  readonly most?: MachineSize | undefined
+  /** with `restoreFrom`: how many of its processors it was started with, where it was given more since */
+  readonly startedCpus?: number | undefined
   /**
    * Directory that `save` of a driver with the same `stateVersion` filled: the guest goes on from there instead of
    * booting, and stands still until `resume`. It may have been another machine's: everything else is taken from this
@@ -94,6 +101,15 @@ export type Hypervisor = {
   setBalloon(targetBytes: number): Promise<void>
   /** @returns memory that the guest has given back, in bytes */
   balloon(): Promise<number>
+  /** What its guest has been given: more than it was started with after `resize`. */
+  size(): Promise<MachineSize>
+  /**
+   * Gives a guest that runs more processors and memory, as far as that can be done while it runs: up to `most` of its
+   * specification, and as its hypervisor is able to. Nothing is ever taken away, which is for its next start. Its
+   * kernel takes the memory into use by itself; its agent has to be told of processors.
+   * @returns what it has now
+   */
+  resize(wanted: MachineSize): Promise<MachineSize>
   /** Tells the guest that its disk, which must have grown already, is this large. */
   diskGrown(sizeBytes: number): Promise<void>
   /**

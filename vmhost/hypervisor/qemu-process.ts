@@ -1,9 +1,16 @@
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { groupName, setWeight, unconfine } from './cgroup.ts'
-import { type GuestState, type Hypervisor, HypervisorError, type HypervisorEvent, hypervisorUid } from './driver.ts'
+import { groupName, setWeight, unconfine, widen } from './cgroup.ts'
+import {
+  type GuestState,
+  type Hypervisor,
+  HypervisorError,
+  type HypervisorEvent,
+  hypervisorUid,
+  type MachineSize,
+} from './driver.ts'
 import { awaitExit, isAlive, killLimitMs, type ProcessIdentity, setNice, signalProcess } from './process.ts'
-import { files } from './qemu-command.ts'
+import { files, processorId } from './qemu-command.ts'
 import { stateFile, stateVersion, writeState } from './qemu-state.ts'
 import { asObject, connectQmp, type QmpClient, type QmpEvent } from './qmp.ts'
 
@@ -141,6 +148,24 @@ export class QemuProcess implements Hypervisor {
     return Number(whole) - Number(asObject(await this.#execute('query-balloon')).actual)
   }
 
+  async size(): Promise<MachineSize> {
+    const { 'base-memory': memoryBytes } = asObject(await this.#execute('query-memory-size-summary'))
+    const places = await this.#processors()
+    return { cpus: places.filter(({ isTaken }) => isTaken).length, memoryBytes: Number(memoryBytes) }
+  }
+
+  /** Processors alone: see qemu-command.ts. */
+  async resize(wanted: MachineSize): Promise<MachineSize> {
+    const { cpus, memoryBytes } = await this.size()
+    if (wanted.cpus <= cpus) return { cpus, memoryBytes }
+    const free = (await this.#processors()).filter(({ isTaken }) => !isTaken).slice(0, wanted.cpus - cpus)
+    await widen(groupName(this.machineId, this.#directory), { cpus: cpus + free.length, memoryBytes })
+    for (const { type, place } of free) {
+      await this.#execute('device_add', { driver: type, id: processorId(Number(place['core-id'])), ...place })
+    }
+    return this.size()
+  }
+
   async diskGrown(sizeBytes: number): Promise<void> {
     await this.#execute('block_resize', { 'node-name': 'root', size: sizeBytes })
   }
@@ -166,6 +191,20 @@ export class QemuProcess implements Hypervisor {
     clearInterval(this.#watch)
     this.#listeners.clear()
     this.#qmp?.close()
+  }
+
+  /** Places for processors, taken ones first, and in the order in which a restored guest has them. */
+  async #processors(): Promise<{ type: string; place: Readonly<Record<string, unknown>>; isTaken: boolean }[]> {
+    const places = await this.#execute('query-hotpluggable-cpus')
+    if (!Array.isArray(places)) return []
+    return places
+      .map(asObject)
+      .map(({ type, props, 'qom-path': path }) => ({
+        type: String(type),
+        place: asObject(props),
+        isTaken: path !== undefined,
+      }))
+      .sort((a, b) => Number(a.place['core-id']) - Number(b.place['core-id']))
   }
 
   async #awaitGone(): Promise<void> {

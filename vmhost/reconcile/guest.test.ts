@@ -81,6 +81,8 @@ function attend(ready = false, options: { bootLimitMs?: number } = {}): Guest {
       balloons.push(bytes)
     },
     balloon: async () => 0,
+    size: async () => ({ cpus: row.cpus, memoryBytes: row.memoryBytes }),
+    resize: async (wanted) => wanted,
     diskGrown: nothing,
     yieldToOthers: nothing,
     quit: nothing,

@@ -248,6 +248,7 @@ export class Machine {
     else if (guest.ready && row.asleepBecause !== null) this.#state.observe(notAsleep)
     guest.updateIdentity()
     if (guest.givesMemory && row.diskBytes > (row.observedDiskBytes ?? 0)) await this.#life.growDisk(row, guest)
+    if (guest.givesMemory) await this.#life.resize(row, guest)
   }
 
   /** Takes everything of the machine away; its name and address only when nothing of it is left. */

@@ -62,6 +62,9 @@ export type Observation = {
   readonly observedCpus?: number | null
   readonly observedMemoryBytes?: number | null
   readonly observedDiskBytes?: number
+  /** the size in its row that it was given as far as that can be done while it runs */
+  readonly observedResizeCpus?: number | null
+  readonly observedResizeMemoryBytes?: number | null
   readonly observedAwakeBecause?: string | null
   readonly observedIdleSince?: Date | null
   readonly observedAsleepBecause?: string | null

@@ -1,10 +1,11 @@
 import { readFile, writeFile } from 'node:fs/promises'
+import { availableParallelism } from 'node:os'
 import { join } from 'node:path'
 import { z } from 'zod'
-import { type Hypervisor, hypervisorUid, type MachineSpec } from '../hypervisor/driver.ts'
+import { type Hypervisor, hypervisorUid, type MachineSize, type MachineSpec } from '../hypervisor/driver.ts'
 import { macFor } from '../network/address.ts'
 import type { MachineNetwork } from '../network/types.ts'
-import { memoryFolder, type SavedMemory } from '../storage/memory.ts'
+import { grownShape, memoryFolder, type SavedMemory } from '../storage/memory.ts'
 import type { BootSet, DiskImage, MachineFiles } from '../storage/store.ts'
 import { makeHostKey, publicPart } from './identity.ts'
 import { ownFiles } from './ownership.ts'
@@ -39,8 +40,9 @@ const runsWithSchema = z.object({
   commandLine: z.string(),
   cpus: z.number().int().positive(),
   memoryBytes: z.number().int().positive(),
+  ...grownShape,
 })
-/** What a guest was started with, by whichever vmhost, and must be restored with. `bootSet` is its hash. */
+/** What a guest was started with, by whichever vmhost, and given since: it must be restored with that. `bootSet` is its hash. */
 export type RunsWith = z.infer<typeof runsWithSchema>
 
 /** @returns undefined for one that was started before there was such a note */
@@ -49,6 +51,27 @@ export async function readRunsWith(directory: string): Promise<RunsWith | undefi
     return runsWithSchema.parse(JSON.parse(await readFile(join(directory, runsWithName), 'utf8')))
   } catch {
     return undefined
+  }
+}
+
+export async function noteRunsWith(directory: string, runsWith: RunsWith): Promise<void> {
+  await writeFile(join(directory, runsWithName), JSON.stringify(runsWith), { mode: 0o600 })
+}
+
+/** What it runs with by its hypervisor's word: a vmhost may have been ended before it could note what it gave. */
+export function grownTo(runsWith: RunsWith, { cpus, memoryBytes }: MachineSize): RunsWith {
+  if (cpus === runsWith.cpus && memoryBytes === runsWith.memoryBytes) return runsWith
+  return { ...runsWith, startedCpus: runsWith.startedCpus ?? runsWith.cpus, cpus, memoryBytes }
+}
+
+/**
+ * What a machine can be given while it runs. Memory is as good as nothing until it is there; each processor that may
+ * come takes some of the guest's, so a small machine on a large server can have many times its own, but not all.
+ */
+function mostFor({ cpus, memoryBytes }: MachineSize, server: MachineSize): MachineSize {
+  return {
+    cpus: Math.max(cpus, Math.min(server.cpus, Math.max(8, 2 * cpus))),
+    memoryBytes: Math.max(memoryBytes, server.memoryBytes),
   }
 }
 
@@ -68,7 +91,13 @@ export async function bootFromDisk(starting: Starting): Promise<Started> {
   observe({ observedStage: 'network', observedHostKey, observedLoginUser: files.record.loginUser })
   if (files.record.settings) observe({ observedWebPort: files.record.settings.webPort })
   const { cpus, memoryBytes } = machine
-  const spec = { cpus, memoryBytes, commandLine: commandLine(machine, world.guest, world.driver.accelerator === 'tcg') }
+  const server = { cpus: Math.max(2, availableParallelism()), memoryBytes: world.memoryBytes }
+  const spec = {
+    cpus,
+    memoryBytes,
+    most: mostFor({ cpus, memoryBytes }, server),
+    commandLine: commandLine(machine, world.guest, world.driver.accelerator === 'tcg'),
+  }
   return start(starting, { files, bootSet, connecting, spec })
 }
 
@@ -124,14 +153,14 @@ async function start(
     files: MachineFiles
     bootSet: BootSet
     connecting: { card: Promise<{ tap: string; mac: string }> }
-    spec: Pick<MachineSpec, 'cpus' | 'memoryBytes' | 'commandLine' | 'restoreFrom'>
+    spec: Pick<MachineSpec, 'cpus' | 'memoryBytes' | 'most' | 'startedCpus' | 'commandLine' | 'restoreFrom'>
   },
 ): Promise<Started> {
   const { files, bootSet, connecting, spec } = wanted
-  const { cpus, memoryBytes, commandLine, restoreFrom } = spec
+  const { cpus, memoryBytes, most, startedCpus, commandLine, restoreFrom } = spec
   const card = await connecting.card
-  const runsWith: RunsWith = { bootSet: bootSet.hash, commandLine, cpus, memoryBytes }
-  await writeFile(join(files.directory, runsWithName), JSON.stringify(runsWith), { mode: 0o600 })
+  const runsWith: RunsWith = { bootSet: bootSet.hash, commandLine, cpus, memoryBytes, most, startedCpus }
+  await noteRunsWith(files.directory, runsWith)
   observe({ observedStage: 'boot' })
   const startedAt = new Date()
   const hypervisor = await world.driver.start({
@@ -139,6 +168,8 @@ async function start(
     directory: files.directory,
     cpus,
     memoryBytes,
+    most,
+    startedCpus,
     kernel: bootSet.kernel,
     initrd: bootSet.initrd,
     commandLine,

@@ -20,6 +20,14 @@ const recordName = 'saved.json'
 /** Why a machine has lost its memory; there until that was told. */
 const lossName = 'lost'
 
+/** Of a guest that may be given more while it runs: its hypervisor must be made for as much again. Guests of before have none. */
+export const grownShape = {
+  /** what it can be given, at most */
+  most: z.object({ cpus: z.number().int().positive(), memoryBytes: z.number().int().positive() }).optional(),
+  /** processors that it was started with, where it has more by now */
+  startedCpus: z.number().int().positive().optional(),
+}
+
 const savedSchema = z.object({
   format: z.literal(1),
   /** what the hypervisor must be: see vmhost/hypervisor/driver.ts */
@@ -28,6 +36,7 @@ const savedSchema = z.object({
   commandLine: z.string().max(4096),
   cpus: z.number().int().positive(),
   memoryBytes: z.number().int().positive(),
+  ...grownShape,
   /** how much of that it used, and uses again when it wakes; what lies on the disk may be packed */
   usedBytes: z.number().int().nonnegative().optional(),
   /** number of the boot that goes on */

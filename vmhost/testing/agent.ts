@@ -15,6 +15,8 @@ export class Agent {
   memory = { totalBytes: 0, availableBytes: 0 }
   /** its root filesystem */
   frozen = false
+  /** processors that its kernel uses */
+  cpus = 1
   /** how often it made its filesystem as large as its disk */
   grown = 0
   /** is called when it is told to switch itself off */
@@ -82,6 +84,7 @@ export class Agent {
         number(fieldTag.memoryAvailableBytes, this.memory.availableBytes),
       )
     if (type === messageType.grow) this.grown++
+    if (type === messageType.online) answer.push(number(fieldTag.cpuCount, this.cpus))
     if (type === messageType.freeze) this.frozen = true
     if (type === messageType.thaw) {
       answer.push(number(fieldTag.deadlineMs, this.frozen ? 1000 : 0))

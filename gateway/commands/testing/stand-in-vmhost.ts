@@ -32,6 +32,8 @@ export class StandInVmhost {
   readonly memoryLosses = new Map<string, string>()
   /** machines whose checkpoints shall fail: name -> reason */
   readonly checkpointFailures = new Map<string, string>()
+  /** of a machine that runs */
+  readonly givesAtOnce = { cpu: false, memory: false }
   /** while set, nothing is reported */
   paused = false
 
@@ -86,6 +88,7 @@ export class StandInVmhost {
     if (this.paused) return
     const sql = this.#sql
     await this.#tendCheckpoints()
+    await this.#resize()
     const rows = await sql<
       {
         id: number
@@ -112,6 +115,16 @@ export class StandInVmhost {
         await this.#report(id, 'gone')
       }
     }
+  }
+
+  async #resize(): Promise<void> {
+    const { cpu, memory } = this.givesAtOnce
+    await this.#sql`update machines set observed_resize_cpus = cpus, observed_resize_memory_bytes = memory_bytes,
+        observed_cpus = case when ${cpu} then greatest(cpus, observed_cpus) else observed_cpus end,
+        observed_memory_bytes = case when ${memory} then greatest(memory_bytes, observed_memory_bytes) else observed_memory_bytes end
+      where host_id = ${this.#hostId} and observed_ready_at is not null and desired_state = 'running'
+        and (cpus, memory_bytes) is distinct from (observed_cpus, observed_memory_bytes)
+        and (cpus, memory_bytes) is distinct from (observed_resize_cpus, observed_resize_memory_bytes)`
   }
 
   async #tendCheckpoints(): Promise<void> {

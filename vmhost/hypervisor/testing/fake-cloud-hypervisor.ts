@@ -76,7 +76,7 @@ const server = createServer(async (question, answer) => {
 
 function carryOut(name: string, body: Record<string, unknown> | null): void {
   if (name === 'vm.create') config = body ?? {}
-  if (name === 'vm.resize') balloonBytes = Number(body?.desired_balloon)
+  if (name === 'vm.resize') resize(body ?? {})
   if (name === 'vm.snapshot') save(String(body?.destination_url).replace('file://', ''))
   if (name === 'vm.restore') {
     const folder = String(body?.source_url).replace('file://', '')
@@ -88,6 +88,13 @@ function carryOut(name: string, body: Record<string, unknown> | null): void {
     state = move.to
     if (move.event) tell(move.event)
   }
+}
+
+/** What a guest was given is in its configuration from then on. */
+function resize({ desired_vcpus: cpus, desired_ram: bytes, desired_balloon: balloon }: Record<string, unknown>): void {
+  if (cpus !== undefined) config = { ...config, cpus: { ...(config.cpus as object), boot_vcpus: cpus } }
+  if (bytes !== undefined) config = { ...config, memory: { ...(config.memory as object), size: bytes } }
+  if (balloon !== undefined) balloonBytes = Number(balloon)
 }
 
 function save(folder: string): void {

@@ -69,6 +69,11 @@ async function main(): Promise<void> {
   await idle.call('running', 'PUT', 'vm.resize', { desired_balloon: 16 * 2 ** 20 })
   await idle.call('running', 'PUT', 'vm.resize', { desired_balloon: 2 ** 40 })
   await idle.call('running', 'PUT', 'vm.resize', { desired_balloon: 0 })
+  await idle.call('running', 'PUT', 'vm.resize', { desired_vcpus: 3 })
+  await idle.call('running', 'PUT', 'vm.resize', { desired_vcpus: 4 })
+  await idle.call('running', 'PUT', 'vm.resize', { desired_ram: 192 * 2 ** 20 })
+  await idle.call('running', 'PUT', 'vm.resize', { desired_ram: 193 * 2 ** 20 })
+  await idle.call('running', 'PUT', 'vm.resize', { desired_ram: 1216 * 2 ** 20 })
   truncateSync(idle.spec.disk, 96 * 2 ** 20)
   await idle.call('running', 'PUT', 'vm.resize-disk', { id: 'root', desired_size: 96 * 2 ** 20 })
   await idle.call('running', 'PUT', 'vm.resize-disk', { id: 'nonsense', desired_size: 96 * 2 ** 20 })
@@ -152,6 +157,7 @@ class Vmm {
       directory: this.directory,
       cpus: 2,
       memoryBytes: 64 * 2 ** 20,
+      most: { cpus: 3, memoryBytes: 320 * 2 ** 20 },
       kernel,
       commandLine: 'a, b',
       disk,

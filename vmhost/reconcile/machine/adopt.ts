@@ -46,6 +46,7 @@ export async function adopt(state: MachineState, life: Life, sleep: Sleep): Prom
     return
   }
   state.runsWith = await readRunsWith(directory)
+  await state.seeSize(hypervisor).catch((error) => log.warn({ err: error }, 'its size'))
   state.network = networkOf({ id: state.id, address }, state.runsWith?.commandLine)
   const ready = observedState === 'running' && isReady && !memory.used
   const guest = life.attend({

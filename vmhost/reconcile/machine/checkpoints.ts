@@ -176,6 +176,7 @@ export class MachineCheckpoints {
     await this.#state.gettingUp
     guest.lying = true
     try {
+      await this.#state.seeSize(hypervisor)
       const bed = { hypervisor, agent, files, space: () => store.space(), log: this.#log, signal }
       return await takeWithMemory(bed, draft, { ...this.#state.runsWith, boot })
     } finally {

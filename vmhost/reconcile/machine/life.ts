@@ -1,11 +1,12 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { ChannelError } from '../../guest/channel.ts'
-import { type Hypervisor, HypervisorError } from '../../hypervisor/driver.ts'
+import { type Hypervisor, HypervisorError, type MachineSize } from '../../hypervisor/driver.ts'
 import type { DiskImage, MachineFiles } from '../../storage/store.ts'
 import { type Ending, Guest, type GuestOwner, saidLast } from '../guest.ts'
 import { obtainImage } from '../image.ts'
 import { isOwn } from '../ownership.ts'
+import { giveSize } from '../resizing.ts'
 import { type MachineRow, notAsleep, type Observation } from '../rows.ts'
 import { movedTo } from '../specification.ts'
 import { bootFromDisk, type Started, type Starting } from '../starting.ts'
@@ -30,6 +31,8 @@ export class Life {
   #crashes: number[] = []
   /** its guest could not make use of a disk of this size */
   #refusedDiskBytes: number | undefined
+  /** its guest was given of this size what can be given while it runs */
+  #triedSize: MachineSize | undefined
 
   constructor(state: MachineState) {
     this.#state = state
@@ -189,6 +192,26 @@ export class Life {
     this.#log.info({ diskBytes }, 'its disk has grown')
   }
 
+  /** What can be given while it runs; the rest waits for its next start. What came of it is told, whatever it was. */
+  async resize({ cpus, memoryBytes }: MachineRow, { hypervisor, agent, files }: Guest): Promise<void> {
+    const had = this.#state.runsWith
+    const isWanted = (size: MachineSize | undefined) => size?.cpus === cpus && size.memoryBytes === memoryBytes
+    if (!had || isWanted(this.#triedSize)) return
+    // What it was given before, its kernel may not have heard of: the vmhost that gave it was cut off.
+    if (isWanted(had) && had.startedCpus === undefined) return
+    const limitMs = onlineLimitMs[this.#world.driver.accelerator]
+    const resizing = { hypervisor, agent, directory: files.directory, limitMs, log: this.#log }
+    const has = await giveSize(resizing, had, { cpus, memoryBytes })
+    this.#state.runsWith = has
+    this.#triedSize = { cpus, memoryBytes }
+    this.#state.observe({
+      observedCpus: has.cpus,
+      observedMemoryBytes: has.memoryBytes,
+      observedResizeCpus: cpus,
+      observedResizeMemoryBytes: memoryBytes,
+    })
+  }
+
   /** The guest or its hypervisor came to an end that nobody here asked for. */
   async bury(ending: Ending): Promise<void> {
     const guest = this.#state.guest
@@ -275,6 +298,7 @@ export class Life {
     this.#state.ending = undefined
     this.#state.runsWith = undefined
     this.#refusedDiskBytes = undefined
+    this.#triedSize = undefined
   }
 
   async disconnect(): Promise<void> {
@@ -302,6 +326,8 @@ const powerOffLimitMs = 20_000
 const stopLimitMs = powerOffLimitMs + 8_000
 /** A filesystem of a TiB under emulation. */
 const growLimitMs = 120_000
+/** Until a kernel has seen its new processors, and has started them. */
+const onlineLimitMs = { kvm: 10_000, tcg: 60_000 }
 /** A hypervisor that is ended by somebody else is started again this often within the time, then it is a failure. */
 const crashesMost = 3
 const crashWindowMs = 600_000

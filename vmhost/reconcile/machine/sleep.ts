@@ -76,6 +76,7 @@ export class Sleep {
     try {
       if (!this.#state.runsWith)
         throw new MachineError('it was started by an earlier version of Berth, and can after a restart')
+      await this.#state.seeSize(hypervisor)
       const bed = { hypervisor, agent, files, space: () => store.space(), log: this.#log, signal }
       const isStillWanted = async () => {
         const now = signal.aborted ? undefined : await rows.one(this.#state.id).catch(() => row)

@@ -1,11 +1,12 @@
 import type { Logger } from 'pino'
+import type { Hypervisor } from '../../hypervisor/driver.ts'
 import type { MachineNetwork } from '../../network/types.ts'
 import { forgetLoss, forgetMemory, noteLoss, type SavedMemory } from '../../storage/memory.ts'
 import type { Ending, Guest } from '../guest.ts'
 import { isTaken } from '../ownership.ts'
 import { type MachineRow, notAsleep, type Observation } from '../rows.ts'
 import type { Slots } from '../slots.ts'
-import type { RunsWith } from '../starting.ts'
+import { grownTo, type RunsWith } from '../starting.ts'
 import type { World } from '../world.ts'
 import { oneLine } from './reasons.ts'
 
@@ -49,6 +50,11 @@ export class MachineState {
     this.world = world
     this.log = world.log.child({ machine: row.id })
     this.poke = poke
+  }
+
+  /** Brings what its guest runs with up to what its hypervisor says: whoever gave it more may not have noted it. */
+  async seeSize(hypervisor: Pick<Hypervisor, 'size'>): Promise<void> {
+    if (this.runsWith) this.runsWith = grownTo(this.runsWith, await hypervisor.size())
   }
 
   isSleepWanted({ desiredState }: MachineRow): boolean {
@@ -149,6 +155,8 @@ export const offline = {
   observedStartedAt: null,
   observedCpus: null,
   observedMemoryBytes: null,
+  observedResizeCpus: null,
+  observedResizeMemoryBytes: null,
   observedAwakeBecause: null,
   observedIdleSince: null,
   ...notAsleep,
