@@ -95,7 +95,7 @@ export async function startHttps(options: HttpsOptions): Promise<HttpsServer> {
       tunnels: () => tunnels,
       certificateExpiryAt: () => options.certificates.expiryAt(),
     })
-  const control = controlServer(options, () => context.draining)
+  const control = controlServer(options, limits, () => context.draining)
   const listenPorts = new Set(options.settings.https.map(({ port }) => port))
   const context: ProxyContext = {
     seams: measured(options, metrics),
@@ -258,7 +258,11 @@ function tlsServer(
   return server
 }
 
-function controlServer({ controlHost, controlUpgrade, settings }: HttpsOptions, isDraining: () => boolean): HttpServer {
+function controlServer(
+  { controlHost, controlUpgrade, settings }: HttpsOptions,
+  limits: Pick<ProxyLimits, 'stallMs'>,
+  isDraining: () => boolean,
+): HttpServer {
   const server = createHttpServer({ keepAliveTimeout: 75_000, maxHeaderSize: 65_536 }, (request, response) => {
     // This connection was handed over for a request to the control host; a later one may name another.
     const host = parseAuthority(request.headers.host ?? String(request.headers[':authority'] ?? ''))?.host
@@ -266,7 +270,13 @@ function controlServer({ controlHost, controlUpgrade, settings }: HttpsOptions, 
       response.writeHead(421, { connection: 'close' }).end()
       return
     }
-    if (isDraining() && request.httpVersionMajor === 1) response.setHeader('Connection', 'close')
+    if (request.httpVersionMajor === 1) {
+      if (isDraining()) response.setHeader('Connection', 'close')
+      // A command may be silent for hours; what waits for a reader may not.
+      response.setTimeout(limits.stallMs, () => {
+        if (response.writableLength > 0) response.destroy()
+      })
+    }
     controlHost(request, response)
   })
   trackConnections(server)

@@ -1,4 +1,5 @@
 import type { Duplex } from 'node:stream'
+import { answerWithin } from '../../fault.ts'
 import type { Settings } from '../../settings.ts'
 import type { Clock } from './clock.ts'
 import { HeadError } from './head.ts'
@@ -106,7 +107,12 @@ function fault(error: CutError): unknown {
 }
 
 /** The problem a person is shown when the machine gave no answer. */
-export async function upstreamProblem(error: CutError, route: Route, port: number, seams: Seams): Promise<Problem> {
+export async function upstreamProblem(
+  error: CutError,
+  route: Route,
+  port: number,
+  { seams, limits }: Pick<ProxyContext, 'seams' | 'limits'>,
+): Promise<Problem> {
   if (error.code !== 'refused') {
     return {
       status: error.code === 'timeout' ? 504 : 502,
@@ -120,7 +126,9 @@ export async function upstreamProblem(error: CutError, route: Route, port: numbe
       cause: fault(error),
     }
   }
-  const listeningPorts = await Promise.resolve(seams.listeningPorts?.(route)).catch(() => undefined)
+  // A page without them is better than none.
+  const asked = Promise.resolve(seams.listeningPorts?.(route))
+  const listeningPorts = await answerWithin(limits.lookUpMs, asked).catch(() => undefined)
   return {
     status: 502,
     code: 'port.refused',

@@ -46,6 +46,8 @@ export class Exchange implements ResponseReader {
   status = 0
   sentBytes = 0
   firstByteAtMs: number | undefined
+  /** by the proxy's clock: when the machine's body last brought something */
+  movedAtMs = 0
   /** the connection to the client ends with this response */
   closes: boolean
   /** the response's body lasts until the connection ends: nothing but a reset shows that it was cut */
@@ -157,6 +159,7 @@ export class Exchange implements ResponseReader {
 
   bytes(bytes: Buffer): void {
     this.#carried()
+    this.movedAtMs = this.#options.context.clock.nowMs
     this.#lent = bytes
   }
 

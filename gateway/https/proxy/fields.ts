@@ -165,7 +165,7 @@ export function machineHead(head: RequestHead, forwarding: Forwarding): string {
 /** The head a client gets, complete; `close` tells it that the connection ends with this message. */
 export function clientHead(head: ResponseHead, framing: Framing, close: boolean): string {
   let text = `HTTP/1.1 ${head.status} ${head.reason}\r\n${responseLines(head)}`
-  if (framing.kind === 'chunked' || (framing.kind === 'none' && isChunked(head) && head.status !== 204)) {
+  if (framing.kind === 'chunked' || (framing.kind === 'none' && isChunked(head) && !isBodiless(head.status))) {
     text += 'Transfer-Encoding: chunked\r\n'
   }
   if (head.status === 101) text += `Connection: Upgrade\r\nUpgrade: ${fieldValue(head.fields, 'upgrade') ?? ''}\r\n`
@@ -179,7 +179,7 @@ export function passedResponseFields(head: ResponseHead): Field[] {
   return head.fields.filter(({ name, value }) => {
     if (named?.has(name) && !KEPT_WHATEVER_CONNECTION_SAYS.has(name)) return false
     if (name === 'set-cookie') return !isSessionCookie(value)
-    if (name === 'content-length') return head.status !== 204 && head.status !== 101
+    if (name === 'content-length') return !isBodiless(head.status)
     return !RESPONSE_DROPPED.has(name)
   })
 }
@@ -212,10 +212,15 @@ function responseLines(head: ResponseHead): string {
     if (RESPONSE_DROPPED.has(name)) continue
     if (named?.has(name) && !KEPT_WHATEVER_CONNECTION_SAYS.has(name)) continue
     if (name === 'set-cookie' && isSessionCookie(value)) continue
-    if (name === 'content-length' && (head.status === 204 || head.status === 101)) continue
+    if (name === 'content-length' && isBodiless(head.status)) continue
     text += line
   }
   return text
+}
+
+/** Neither length nor coding may stand in such a head (RFC 9110, 8.6; RFC 9112, 6.1): some clients would wait for it. */
+function isBodiless(status: number): boolean {
+  return status < 200 || status === 204
 }
 
 function connectionOptions(fields: readonly Field[]): Set<string> | undefined {

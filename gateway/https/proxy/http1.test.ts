@@ -2,9 +2,11 @@ import { spawn } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { createServer, type RequestListener } from 'node:http'
+import { constants } from 'node:http2'
 import type { AddressInfo } from 'node:net'
 import { describe, expect, it } from 'vitest'
 import { LISTENER_LIMITS } from '../server.ts'
+import { ask, session } from '../testing/client2.ts'
 import { get, OK, rawOrigin, type WorldOptions, world } from '../testing/world.ts'
 import { PROXY_LIMITS } from './context.ts'
 import { POOL_LIMITS } from './pool.ts'
@@ -183,6 +185,15 @@ describe('bodies and trailers', () => {
     await machine.until(/\r\n\r\nhi$/)
     machine.send(OK)
     await wire.until(/HTTP\/1\.1 200 OK[\s\S]*ok$/)
+  })
+
+  it('an interim answer that claims a body has none for the client', async () => {
+    const hints = 'HTTP/1.1 103 Early Hints\r\nTransfer-Encoding: chunked\r\nLink: </a>\r\n\r\n'
+    const processing = 'HTTP/1.1 102 Processing\r\nContent-Length: 3\r\n\r\n'
+    const { text } = await seenByClient(`${processing}${hints}${OK}`)
+    expect(text).toMatch(
+      /^HTTP\/1\.1 102 Processing\r\n\r\nHTTP\/1\.1 103 Early Hints\r\nLink: <\/a>\r\n\r\nHTTP\/1\.1 200 /,
+    )
   })
 
   it('HEAD and 304 have no body whatever their headers say, and the connection goes on', async () => {
@@ -379,6 +390,22 @@ describe('the client', () => {
   })
 })
 
+it('an exchange that goes both ways lives as long as either moves', async () => {
+  await using origin = await rawOrigin()
+  await using proxy = await world({ originPort: origin.port, limits: { stallMs: 400 } })
+  const wire = await proxy.dial()
+  wire.send('POST / HTTP/1.1\r\nHost: demo.example.test\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n')
+  const machine = await origin.accept()
+  await machine.until('hi')
+  machine.send('HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n')
+  for (let n = 0; n < 12; n++) {
+    machine.send(`1\r\n${n % 10}\r\n`)
+    await new Promise((resolve) => setTimeout(resolve, 100))
+  }
+  expect(wire.closed).toBe(false)
+  await Promise.all([wire.toClose(), machine.toEnd()])
+})
+
 describe('connections to a machine', () => {
   it('are kept and used again; one that died meanwhile is replaced without the client noticing', async () => {
     await using origin = await rawOrigin((wire) => wire.socket.write(OK))
@@ -467,6 +494,20 @@ describe('who decides', () => {
     const wire = await proxy.dial()
     await wire.send(get()).until('"listening_ports":[3000,5173]')
     expect(wire.text).toMatch(/^HTTP\/1\.1 502 /)
+  })
+
+  it('nothing listening is 502 also while the database does not answer', async () => {
+    const closed = await rawOrigin()
+    const { port } = closed
+    await closed[Symbol.asyncDispose]()
+    const silent = { lookUpMs: 100 }
+    await using proxy = await world({
+      originPort: port,
+      limits: silent,
+      seams: { listeningPorts: () => new Promise(() => {}) },
+    })
+    const wire = await proxy.dial()
+    await wire.send(get()).until('"port.refused"')
   })
 
   it('a sleeping machine is woken after the request was let in, and the request waits with its body', async () => {

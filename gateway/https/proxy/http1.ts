@@ -53,6 +53,8 @@ export class Http1Client implements ClientConnection {
   #stalledAtMs: number | undefined
   /** since when nothing is read of the client, whose leaving is not seen either */
   #unreadSinceMs: number | undefined
+  /** it has not taken its last answer yet: until then no further request of it is begun */
+  #isBehind = false
   #abort: AbortController | undefined
 
   /** @param reset closes the TCP connection so that the client sees an error (RST) */
@@ -89,6 +91,11 @@ export class Http1Client implements ClientConnection {
       return
     }
     if (nowMs < this.#deadlineAtMs) return
+    if (this.#phase === 'body') {
+      // Of an exchange that goes both ways at once one side may be silent for as long as the other is not.
+      this.#deadlineAtMs = (this.#request?.exchange?.movedAtMs ?? 0) + this.#context.limits.stallMs
+      if (nowMs < this.#deadlineAtMs) return
+    }
     if (this.#phase !== 'head') this.destroy()
     else if (this.#held.length > 0) this.#refuseHead(new HeadError('the request took too long', 408))
     else this.#linger()
@@ -157,6 +164,10 @@ export class Http1Client implements ClientConnection {
       if (this.#phase !== 'head') {
         if (this.#phase === 'body') this.#readBody(buffer)
         else if (buffer.length > 0 && (this.#phase === 'gate' || this.#phase === 'wait')) this.#hold(buffer)
+        return
+      }
+      if (this.#isBehind) {
+        this.#held = buffer
         return
       }
     }
@@ -367,18 +378,27 @@ export class Http1Client implements ClientConnection {
 
   #next(): void {
     this.#phase = 'head'
+    if (this.#socket.writableNeedDrain) {
+      // Whoever sends requests ahead and takes no answer would have all answers kept here.
+      this.#isBehind = true
+      this.#deadlineAtMs = Number.POSITIVE_INFINITY
+      this.#stopReading()
+      return
+    }
     this.#deadlineAtMs = this.#context.clock.nowMs + this.#context.limits.idleMs
-    const held = this.#held
-    if (held.length === 0) return
-    this.#held = NOTHING
+    if (this.#held.length === 0) return
     // Not from within the callback that ended the last exchange: a thousand requests sent ahead would nest as deep.
-    setImmediate(() => {
-      if (this.#phase !== 'head') return
-      this.#readOn()
-      this.#readHeads(held)
-    })
+    setImmediate(() => this.#readHeld())
     // Until then new bytes must not overtake these.
     this.#stopReading()
+  }
+
+  #readHeld(): void {
+    if (this.#phase !== 'head') return
+    const held = this.#held
+    this.#held = NOTHING
+    this.#readOn()
+    if (held.length > 0) this.#readHeads(held)
   }
 
   #cut(request: Request, error: CutError, answered: boolean): void {
@@ -403,7 +423,7 @@ export class Http1Client implements ClientConnection {
       return
     }
     this.#phase = 'gate'
-    upstreamProblem(error, route, request.admitted?.port ?? 0, this.#context.seams).then((problem) => {
+    upstreamProblem(error, route, request.admitted?.port ?? 0, this.#context).then((problem) => {
       if (this.#phase === 'gate') this.#answer(request, { problem }, error.code)
     })
   }
@@ -467,6 +487,10 @@ export class Http1Client implements ClientConnection {
   readonly #onDrain = (): void => {
     this.#stalledAtMs = undefined
     this.#request?.exchange?.resume()
+    if (!this.#isBehind || this.#phase !== 'head') return
+    this.#isBehind = false
+    this.#deadlineAtMs = this.#context.clock.nowMs + this.#context.limits.idleMs
+    this.#readHeld()
   }
 
   readonly #onUpstreamDrained = (): void => {

@@ -72,7 +72,13 @@ export class Http2Client implements ClientConnection {
       if (!taken.isControl) {
         this.#streams.add(taken)
         taken.start()
-      } else compatible(control).emit('stream', stream, _headers, flags, rawHeaders)
+      } else {
+        // As over HTTP/1.1: what waits for a reader does not wait for ever.
+        stream.setTimeout(context.limits.stallMs, () => {
+          if (stream.writableLength > 0) stream.close(constants.NGHTTP2_CANCEL)
+        })
+        compatible(control).emit('stream', stream, _headers, flags, rawHeaders)
+      }
     })
     // The socket may stay half open, and a client that is gone would be missed as long as nothing can be sent to it.
     socket.once('end', () => session.destroy())

@@ -1,5 +1,6 @@
 /** Clients that leave, or that read slowly, while nothing can be read of them or written to them. */
 import { once } from 'node:events'
+import { constants } from 'node:http2'
 import { setImmediate } from 'node:timers/promises'
 import { expect, it, vi } from 'vitest'
 import { session } from '../testing/client2.ts'
@@ -60,6 +61,69 @@ it('requests sent ahead by a client that left hold nothing for longer than a sta
   await new Promise((resolve) => wire.socket.once('drain', resolve))
   wire.socket.destroy()
   await machine.toEnd()
+})
+
+it.each([
+  ['the gateway', 'nobody.example.test'],
+  ['the control host', 'example.test'],
+])('what %s answers waits no longer than a stall for who does not take it', async (_who, host) => {
+  const closed = Promise.withResolvers<void>()
+  await using origin = await rawOrigin()
+  await using proxy = await world({
+    originPort: origin.port,
+    limits: { stallMs: 300 },
+    controlHost(request, response) {
+      if (request.httpVersionMajor === 1) response.once('close', closed.resolve)
+      response.end(Buffer.alloc(64 * MEBIBYTE))
+    },
+  })
+  using client = session(proxy, { initialWindowSize: 0 })
+  const stuck = client.request({ ':path': '/', ':authority': host })
+  stuck.on('error', () => {})
+  await once(stuck, 'close')
+  expect(stuck.rstCode).toBe(constants.NGHTTP2_CANCEL)
+  if (host !== 'example.test') return
+  const { socket } = await proxy.dial({ serverName: host })
+  socket.removeAllListeners('data')
+  socket.pause()
+  socket.write(`GET / HTTP/1.1\r\nHost: ${host}\r\n\r\n`)
+  await closed.promise
+})
+
+const HUNDREDS = 400
+
+it.each([
+  ['the machine’s', 'demo.example.test', 'x'.repeat(15_000)],
+  ['the gateway’s own', 'nobody.example.test', ''],
+])('answers of %s wait in front of a client that sends requests ahead and takes none', async (_whose, host, body) => {
+  await using origin = await rawOrigin((wire, bytes) => {
+    const asked = bytes.split('\r\n\r\n').length - 1
+    wire.send(`HTTP/1.1 200 OK\r\nContent-Length: ${body.length}\r\n\r\n${body}`.repeat(asked))
+  })
+  await using proxy = await world({ originPort: origin.port })
+  const { socket } = await proxy.dial({ serverName: host })
+  socket.removeAllListeners('data')
+  socket.pause()
+  const ahead = `GET / HTTP/1.1\r\nHost: ${host}\r\nAccept: text/html\r\nX-Long: ${'x'.repeat(4096)}\r\n\r\n`
+  const answered = () => proxy.finished.length
+  let sent = 0
+  // Until the client's own end of the connection is full: that is all that the gateway takes of it.
+  while (socket.writableLength < MEBIBYTE && sent < 100 * HUNDREDS) {
+    for (let n = 0; n < HUNDREDS; n++) socket.write(ahead)
+    sent += HUNDREDS
+    for (let before = -1; before !== answered(); await new Promise((resolve) => setTimeout(resolve, 50)))
+      before = answered()
+  }
+  expect(sent).toBeLessThan(100 * HUNDREDS)
+  let answers = 0
+  let rest = ''
+  socket.on('data', (bytes: Buffer) => {
+    const parts = (rest + bytes.toString('latin1')).split('HTTP/1.1 ')
+    answers += parts.length - 1
+    rest = parts.at(-1)?.slice(-8) ?? ''
+  })
+  socket.resume()
+  await expect.poll(() => answers, { timeout: 20_000 }).toBe(sent)
 })
 
 it('a slow reader gets all of a last answer, however long it takes', async () => {

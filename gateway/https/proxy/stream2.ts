@@ -316,7 +316,7 @@ export class Stream2 implements ResponseReader {
       return
     }
     const { route, port } = this.#admitted
-    upstreamProblem(error, route, port, this.#context.seams)
+    upstreamProblem(error, route, port, this.#context)
       .then((problem) => this.#answer({ problem }))
       .catch(() => this.#reset(constants.NGHTTP2_INTERNAL_ERROR))
   }
@@ -356,7 +356,10 @@ export class Stream2 implements ResponseReader {
     this.#responded = true
     const withBody = this.method !== 'HEAD' && body.length > 0
     stream.respond(headers, { endStream: !withBody })
-    if (withBody) stream.end(body)
+    if (withBody) {
+      this.#settle(body.length)
+      stream.end(body, this.#onTaken)
+    }
     // What is left of the request is read and thrown away, within the stream's window.
     stream.resume()
   }
