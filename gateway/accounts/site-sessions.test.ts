@@ -1,8 +1,9 @@
 import { expect, it } from 'vitest'
 import { testDatabase } from '../../test/database.ts'
 import { addLink, takeLink } from './shares.ts'
-import { createSiteCode, takeSiteCode } from './site-sessions.ts'
-import { createSession, hashToken } from './web-sessions.ts'
+import { createSiteCode, sweepAccess, takeSiteCode } from './site-sessions.ts'
+import { createToken } from './tokens.ts'
+import { createSession, createSignInLink, hashToken } from './web-sessions.ts'
 
 async function world() {
   const db = await testDatabase()
@@ -48,4 +49,25 @@ it('a link lets ten thousand browsers in at a time, and more when theirs are ove
   expect(await take()).toBeUndefined()
   await sql`update site_sessions set expires_at = now() where id = 1`
   expect(await take()).toBeDefined()
+})
+
+it('what is over is removed: sign-ins and their links, shared links and tokens', async () => {
+  await using one = await world()
+  const { sql, machineId, accountId } = one
+  const make = async () => {
+    await createSession(sql, { accountId, email: null }, '')
+    await createSignInLink(sql, accountId)
+    await addLink(sql, { machineId, expiresInMs: 3_600_000 })
+    await createToken(sql, { accountId, label: '', expiresInMs: 3_600_000 })
+  }
+  const tables = ['web_sessions', 'sign_in_links', 'share_links', 'tokens']
+  const counts = () => Promise.all(tables.map(async (table) => (await sql`select from ${sql(table)}`).length))
+  await make()
+  for (const table of tables) await sql`update ${sql(table)} set expires_at = now() - interval '1 second'`
+  await addLink(sql, { machineId })
+  await sweepAccess(sql)
+  expect(await counts()).toEqual([0, 0, 1, 0])
+  await make()
+  await sweepAccess(sql)
+  expect(await counts()).toEqual([1, 1, 2, 1])
 })

@@ -72,12 +72,15 @@ export async function endSiteSession(sql: Sql, token: string): Promise<void> {
   await sql`delete from site_sessions where token_hash = ${hashToken(token)}`
 }
 
-/** Removes what is over. Whoever is still connected with it is looked at again by the news of it. */
-export async function sweepSiteSessions(sql: Sql): Promise<void> {
-  const [{ over } = { over: false }] = await sql<{ over: boolean }[]>`
-    select exists (select from site_sessions where expires_at < now())
-      or exists (select from web_sessions where expires_at < now()) as over`
-  if (!over) return
-  await sql`delete from site_sessions where expires_at < now()`
-  await sql`delete from web_sessions where expires_at < now()`
+/** Sign-ins, links and tokens: what lets somebody see a machine's pages, for a time. */
+const TIMED = ['site_sessions', 'web_sessions', 'sign_in_links', 'share_links', 'tokens'] as const
+
+/** Removes what is over, or each would stay for ever. Whoever is still connected is looked at again by the news of it. */
+export async function sweepAccess(sql: Sql): Promise<void> {
+  for (const table of TIMED) {
+    // A statement that deletes nothing would be news all the same.
+    const [{ over } = { over: false }] = await sql<{ over: boolean }[]>`
+      select exists (select from ${sql(table)} where expires_at < now()) as over`
+    if (over) await sql`delete from ${sql(table)} where expires_at < now()`
+  }
 }

@@ -2,7 +2,7 @@ import { mkdirSync } from 'node:fs'
 import type { AddressInfo, Server } from 'node:net'
 import { dirname, join } from 'node:path'
 import type { Dispatcher } from 'undici'
-import { sweepSiteSessions } from '../accounts/site-sessions.ts'
+import { sweepAccess } from '../accounts/site-sessions.ts'
 import type { App, RunLine } from '../app.ts'
 import { httpsUrl, lobbyLine } from '../commands/machine-document.ts'
 import { publicAddresses } from '../dns/addresses.ts'
@@ -204,7 +204,7 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     news.onRescan(() => grants.changed()),
   ]
   const sweep = setInterval(() => {
-    sweepSiteSessions(sql).catch((error) => log.warn({ err: error }, 'could not remove sign-ins that are over'))
+    sweepAccess(sql).catch((error) => log.warn({ err: error }, 'could not remove sign-ins that are over'))
   }, SWEEP_MS)
   sweep.unref()
   void certificates.renewDue()

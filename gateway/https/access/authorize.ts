@@ -67,8 +67,8 @@ export function authorizer({ grants, paths, machineDomain }: AuthorizeOptions) {
   }
 }
 
-function admitted({ key, identity }: Grant, by: 'cookie' | 'credential'): Extract<Access, { allow: true }> {
-  return { allow: true, by, grant: key, ...(identity ? { identity } : {}) }
+function admitted({ key, identity, endsAtMs }: Grant, by: 'cookie' | 'credential'): Extract<Access, { allow: true }> {
+  return { allow: true, by, grant: key, endsAtMs, ...(identity ? { identity } : {}) }
 }
 
 function isOpen(visit: Visit, route: MachineRoute): boolean {

@@ -14,7 +14,14 @@ import { DEFAULT_PORT } from '../machines/routes.ts'
 import type { Identity } from '../proxy/fields.ts'
 import { OFFLINE_PREFIX, OfflineTokenError, parseOfflineToken } from './offline-token.ts'
 
-export type Grant = { key: string; identity: Identity | undefined; untilMs: number }
+export type Grant = {
+  key: string
+  identity: Identity | undefined
+  /** Unix milliseconds: until then it is remembered */
+  untilMs: number
+  /** Unix milliseconds: it is over by itself, and whoever came by it is cut off */
+  endsAtMs: number
+}
 
 /** A live exchange that was let in: its grant's key and its machine. */
 export type LiveGrant = { key: string; machineId: number }
@@ -276,13 +283,13 @@ function grantOf(
   email: string | null,
   tokenCtx?: string,
 ): Grant {
-  const untilMs = Math.min(expiresAtMs, Date.now() + REMEMBERED_MS)
+  const times = { untilMs: Math.min(expiresAtMs, Date.now() + REMEMBERED_MS), endsAtMs: expiresAtMs }
   // Whoever came by a link is nobody in particular.
-  if (accountId === null && email === null) return { key, identity: undefined, untilMs }
+  if (accountId === null && email === null) return { key, identity: undefined, ...times }
   const printable = email !== null && /^[\x21-\x7e]+$/.test(email) ? email : undefined
   return {
     key,
-    untilMs,
+    ...times,
     identity: {
       user: accountId === null ? `mail:${printable ?? ''}` : String(accountId),
       ...(printable === undefined ? {} : { email: printable }),

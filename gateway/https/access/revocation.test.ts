@@ -118,6 +118,20 @@ describe('what is taken away ends live connections within a second', () => {
     await cut(site, { authorization: `Bearer ${token}` }, () => removeToken(site.sql, site.ownerId, id))
   })
 
+  it.each(['made here', 'minted offline'])('the time of a token that was %s', async (how) => {
+    await using site = await startSite(ENDLESS)
+    const exp = Math.ceil(Date.now() / SECOND_MS) + 2
+    const expiresInMs = exp * SECOND_MS - Date.now()
+    const { token } =
+      how === 'made here'
+        ? await createToken(site.sql, { accountId: site.ownerId, label: '', expiresInMs })
+        : await mint(site, { claims: { exp } })
+    const visit = endless(site, { authorization: `Bearer ${token}` })
+    await visit.started()
+    await visit.closed()
+    expect(Math.abs(Date.now() - exp * SECOND_MS)).toBeLessThan(2 * SECOND_MS)
+  })
+
   it('an SSH key that a token was minted with', async () => {
     await using site = await startSite(ENDLESS)
     const { token, keyPath } = await mint(site, {})

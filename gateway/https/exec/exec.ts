@@ -37,6 +37,9 @@ const BAD_TOKENS_A_MINUTE = 300
 const MINUTE_S = 60
 
 const REVOKED = new CommandError('auth.invalid', 4, 'the token was taken back')
+const EXPIRED = new CommandError('auth.invalid', 4, 'the token has expired')
+/** Node's timers take no more. */
+const TIMER_MOST_MS = 2 ** 31 - 1
 
 export type ExecOptions = {
   app: App
@@ -102,12 +105,15 @@ export class ExecEndpoint {
       return
     }
     const forget = this.#live.add({ grant: holder.grant, revoke: () => exchange.interrupt(REVOKED) })
+    const leftMs = holder.endsAtMs - Date.now()
+    const overdue = leftMs > TIMER_MOST_MS ? undefined : setTimeout(() => exchange.interrupt(EXPIRED), leftMs)
     try {
       await this.#run(exchange, holder, place)
     } catch (error) {
       place.end()
       throw error
     } finally {
+      clearTimeout(overdue)
       forget()
     }
   }
@@ -148,7 +154,8 @@ export class ExecEndpoint {
     const line = await lineOf(exchange)
     if (line === undefined || signal.aborted) {
       place.end()
-      if (signal.reason === REVOKED) exchange.challenge(REVOKED.code, REVOKED.message)
+      if (signal.reason === REVOKED || signal.reason === EXPIRED)
+        exchange.challenge(signal.reason.code, signal.reason.message)
       return
     }
     const { app, runLine } = this.#options

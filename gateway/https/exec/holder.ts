@@ -9,6 +9,8 @@ export type Holder = {
   isSuspended: boolean
   /** the row behind it: `token:<id>`, or `key:<id>:<Unix ms>` of a token that no row says the end of */
   grant: string
+  /** Unix milliseconds */
+  endsAtMs: number
 }
 
 /**
@@ -48,6 +50,7 @@ async function findStored(sql: Sql, token: string, address: string): Promise<Hol
   if (row.isStale) await sql`update tokens set last_used_at = now() where id = ${row.id}`
   return {
     grant: `token:${row.id}`,
+    endsAtMs: row.expiresAt.getTime(),
     isSuspended: row.isSuspended,
     caller: {
       accountId: row.accountId,
@@ -82,6 +85,7 @@ async function findOffline(sql: Sql, token: string, host: string, address: strin
     const { keyId, fingerprint, accountId, isOwner, isSuspended } = row
     return {
       grant: `key:${keyId}:${expiresAtMs}`,
+      endsAtMs: expiresAtMs,
       isSuspended,
       caller: {
         accountId,

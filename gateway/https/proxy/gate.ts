@@ -26,6 +26,12 @@ export type GateOptions = {
   limits: Pick<ProxyLimits, 'lookUpMs'>
 }
 
+/** Whether what let a request in is over by now: a token, a link or a sign-in that had its time. */
+export function isOver(admitted: Admitted | undefined): boolean {
+  const endsAtMs = admitted?.access.endsAtMs
+  return endsAtMs !== undefined && Date.now() >= endsAtMs
+}
+
 /** What is known of a request before anything is decided; the same for HTTP/1 and HTTP/2. */
 export type Arrival = {
   site: Exclude<Site, { kind: 'control' }>

@@ -564,6 +564,24 @@ describe('who decides', () => {
   })
 })
 
+it.each(['http/1.1', 'h2'])('what let a request in ends it with its own time, over %s', async (protocol) => {
+  await using origin = await rawOrigin()
+  await using proxy = await world({
+    originPort: origin.port,
+    access: () => ({ allow: true, by: 'credential', grant: 'token:1', endsAtMs: Date.now() + 300 }),
+  })
+  if (protocol === 'h2') {
+    using client = session(proxy)
+    const answer = ask(client)
+    await (await origin.accept()).toEnd()
+    expect((await answer).code).toBe(constants.NGHTTP2_CANCEL)
+    return
+  }
+  const wire = await proxy.dial()
+  wire.send(get())
+  await Promise.all([origin.accept().then((machine) => machine.toEnd()), wire.toClose()])
+})
+
 describe('with a cookie', () => {
   const cases: [name: string, lines: string[], status: 200 | 403, method?: string][] = [
     ['a page of the machine itself', ['Sec-Fetch-Site: same-origin', 'Sec-Fetch-Mode: cors'], 200],

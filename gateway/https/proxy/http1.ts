@@ -4,7 +4,7 @@ import { ChunkScanner } from './chunked.ts'
 import { type ClientConnection, noteFault, type ProxyContext, upstreamProblem } from './context.ts'
 import { Exchange } from './exchange.ts'
 import { inspectRequest, passedTrailers, type RequestFacts } from './fields.ts'
-import { type Admitted, admit, direct, type Outcome, type Refused } from './gate.ts'
+import { type Admitted, admit, direct, isOver, type Outcome, type Refused } from './gate.ts'
 import { type Field, type Framing, HeadError, parseRequestHead, type RequestHead, requestFraming } from './head.ts'
 import type { CutError } from './upstream.ts'
 
@@ -80,6 +80,10 @@ export class Http1Client implements ClientConnection {
   }
 
   tick(nowMs: number): void {
+    if (isOver(this.#request?.admitted)) {
+      this.destroy()
+      return
+    }
     if (!this.#socket.writableNeedDrain) this.#stalledAtMs = undefined
     else if (this.#stalledAtMs === undefined) this.#stalledAtMs = nowMs
     else if (nowMs - this.#stalledAtMs > this.#context.limits.stallMs) {

@@ -72,6 +72,8 @@ export type Access =
       stripAuthorization?: boolean
       /** what `HttpsServer.revoke` is asked about while the exchange lives */
       grant?: string
+      /** Unix milliseconds: what let it in is over by itself then, and so is the exchange */
+      endsAtMs?: number
     }
   | { allow: false; answer: Answer }
   | { allow: false; problem: Problem }

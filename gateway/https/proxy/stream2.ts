@@ -10,7 +10,7 @@ import {
   passedTrailers,
   type RequestFacts,
 } from './fields.ts'
-import { type Admitted, admit, direct, type Outcome, type Refused } from './gate.ts'
+import { type Admitted, admit, direct, isOver, type Outcome, type Refused } from './gate.ts'
 import {
   type Field,
   type Framing,
@@ -133,6 +133,10 @@ export class Stream2 implements ResponseReader {
 
   tick(nowMs: number): void {
     const { stallMs, crowdedStallMs } = this.#context.limits
+    if (isOver(this.#admitted)) {
+      this.#reset(constants.NGHTTP2_CANCEL)
+      return
+    }
     if (this.#heldBytes === 0) this.#stalledAtMs = undefined
     else if (this.#stalledAtMs === undefined) this.#stalledAtMs = nowMs
     else if (nowMs - this.#stalledAtMs > (this.sparing ? crowdedStallMs : stallMs)) {
