@@ -33,6 +33,7 @@ export type TestGatewayOptions = {
   /** serves HTTPS at BERTH_HTTPS too, which is on loopback, at a port the system chooses, unless `env` says otherwise */
   https?: boolean
   httpsLimits?: GatewayOptions['httpsLimits']
+  access?: GatewayOptions['access']
   /** serves BERTH_HTTP and BERTH_DNS too, where `env` says, on loopback at ports the system chooses unless it does */
   http?: boolean
   dns?: boolean
@@ -151,6 +152,7 @@ export async function startTestGateway(options: TestGatewayOptions = {}): Promis
     ...(options.resolvers ? { resolvers: options.resolvers } : {}),
     ...(options.acmeDispatcher ? { acmeDispatcher: options.acmeDispatcher } : {}),
     ...(options.httpsLimits ? { httpsLimits: options.httpsLimits } : {}),
+    ...(options.access ? { access: options.access } : {}),
     ...(options.limits ? { limits: options.limits } : {}),
     ...(options.mailRetrySeconds ? { mailRetrySeconds: options.mailRetrySeconds } : {}),
     ...(options.machineSshPort === undefined ? {} : { machineSshPort: options.machineSshPort }),

@@ -1,3 +1,4 @@
+import type { IncomingMessage, ServerResponse } from 'node:http'
 import { destination } from 'pino'
 import type { Finished } from './proxy/context.ts'
 
@@ -43,6 +44,30 @@ export function accessLog(target: number | string = 1): AccessLog {
       } catch {}
     },
   }
+}
+
+/** Writes a line for what the control host answers, when it has. */
+export function logAnswer(access: AccessLog, request: IncomingMessage, response: ServerResponse): void {
+  const { headers, socket, method = '', url = '', httpVersionMajor } = request
+  const startedAtMs = performance.now()
+  const remoteAddress = (socket.remoteAddress ?? '').replace(/^::ffff:/, '')
+  response.once('close', () => {
+    access.write({
+      protocol: httpVersionMajor === 2 ? 'h2' : 'h1',
+      remoteAddress,
+      method,
+      host: String(headers.host ?? headers[':authority'] ?? ''),
+      path: url,
+      status: response.writableEnded ? response.statusCode : 499,
+      machineId: undefined,
+      user: undefined,
+      startedAtMs,
+      firstByteAtMs: undefined,
+      sentBytes: Number(response.getHeader('content-length') ?? 0),
+      upgraded: false,
+      cut: undefined,
+    })
+  })
 }
 
 /** The line of one exchange, with its newline. @param at Unix milliseconds; nowMs as the exchange's own times */

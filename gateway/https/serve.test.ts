@@ -2,6 +2,7 @@ import { X509Certificate } from 'node:crypto'
 import { once } from 'node:events'
 import { readFileSync, statSync } from 'node:fs'
 import { get as getPlain } from 'node:http'
+import { connect as connectHttp2 } from 'node:http2'
 import { Agent, get } from 'node:https'
 import { connect as connectPlain } from 'node:net'
 import { join } from 'node:path'
@@ -90,6 +91,32 @@ it('the control host answers /healthz and /readyz, and 404 in JSON for programs'
   for (const name of ['tpyo', 'de%00mo', 'demo%ff']) {
     expect([name, (await owner.get(`${site.control}/terminal/${name}`)).status]).toEqual([name, 404])
   }
+})
+
+it('the access log has what the control host answered, over both protocols', async () => {
+  const lines: string[] = []
+  await using site = await startSite({
+    finished: ({ protocol, method, host, path, status }) =>
+      lines.push(`${protocol} ${method} ${host} ${path.split('?')[0]} ${status}`),
+  })
+  const browser = site.browser()
+  const page = await browser.get(`${site.control}/signin?next=/x`)
+  await browser.submit(page, { email: 'nobody' })
+  await browser.get(`${site.control}/nothing`)
+  const host = `localhost:${site.port}`
+  const client = connectHttp2(`https://127.0.0.1:${site.port}`, { ca: site.ca, servername: 'localhost' })
+  const stream = client.request({ ':path': '/signin', ':authority': host })
+  stream.resume()
+  await once(stream, 'close')
+  client.destroy()
+  await expect
+    .poll(() => lines)
+    .toEqual([
+      `h1 GET ${host} /signin 200`,
+      `h1 POST ${host} /signin 400`,
+      `h1 GET ${host} /nothing 404`,
+      `h2 GET ${host} /signin 200`,
+    ])
 })
 
 it('BERTH_HTTP sends to the same address with TLS, hosts of this installation alone', async () => {

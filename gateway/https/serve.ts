@@ -11,7 +11,7 @@ import { DomainTable } from '../domains/table.ts'
 import { authorizer } from './access/authorize.ts'
 import { Grants, type LiveGrant } from './access/grants.ts'
 import { sitePaths } from './access/site-paths.ts'
-import type { AccessLog } from './access-log.ts'
+import { type AccessLog, logAnswer } from './access-log.ts'
 import type { Challenges } from './acme/challenges.ts'
 import { startAcme } from './acme/service.ts'
 import { controlApp } from './control/app.ts'
@@ -171,6 +171,7 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     },
     controlHost(request, response) {
       if (answerHealth(request, response, readiness) || exec.answer(request, response)) return
+      if (options.access) logAnswer(options.access, request, response)
       void control(request, response)
     },
     controlUpgrade: (request, socket, head) => terminals.upgrade(request, socket, head),

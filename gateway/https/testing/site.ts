@@ -10,6 +10,7 @@ import type { Duplex } from 'node:stream'
 import type { Sql } from '../../../migrations/connect.ts'
 import { startTestGateway, type TestGateway } from '../../../test/gateway.ts'
 import { createSignInLink } from '../../accounts/web-sessions.ts'
+import type { Finished } from '../proxy/context.ts'
 
 export type Site = {
   gateway: TestGateway
@@ -43,6 +44,8 @@ export type SiteOptions = {
   env?: Record<string, string>
   /** name servers that are asked about people's domains */
   resolvers?: readonly string[]
+  /** hears of each exchange that is over */
+  finished?: (exchange: Finished) => void
   origin?: RequestListener
   upgrade?: (request: IncomingMessage, socket: Duplex) => void
 }
@@ -68,6 +71,7 @@ export async function startSite(options: SiteOptions = {}): Promise<Site> {
     https: true,
     ...(options.env ? { env: options.env } : {}),
     ...(options.resolvers ? { resolvers: options.resolvers } : {}),
+    ...(options.finished ? { access: { write: options.finished, close: () => {} } } : {}),
   })
   const { sql } = gateway
   const port = gateway.https?.server.addresses[0]?.port ?? 0
