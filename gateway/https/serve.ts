@@ -184,7 +184,11 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     wake: wakeOf(app.machines, routes),
     listeningPorts: (route: Route) => listeningPorts(sql, route.machineId),
     page: (problem) => ({
-      text: problemPage(problem, { domain: settings.domain, control: controlOrigin }),
+      text: problemPage(problem, {
+        domain: settings.domain,
+        control: controlOrigin,
+        addressOf: (name, port) => httpsUrl(settings, port === undefined ? name : `${name}--${port}`),
+      }),
       fields: pageFields(),
     }),
     ...(options.access ? { access: options.access } : {}),

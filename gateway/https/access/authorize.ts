@@ -53,7 +53,7 @@ export function authorizer({ grants, paths, machineDomain }: AuthorizeOptions) {
       return then(grants.byToken(route.machineId, host, token), (grant) => {
         if (grant) return admit(grant)
         badTokens.exceeded(visit.remoteAddress)
-        return { allow: false, answer: unauthorized(visit, 'auth.invalid', 'This token does not open this machine.') }
+        return { allow: false, problem: unauthorized(visit, 'auth.invalid', 'This token does not open this machine.') }
       })
     }
     const cookie = cookieOf(visit.fields, COOKIE)
@@ -84,20 +84,18 @@ function withoutCredential(visit: Visit, route: MachineRoute, paths: SitePaths):
   if (visit.upgrade === undefined && isNavigation(visit.method, visit.fields)) {
     return { allow: false, answer: paths.toSignIn(visit, visit.target) }
   }
-  return { allow: false, answer: unauthorized(visit, 'auth.required', 'Sign in, or send a token.') }
+  return { allow: false, problem: unauthorized(visit, 'auth.required', 'Sign in, or send a token.') }
 }
 
-function unauthorized(visit: Visit, code: string, text: string) {
+function unauthorized(visit: Visit, code: string, detail: string): Problem {
   const realm = visit.route.name
   // A browser's page would see a password dialog pop up; git, on the other hand, sends nothing before it is asked so.
   const basic = fieldOf(visit.fields, 'sec-fetch-mode') === undefined
   const fields: [string, string][] = [
     ['WWW-Authenticate', `Bearer realm="${realm}"`],
     ...(basic ? ([['WWW-Authenticate', `Basic realm="${realm}", charset="UTF-8"`]] as [string, string][]) : []),
-    ['Cache-Control', 'no-store'],
-    ['X-Content-Type-Options', 'nosniff'],
   ]
-  return { status: 401, fields, body: { type: 'application/json', text: `${JSON.stringify({ error: text, code })}\n` } }
+  return { status: 401, code, title: 'Not signed in', detail, fields }
 }
 
 function suspended(route: MachineRoute): Problem {

@@ -69,6 +69,10 @@ describe('a machine that sleeps', () => {
     const answer = await browser.get(site.machine())
     expect(answer).toMatchObject({ status: 503, text: expect.stringContaining('demo cannot wake now') })
     expect(answer.headers['retry-after']).toBe('30')
+    expect(answer.text).toContain('This page looks again by itself.')
+    expect(answer.text).toContain('<meta http-equiv="refresh" content="30">')
+    const told = await browser.get(site.machine(), { mode: 'cors', headers: { accept: 'application/json' } })
+    expect(JSON.parse(told.text).error).toBe('demo cannot wake now: Its server has no memory for it at the moment.')
   })
 
   it('with a body on its way is given all of it', async () => {

@@ -65,7 +65,7 @@ function wakeError(cause: MachineNotReadyError, name: string): WakeError | undef
         cause,
       })
     case 'machine.no_room':
-      return new WakeError('Its server has no memory for it at the moment. This page looks again by itself.', {
+      return new WakeError('Its server has no memory for it at the moment.', {
         code: 'machine.no_room',
         title: `${name} cannot wake now`,
         retryAfterS: NO_ROOM_COME_AGAIN_S,
@@ -91,7 +91,7 @@ function wakeError(cause: MachineNotReadyError, name: string): WakeError | undef
 }
 
 function coming(name: string, isWaking: boolean, retryAfterS: number): WakeError {
-  const detail = `It answers as soon as it is ${isWaking ? 'awake' : 'up'}. This page looks again by itself.`
+  const detail = `It answers as soon as it is ${isWaking ? 'awake' : 'up'}.`
   return new WakeError(detail, {
     code: isWaking ? 'machine.waking' : 'machine.starting',
     title: `${name} is ${isWaking ? 'waking' : 'starting'}`,

@@ -24,7 +24,7 @@ export function render(refused: Refused, fields: readonly Field[], page: Seams['
     : { text: `${JSON.stringify(problemJson(problem))}\n`, fields: HEADERS }
   const rendered = renderAnswer({
     status: problem.status,
-    fields: made.fields,
+    fields: [...made.fields, ...(problem.fields ?? [])],
     body: { type: html ? 'text/html; charset=utf-8' : 'application/json', text: made.text },
   })
   // https://www.w3.org/TR/clear-site-data/

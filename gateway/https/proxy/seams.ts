@@ -55,6 +55,8 @@ export type Problem = {
   retryAfterS?: number
   /** the browser is told to forget the cookies of the whole domain */
   clearCookies?: boolean
+  /** header fields that belong to the status */
+  fields?: Answer['fields']
   /** what the machine listens on, when nothing listens on the port that was asked for */
   listeningPorts?: readonly number[]
   route?: Route
