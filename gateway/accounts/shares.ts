@@ -27,6 +27,8 @@ export class ShareError extends Error {
 
 const MAX_SHARES = 200
 const MAX_LINKS = 100
+/** So long a browser is let in by a link that lasts longer; then it opens the link again. */
+export const LINK_DAYS = 30
 /** Browsers that one link lets in at a time: nobody who has it fills the database. */
 const MAX_BROWSERS_OF_LINK = 10_000
 /** Mails that an account may have sent to strangers. */
@@ -176,6 +178,20 @@ export async function isOpenLink(sql: Sql, machineId: number, token: string): Pr
   return rows.length > 0
 }
 
+/** Whether a browser was let in by this very link, and is still. @param who.cookie of the browser at that host */
+export async function isInByLink(
+  sql: Sql,
+  { machineId, host, token, cookie }: { machineId: number; host: string; token: string; cookie: string },
+): Promise<boolean> {
+  // Index: site_sessions_token_hash_key.
+  const rows = await sql`
+    select from site_sessions i join share_links l on l.id = i.link_id
+    where i.token_hash = ${hashToken(cookie)} and i.machine_id = ${machineId} and i.host = ${host} and i.expires_at > now()
+      and l.token_hash = ${hashToken(token)} and l.machine_id = ${machineId}
+      and (l.expires_at is null or l.expires_at > now())`
+  return rows.length > 0
+}
+
 /**
  * Lets one browser in.
  * @param host where the cookie will be good, without a port
@@ -199,7 +215,7 @@ export async function takeLink(
     const cookie = makeToken()
     const [session] = await tx<{ expiresAt: Date }[]>`
       insert into site_sessions (token_hash, machine_id, host, link_id, expires_at)
-      select ${hashToken(cookie)}, ${machineId}, ${host}, id, least(expires_at, now() + interval '30 days') from share_links
+      select ${hashToken(cookie)}, ${machineId}, ${host}, id, least(expires_at, now() + ${LINK_DAYS} * interval '1 day') from share_links
       where id = ${link.id} returning expires_at as "expiresAt"`
     return session && { token: cookie, expiresAt: session.expiresAt }
   })

@@ -140,7 +140,6 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     log,
     settings,
     listenPorts,
-    machineDomain: settings.machineDomain,
     codeSecret: app.codeSecret,
     root: authority.certificate,
     find: (site) => hosts.route(site),

@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest'
-import { addLink } from '../../accounts/shares.ts'
-import { cookieOf, startSite } from '../testing/site.ts'
+import { addLink, removeLink } from '../../accounts/shares.ts'
+import { type Browser, cookieOf, startSite } from '../testing/site.ts'
 
 const PATIENT = { timeout: 10_000, interval: 10 }
 
@@ -50,15 +50,33 @@ describe('the way through the control host', () => {
     const first = await browser.get(`${site.machine()}/`, { follow: false })
     const hop = await browser.get(first.headers.location ?? '', { follow: false })
     const callback = hop.headers.location ?? ''
-    expect(callback).toMatch(/^https:\/\/demo\.localhost:\d+\/__berth\/callback\?code=[\w-]{43}$/)
+    expect(callback).toMatch(/^https:\/\/demo\.localhost:\d+\/__berth\/callback\?code=[\w-]{43}&path=%2F$/)
+    const isRefused = async (by: Browser, url = callback) => {
+      // It sets out anew, and once only.
+      const { status, headers } = await by.get(url, { follow: false })
+      expect(headers.location).toContain(`${site.control}/open?`)
+      return [status, by.cookies.get(new URL(url).hostname)?.has('__Host-berth') ?? false]
+    }
     const thief = site.browser()
-    expect((await thief.get(callback)).status).toBe(400)
+    expect(await isRefused(thief)).toEqual([302, false])
+    expect((await thief.get(`${callback}&again=1`)).status).toBe(400)
     await thief.get(`${site.machine()}/`, { follow: false })
-    expect((await thief.get(callback)).status).toBe(400)
-    expect((await browser.get(callback.replace('demo.', 'other.'))).status).toBe(400)
+    expect(await isRefused(thief)).toEqual([302, false])
+    expect(await isRefused(browser, callback.replace('demo.', 'other.'))).toEqual([302, false])
     expect((await browser.get(callback)).text).toBe('machine says GET /')
     browser.cookies.get('demo.localhost')?.delete('__Host-berth')
-    expect((await browser.get(callback)).status).toBe(400)
+    expect(await isRefused(browser)).toEqual([302, false])
+  })
+
+  it('is found by each of several tabs that set out together', async () => {
+    await using site = await startSite()
+    const browser = await site.signedIn()
+    const setOut = (path: string) => browser.get(`${site.machine()}${path}`, { follow: false })
+    const atOnce = await Promise.all([setOut('/a'), setOut('/b')])
+    const inTurn = [await setOut('/c'), await setOut('/d')]
+    const shown: string[] = []
+    for (const { headers } of [...atOnce, ...inTurn]) shown.push((await browser.get(headers.location ?? '')).text)
+    expect(shown).toEqual(['/a', '/b', '/c', '/d'].map((path) => `machine says GET ${path}`))
   })
 
   it('POST /__berth/logout forgets the machine’s cookie and leads to where all sign-ins can be ended', async () => {
@@ -186,6 +204,21 @@ describe('links', () => {
     expect(site.asked.at(-1)?.headers['x-berth-user']).toBeUndefined()
     expect((await site.browser().get(url)).status).toBe(404)
     expect((await browser.get(`${site.machine()}/more`)).status).toBe(200)
+  })
+
+  it('that are used up lead on whom they have let in, and nobody else', async () => {
+    await using site = await startSite()
+    const { token, link } = await addLink(site.sql, { machineId: site.machineId, uses: 1 })
+    const url = `${site.machine()}/__berth/link/${token}`
+    const browser = site.browser()
+    await browser.submit(await browser.get(url))
+    expect((await browser.get(url)).text).toBe('machine says GET /')
+    expect((await site.browser().get(url)).status).toBe(404)
+    await site.addMachine('other')
+    const elsewhere = await browser.get(`${site.machine('other')}/__berth/link/${token}`)
+    expect(elsewhere.status).toBe(404)
+    await removeLink(site.sql, site.machineId, link.id)
+    expect((await browser.get(url)).status).toBe(404)
   })
 
   it('open one machine, and end with their time', async () => {

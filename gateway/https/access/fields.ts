@@ -39,10 +39,19 @@ export function isNavigation(method: string, fields: readonly Field[]): boolean 
   return /\btext\/html\b/i.test(fieldOf(fields, 'accept') ?? '')
 }
 
+const PATH_MOST = 4096
+/** A way to a machine's host with such a path in it, of which each character may have become three. */
+export const NEXT_MOST = 3 * PATH_MOST + 1024
+
 /**
  * A path of the same host that a browser may be sent to: `/…`, and nothing that it would take for another host
  * (`//host`, `/\host`) or that could end a header line.
  */
-export function safePath(path: string | null | undefined): string {
-  return path && path.length <= 4096 && /^\/(?![/\\])[\x21-\x7e]*$/.test(path) ? path : '/'
+export function safePath(path: string | null | undefined, most = PATH_MOST): string {
+  return path && path.length <= most && /^\/(?![/\\])[\x21-\x7e]*$/.test(path) ? path : '/'
+}
+
+/** Where somebody at the control host was going. */
+export function nextPath(path: string | null | undefined): string {
+  return safePath(path, NEXT_MOST)
 }

@@ -2,17 +2,17 @@
  * Berth's own paths on every machine's host; they never reach the machine.
  *
  *     GET  /__berth/login?redirect=/path   signs in, by way of the control host
- *     GET  /__berth/callback?code=…        comes back from there, with a code that is good once and here alone
+ *     GET  /__berth/callback?code=…&path=… comes back from there, with a code that is good once and here alone
  *     POST /__berth/logout                 forgets this host's cookie
  *     GET  /__berth/link/TOKEN             asks whether to open a shared link, POST opens it: what merely looks at
  *                                          links (chat programs, scanners of mail) uses none of its uses up
  */
 import type { Sql } from '../../../migrations/connect.ts'
-import { isOpenLink, takeLink } from '../../accounts/shares.ts'
+import { isInByLink, isOpenLink, LINK_DAYS, takeLink } from '../../accounts/shares.ts'
 import { endSiteSession, takeSiteCode } from '../../accounts/site-sessions.ts'
 import { makeToken } from '../../accounts/web-sessions.ts'
 import { html } from '../pages/html.ts'
-import { page, pageFields } from '../pages/page.ts'
+import { onwardField, page, pageFields } from '../pages/page.ts'
 import { foreignPage } from '../proxy/gate.ts'
 import type { Access, Answer, Problem, Visit } from '../proxy/seams.ts'
 import { COOKIE, cookieOf, isNavigation, STATE_COOKIE, safePath, setCookie } from './fields.ts'
@@ -34,10 +34,11 @@ export type SitePathsOptions = {
 }
 
 export function sitePaths({ sql, domain, controlOrigin }: SitePathsOptions): SitePaths {
-  const toSignIn = (visit: Visit, path: string): Answer => {
+  const toSignIn = (visit: Visit, path: string, isAgain = false): Answer => {
     // Several tabs may set out at once: they share what is remembered.
     const state = cookieOf(visit.fields, STATE_COOKIE) ?? makeToken()
-    const query = new URLSearchParams({ to: authorityOf(visit), path: safePath(path), state })
+    const again = isAgain ? { again: '1' } : undefined
+    const query = new URLSearchParams({ to: authorityOf(visit), path: safePath(path), state, ...again })
     return {
       status: 302,
       fields: [['Location', `${controlOrigin}/open?${query}`], setCookie(STATE_COOKIE, state, STATE_S), NO_STORE],
@@ -56,6 +57,9 @@ export function sitePaths({ sql, domain, controlOrigin }: SitePathsOptions): Sit
             cookieHost: visit.host,
             state,
           })
+    // Of tabs that set out in the same moment one alone is remembered: the others set out once more.
+    const path = query.get('path')
+    if (!taken && path !== null && !query.has('again')) return { allow: false, answer: toSignIn(visit, path, true) }
     if (!taken)
       return refused(
         400,
@@ -67,12 +71,7 @@ export function sitePaths({ sql, domain, controlOrigin }: SitePathsOptions): Sit
       allow: false,
       answer: {
         status: 303,
-        fields: [
-          ['Location', safePath(taken.path)],
-          setCookie(COOKIE, taken.token, 7 * 86_400),
-          setCookie(STATE_COOKIE, '', 0),
-          NO_STORE,
-        ],
+        fields: [['Location', safePath(taken.path)], setCookie(COOKIE, taken.token, 7 * 86_400), NO_STORE],
       },
     }
   }
@@ -96,7 +95,13 @@ export function sitePaths({ sql, domain, controlOrigin }: SitePathsOptions): Sit
     const { machineId, name } = visit.route
     const gone = () =>
       refused(404, 'link.not_found', 'This link is no longer good', `Ask whoever runs ${name} for another one.`)
-    if (visit.method === 'GET' || visit.method === 'HEAD') {
+    const cookie = cookieOf(visit.fields, COOKIE)
+    const isRead = visit.method === 'GET' || visit.method === 'HEAD'
+    // Opened again: one that is used up has let this browser in all the same.
+    if (isRead && cookie !== undefined && (await isInByLink(sql, { machineId, host: visit.host, token, cookie }))) {
+      return { allow: false, answer: { status: 303, fields: [['Location', '/'], NO_STORE, NO_REFERRER] } }
+    }
+    if (isRead) {
       if (!(await isOpenLink(sql, machineId, token))) return gone()
       return answered(200, linkPage(name, token, domain), pageFields())
     }
@@ -106,13 +111,11 @@ export function sitePaths({ sql, domain, controlOrigin }: SitePathsOptions): Sit
     const taken = await takeLink(sql, { machineId, host: visit.host, token })
     if (!taken) return gone()
     const maxAgeS = Math.max(1, Math.round((taken.expiresAt.getTime() - Date.now()) / 1000))
-    return {
-      allow: false,
-      answer: {
-        status: 303,
-        fields: [['Location', '/'], setCookie(COOKIE, taken.token, maxAgeS), NO_STORE, NO_REFERRER],
-      },
-    }
+    const fields = pageFields().filter(([field]) => field !== NO_REFERRER[0])
+    return answered(200, openedPage(name, domain), [
+      ...fields,
+      ...[NO_REFERRER, setCookie(COOKIE, taken.token, maxAgeS), onwardField('/')],
+    ])
   }
 
   return {
@@ -155,6 +158,12 @@ function method(allowed: string): Access {
   return refused(405, 'request.method', 'Not that way', `This is asked for with ${allowed}.`)
 }
 
+/** Seen for a moment. */
+function openedPage(name: string, domain: string): string {
+  const title = `${name} is open to you`
+  return page({ title, domain, body: html`<h1>${title}</h1>\n<p><a href="/">Go on</a></p>` })
+}
+
 function linkPage(name: string, token: string, domain: string): string {
   return page({
     title: `${name} is shared with you`,
@@ -162,6 +171,6 @@ function linkPage(name: string, token: string, domain: string): string {
     body: html`<h1>${name} is shared with you</h1>
 <p>Whoever sent you this link lets you see what <code>${name}</code> shows.</p>
 <form method="post" action="${OWN_PREFIX}link/${token}"><button>Open ${name}</button></form>
-<p class="dim">This browser will be let in from now on, until the link ends or is taken back.</p>`,
+<p class="dim">It lets this browser in for ${LINK_DAYS} days, unless it ends or is taken back before.</p>`,
   })
 }

@@ -11,13 +11,13 @@ import { findSession, type WebSession } from '../../accounts/web-sessions.ts'
 import type { App, RunLine } from '../../app.ts'
 import { answerWithin, faultOf } from '../../fault.ts'
 import type { Log } from '../../log.ts'
-import { COOKIE, setCookie } from '../access/fields.ts'
-import { pageFields } from '../pages/page.ts'
+import { COOKIE, NEXT_MOST, setCookie } from '../access/fields.ts'
+import { onwardField, pageFields } from '../pages/page.ts'
 import { addAssets, addTerminal } from '../terminal/routes.ts'
 import { addInvitations } from './invitations.ts'
 import { addMachines } from './machines.ts'
 import { addOpen, type OpenOptions } from './open.ts'
-import { type Installation, messagePage } from './pages.ts'
+import { type Installation, messagePage, onwardPage } from './pages.ts'
 import { Rate } from './rate.ts'
 import { addSignIn } from './sign-in.ts'
 
@@ -31,7 +31,6 @@ export type ControlOptions = OpenOptions & {
   codeSecret: Buffer
   /** PEM of Berth's own root, where certificates are its */
   root: string | undefined
-  machineDomain: string
 }
 
 export type ControlEnv = {
@@ -50,9 +49,16 @@ export type Control = ControlOptions & {
   /** a page for people, JSON for programs */
   refuse(context: ControlContext, problem: { status: number; code: string; title: string; detail: string }): Response
   signIn(context: ControlContext, token: string): void
+  /**
+   * Sends a browser on that has just sent a form: to one of these pages, or to where a machine is shown.
+   * @param where a path that is safe, or an address of ours
+   * @param title what the form did
+   */
+  onward(context: ControlContext, where: string, title: string): Response
 }
 
-const MAX_BODY_BYTES = 16_384
+/** A way to go on with, of which each character may have become three once more, and a few words. */
+const MAX_BODY_BYTES = 3 * NEXT_MOST + 4096
 const ATTEMPTS_A_MINUTE = 30
 /** A database that is silent for so long is as good as away. */
 const ANSWER_MS = 10_000
@@ -60,10 +66,10 @@ const COME_AGAIN_S = 5
 
 /** @returns Node's own listener, for HTTP/1.1 and HTTP/2 */
 export function controlApp(options: ControlOptions) {
-  const { log, installation, sql, machineDomain } = options
+  const { log, installation, sql } = options
   const app = new Hono<ControlEnv>()
   const rate = new Rate(ATTEMPTS_A_MINUTE)
-  const fields = pageFields([`https://*.${machineDomain}:*`])
+  const fields = pageFields()
   const show = (context: ControlContext, status: number, text: string): Response => {
     for (const [name, value] of fields) context.header(name, value)
     return context.body(text, status as 200, { 'Content-Type': 'text/html; charset=utf-8' })
@@ -85,6 +91,11 @@ export function controlApp(options: ControlOptions) {
     signIn: (context, token) => {
       const [name, value] = setCookie(COOKIE, token, 365 * 86_400)
       context.header(name, value, { append: true })
+    },
+    onward: (context, where, title) => {
+      if (where.startsWith('/') && !where.startsWith('/open?')) return context.redirect(where, 303)
+      context.header(...onwardField(where))
+      return show(context, 200, onwardPage(installation, { title, where }))
     },
   }
 
@@ -149,12 +160,12 @@ function foreignRequest(context: ControlContext): string | undefined {
   return 'Another site’s page asked for this.'
 }
 
-/** One cookie of the request; the value as makeToken writes them, or nothing. */
-export function cookieIn(context: ControlContext, name: string): string | undefined {
+/** One cookie of the request; the value as makeToken writes them unless told otherwise, or nothing. */
+export function cookieIn(context: ControlContext, name: string, shape = /^[A-Za-z0-9_-]{43}$/): string | undefined {
   for (const pair of (context.req.header('cookie') ?? '').split(';')) {
     const equals = pair.indexOf('=')
     const value = pair.slice(equals + 1).trim()
-    if (pair.slice(0, equals).trim() === name && /^[A-Za-z0-9_-]{43}$/.test(value)) return value
+    if (pair.slice(0, equals).trim() === name && shape.test(value)) return value
   }
   return undefined
 }

@@ -1,6 +1,6 @@
 import { acceptInvitation, acceptPending, findInvitation } from '../../accounts/shares.ts'
 import { createSession } from '../../accounts/web-sessions.ts'
-import { safePath } from '../access/fields.ts'
+import { nextPath } from '../access/fields.ts'
 import { type Control, formOf } from './app.ts'
 import { invitationPage } from './pages.ts'
 
@@ -11,7 +11,7 @@ import { invitationPage } from './pages.ts'
  * `/invitation/TOKEN`, from an invitation's mail: who has it reads that mailbox, or was told by who does.
  * `/share/ID`, for whoever is signed in with that address already.
  */
-export function addInvitations({ app, sql, installation, show, refuse, signIn }: Control): void {
+export function addInvitations({ app, sql, installation, show, refuse, signIn, onward }: Control): void {
   app.get('/invitation/:token', async (context) => {
     const token = context.req.param('token')
     const invitation = await findInvitation(sql, token)
@@ -29,7 +29,7 @@ export function addInvitations({ app, sql, installation, show, refuse, signIn }:
     if (accountId === null && !session?.emails.includes(invitation.email)) {
       signIn(context, await createSession(sql, { accountId: null, email: invitation.email }, context.get('address')))
     }
-    return context.redirect(installation.machineUrl(invitation.machineName), 303)
+    return onward(context, installation.machineUrl(invitation.machineName), ACCEPTED)
   })
 
   app.post('/share/:id{[0-9]{1,9}}', async (context) => {
@@ -37,9 +37,11 @@ export function addInvitations({ app, sql, installation, show, refuse, signIn }:
     const session = context.get('session')
     if (!session || !(await acceptPending(sql, session.id, Number(context.req.param('id')))))
       return refuse(context, GONE)
-    return context.redirect(safePath(form('next')), 303)
+    return onward(context, nextPath(form('next')), ACCEPTED)
   })
 }
+
+const ACCEPTED = 'Accepted'
 
 const GONE = {
   status: 404,

@@ -20,7 +20,7 @@ export type OpenOptions = {
 }
 
 /**
- * `GET /open?to=HOST&path=PATH&state=STATE`: sends a signed-in browser on to a machine's host with a code for it.
+ * `GET /open?to=HOST&path=PATH&state=STATE[&again=1]`: sends a signed-in browser on to a machine's host with a code for it.
  * It goes to machines' hosts only, domains that somebody brought among them, at ports that are Berth's, so it is no
  * way to be sent anywhere else. A domain may have gone to somebody else since it was added, who would get the code:
  * DNS is asked first.
@@ -37,6 +37,7 @@ export function addOpen({ app, sql, installation, show, refuse, settings, listen
     const here = `${pathname}${search}`
     if (!session) return context.redirect(`/signin?${new URLSearchParams({ next: here })}`, 303)
     const { site, host } = target
+    const path = safePath(context.req.query('path'))
     const route = await find(site)
     // Of a domain that leads nowhere here nothing is said: it is anybody's.
     if (!route && site.kind === 'domain') return refuse(context, NOWHERE)
@@ -47,7 +48,7 @@ export function addOpen({ app, sql, installation, show, refuse, settings, listen
         sessionId: session.id,
         machineId: route.machineId,
         host,
-        path: safePath(context.req.query('path')),
+        path,
         stateHash: hashToken(state),
       }))
     if (code === undefined) {
@@ -74,25 +75,11 @@ export function addOpen({ app, sql, installation, show, refuse, settings, listen
         detail: `DNS does not show at the moment that ${site.domain} belongs to whoever runs ${name} and leads here, and it may be somebody else’s by now. ${installation.machineUrl(name)} is the machine’s own address.`,
       })
     }
-    const callback = `https://${host}/__berth/callback?${new URLSearchParams({ code })}`
-    if (site.kind === 'machine') {
-      context.header('Cache-Control', 'no-store')
-      context.header('Referrer-Policy', 'no-referrer')
-      return context.redirect(callback, 303)
-    }
-    // Whoever has just sent the form that signs in could not be redirected there: the page's policy names the origins
-    // that its forms may lead to, and a domain that somebody brought is none of them (CSP 3, form-action).
-    context.header('Refresh', `0; url=${callback}`)
-    return show(
-      context,
-      200,
-      messagePage(installation, {
-        title: `To ${host}`,
-        detail: 'You are signed in.',
-        session,
-        more: html`<p><a href="${callback}">Go on</a></p>`,
-      }),
-    )
+    const again = context.req.query('again') === undefined ? undefined : { again: '1' }
+    const callback = `https://${host}/__berth/callback?${new URLSearchParams({ code, path, ...again })}`
+    context.header('Cache-Control', 'no-store')
+    context.header('Referrer-Policy', 'no-referrer')
+    return context.redirect(callback, 303)
   })
 }
 

@@ -177,6 +177,11 @@ ${more}`,
   })
 }
 
+/** Seen for a moment, on the way to a machine. */
+export function onwardPage({ domain }: Installation, { title, where }: { title: string; where: string }): string {
+  return page({ title, domain, body: html`<h1>${title}</h1>\n<p><a href="${where}">Go on</a></p>` })
+}
+
 /** How a signed-in person is called on a page. */
 export function nameOf({ emails, accountId }: WebSession): string {
   return emails[0] ?? `account ${accountId}`

@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest'
 import { addShare } from '../../accounts/shares.ts'
+import { createSignInLink } from '../../accounts/web-sessions.ts'
 import { type Browser, type Site, startSite } from '../testing/site.ts'
 
 async function codeFor(site: Site, email: string): Promise<string | undefined> {
@@ -27,6 +28,27 @@ describe('signing in by mail', () => {
       'x-berth-email': 'ada@example.com',
       'x-berth-user': String(accountId),
     })
+  })
+
+  it('a long way to go on with is not forgotten on the way through the forms', async () => {
+    await using site = await startSite()
+    await site.addMachine('hers', await site.account('ada@example.com'))
+    const browser = site.browser()
+    const path = `/deep?q=${'%20'.repeat(1300)}`
+    const page = await browser.get(`${site.machine('hers')}${path}`)
+    const asked = await browser.submit(page, { email: 'ada@example.com' })
+    const shown = await browser.submit(asked, { code: (await codeFor(site, 'ada@example.com')) ?? '' })
+    expect(shown.text).toBe(`machine says GET ${path}`)
+  })
+
+  it('a link from the lobby leads where the person was going, too', async () => {
+    await using site = await startSite()
+    const browser = site.browser()
+    await browser.get(`${site.machine()}/deep?x=1`)
+    const link = async () =>
+      await browser.get(`${site.control}/login/${await createSignInLink(site.sql, site.ownerId)}`)
+    expect((await browser.submit(await link())).text).toBe('machine says GET /deep?x=1')
+    expect((await browser.submit(await link())).url).toBe(`${site.control}/`)
   })
 
   it('a code is good in the browser that asked for it, once, and for five tries', async () => {

@@ -17,7 +17,7 @@ import {
   takeSignInLink,
 } from '../../accounts/web-sessions.ts'
 import { addressGroup } from '../../ssh/limits.ts'
-import { COOKIE, safePath, setCookie } from '../access/fields.ts'
+import { COOKIE, nextPath, setCookie } from '../access/fields.ts'
 import { html } from '../pages/html.ts'
 import { type Control, type ControlContext, cookieIn, formOf } from './app.ts'
 import { codePage, confirmPage, messagePage, signInPage } from './pages.ts'
@@ -25,9 +25,13 @@ import { codePage, confirmPage, messagePage, signInPage } from './pages.ts'
 /** Which browser a mailed code is for. */
 const CODE_COOKIE = '__Host-berth-code'
 const CODE_S = 600
+/** Where a browser was going that is then signed in by a link, which knows nothing of that. */
+const NEXT_COOKIE = '__Host-berth-next'
+/** Browsers keep 4096 bytes of a cookie, its name and attributes included. */
+const NEXT_COOKIE_MOST = 3800
 
 export function addSignIn(control: Control): void {
-  const { app, sql, installation, codeSecret, rate, show, refuse, signIn } = control
+  const { app, sql, installation, codeSecret, rate, show, refuse, signIn, onward } = control
   const tooMany = (context: ControlContext) => {
     if (!rate.exceeded(context.get('address'))) return undefined
     context.header('Retry-After', '60')
@@ -39,15 +43,20 @@ export function addSignIn(control: Control): void {
     })
   }
 
-  app.get('/signin', (context) =>
-    show(context, 200, signInPage(installation, { next: safePath(context.req.query('next')) })),
-  )
+  app.get('/signin', (context) => {
+    const next = nextPath(context.req.query('next'))
+    const kept = Buffer.from(next).toString('base64url')
+    if (next !== '/' && kept.length <= NEXT_COOKIE_MOST) {
+      context.header(...setCookie(NEXT_COOKIE, kept, CODE_S), { append: true })
+    }
+    return show(context, 200, signInPage(installation, { next }))
+  })
 
   app.post('/signin', async (context) => {
     const refused = tooMany(context)
     if (refused) return refused
     const form = await formOf(context)
-    const next = safePath(form('next'))
+    const next = nextPath(form('next'))
     const email = form('email').toLowerCase()
     if (!isEmail(email)) {
       const notice = 'That is not an e-mail address.'
@@ -74,7 +83,7 @@ export function addSignIn(control: Control): void {
     const refused = tooMany(context)
     if (refused) return refused
     const form = await formOf(context)
-    const next = safePath(form('next'))
+    const next = nextPath(form('next'))
     const email = form('email').toLowerCase()
     const browser = cookieIn(context, CODE_COOKIE)
     const isRight =
@@ -87,8 +96,8 @@ export function addSignIn(control: Control): void {
       return show(context, 403, codePage(installation, { email, next, notice }))
     }
     signIn(context, await createSession(sql, who, context.get('address')))
-    context.header(...setCookie(CODE_COOKIE, '', 0), { append: true })
-    return context.redirect(next, 303)
+    for (const name of [CODE_COOKIE, NEXT_COOKIE]) context.header(...setCookie(name, '', 0), { append: true })
+    return onward(context, next, SIGNED_IN)
   })
 
   app.get('/login/:token', async (context) => {
@@ -96,7 +105,9 @@ export function addSignIn(control: Control): void {
     const link = await peekSignInLink(sql, token)
     if (!link) return refuse(context, STALE_LINK)
     const who = link.email ?? `account ${link.accountId}`
-    return show(context, 200, confirmPage(installation, { token, who, next: safePath(context.req.query('next')) }))
+    const kept = cookieIn(context, NEXT_COOKIE, /^[A-Za-z0-9_-]+$/)
+    const next = nextPath(context.req.query('next') ?? Buffer.from(kept ?? '', 'base64url').toString('latin1'))
+    return show(context, 200, confirmPage(installation, { token, who, next }))
   })
 
   app.post('/login/:token', async (context) => {
@@ -106,7 +117,8 @@ export function addSignIn(control: Control): void {
     const session = await takeSignInLink(sql, context.req.param('token'), context.get('address'))
     if (session === undefined) return refuse(context, STALE_LINK)
     signIn(context, session)
-    return context.redirect(safePath(form('next')), 303)
+    context.header(...setCookie(NEXT_COOKIE, '', 0), { append: true })
+    return onward(context, nextPath(form('next')), SIGNED_IN)
   })
 
   const signedOut = (context: ControlContext) => {
@@ -145,6 +157,8 @@ export function addSignIn(control: Control): void {
     )
   })
 }
+
+const SIGNED_IN = 'You are signed in'
 
 const STALE_LINK = {
   status: 404,

@@ -5,8 +5,9 @@ import { join } from 'node:path'
 import type { Page } from 'playwright-core'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { screenshot, startBrowser, type TestBrowser } from '../../../test/browser.ts'
-import { addLink } from '../../accounts/shares.ts'
+import { addLink, addShare } from '../../accounts/shares.ts'
 import { createSignInLink } from '../../accounts/web-sessions.ts'
+import { putToSleep, refuseWhenWanted, type Sleeper } from '../../activity/testing/sleeper.ts'
 import { type Site, startSite } from '../testing/site.ts'
 
 const WEB = join(import.meta.dirname, '../../../web')
@@ -20,6 +21,7 @@ const SCREENS = { desktop: { width: 800, height: 520 }, phone: { width: 390, hei
 
 let site: Site
 let browser: TestBrowser
+let refuser: Sleeper
 beforeAll(async () => {
   site = await startSite({ env: { BERTH_SSH: '127.0.0.1:2222' } })
   browser = await startBrowser()
@@ -28,9 +30,16 @@ beforeAll(async () => {
   await site.addMachine('quiet-heron', owner, { state: 'stopped' })
   await site.addMachine('new-here', owner, { state: 'creating' })
   await site.addMachine('broken', owner, { state: 'failed' })
+  await putToSleep(site.sql, await site.addMachine('sleepy', owner))
+  const crowded = await site.addMachine('crowded', owner)
+  await putToSleep(site.sql, crowded)
+  refuser = await refuseWhenWanted(site.sql, crowded, 'Its server has no memory left for it')
+  await site.sql`insert into machine_reports (machine_id, at, report)
+    values (${site.machineId}, now(), ${site.sql.json({ listeningPorts: [22, 80, 5173] })})`
 })
 afterAll(async () => {
   await browser?.[Symbol.asyncDispose]()
+  await refuser?.[Symbol.asyncDispose]()
   await site?.[Symbol.asyncDispose]()
 })
 
@@ -55,17 +64,25 @@ async function pageOf(who: 'owner' | 'other' | undefined): Promise<Page> {
   return page
 }
 
+async function askForCode(page: Page, email: string): Promise<void> {
+  await page.getByLabel('E-mail address').fill(email)
+  await page.getByRole('button', { name: 'Send me a code' }).click()
+  await page.getByRole('heading', { name: 'Enter the code' }).waitFor()
+}
+
+async function enterCode(page: Page, { sql }: Pick<Site, 'sql'>): Promise<void> {
+  const [mail] = await sql<{ body: string }[]>`select body from mails order by id desc limit 1`
+  await page.getByLabel('Code').fill(/\d{6}/.exec(mail?.body ?? '')?.[0] ?? '')
+  await page.getByRole('button', { name: 'Sign in' }).click()
+}
+
 describe('in a browser', () => {
   it('a stranger at a private machine signs in by mail and is back at the machine', async () => {
     const page = await browser.open()
     await page.goto(`${site.machine()}/some/page?a=1`)
     expect(new URL(page.url()).hostname).toBe('localhost')
-    await page.getByLabel('E-mail address').fill('ada@example.com')
-    await page.getByRole('button', { name: 'Send me a code' }).click()
-    await page.getByRole('heading', { name: 'Enter the code' }).waitFor()
-    const [mail] = await site.sql<{ body: string }[]>`select body from mails order by id desc limit 1`
-    await page.getByLabel('Code').fill(/\d{6}/.exec(mail?.body ?? '')?.[0] ?? '')
-    await page.getByRole('button', { name: 'Sign in' }).click()
+    await askForCode(page, 'ada@example.com')
+    await enterCode(page, site)
     await page.waitForURL(`${site.machine()}/some/page?a=1`)
     expect(await page.textContent('body')).toContain('machine says GET /some/page?a=1')
   })
@@ -91,6 +108,28 @@ describe('in a browser', () => {
     expect(await page.evaluate('document.referrer')).not.toContain(token)
   })
 
+  it('a machine that sends its visitors on to another site does so behind a sign-in and a shared link, too', async () => {
+    let elsewhere = ''
+    await using sending = await startSite({
+      origin: (request, response) =>
+        request.url === '/landed' ? response.end('landed') : response.writeHead(302, { location: elsewhere }).end(),
+    })
+    const [row] = await sending.sql`select web_port as port from machines where id = ${sending.machineId}`
+    elsewhere = `http://127.0.0.1:${row?.port}/landed`
+    const ada = await sending.account('ada@example.com')
+    await sending.sql`update machines set account_id = ${ada} where id = ${sending.machineId}`
+    const page = await browser.open()
+    await page.goto(sending.machine())
+    await askForCode(page, 'ada@example.com')
+    await enterCode(page, sending)
+    await page.waitForURL(elsewhere)
+    const { token } = await addLink(sending.sql, { machineId: sending.machineId })
+    const other = await browser.open()
+    await other.goto(`${sending.machine()}/__berth/link/${token}`)
+    await other.getByRole('button', { name: 'Open demo' }).click()
+    await other.waitForURL(elsewhere)
+  })
+
   const pages: { name: string; as?: 'owner' | 'other'; open(page: Page): Promise<unknown>; heading: RegExp }[] = [
     { name: 'sign-in', open: (page) => page.goto(site.control), heading: /Sign in/ },
     {
@@ -109,8 +148,62 @@ describe('in a browser', () => {
       open: (page) => page.goto(site.machine('demo--3999')),
       heading: /Nothing listens on port 3999/,
     },
-    { name: 'not-allowed', as: 'other', open: (page) => page.goto(site.machine()), heading: /./ },
+    {
+      name: 'not-allowed',
+      as: 'other',
+      open: (page) => page.goto(site.machine('broken')),
+      heading: /Not shared with you/,
+    },
+    {
+      name: 'code',
+      open: async (page) => {
+        await page.goto(site.control)
+        await askForCode(page, 'somebody.with.a.long.name@department.example.com')
+      },
+      heading: /Enter the code/,
+    },
+    {
+      name: 'invitation',
+      open: async (page) => page.goto(`${site.control}/invitation/${await share('new@example.com')}`),
+      heading: /demo is shared with you/,
+    },
+    {
+      name: 'offer',
+      as: 'other',
+      open: async (page) => {
+        await share('grace@example.com')
+        await page.goto(site.machine())
+      },
+      heading: /demo is shared with you/,
+    },
+    {
+      name: 'shared-link',
+      open: async (page) => {
+        const { token } = await addLink(site.sql, { machineId: site.machineId })
+        await page.goto(`${site.machine()}/__berth/link/${token}`)
+      },
+      heading: /demo is shared with you/,
+    },
+    { name: 'signed-out', as: 'owner', open: (page) => page.goto(`${site.control}/signed-out`), heading: /Signed out/ },
+    {
+      name: 'link-over',
+      open: (page) => page.goto(`${site.machine()}/__berth/link/${'a'.repeat(43)}`),
+      heading: /no longer good/,
+    },
+    { name: 'no-page', open: (page) => page.goto(`${site.control}/nothing`), heading: /No such page/ },
+    { name: 'waking', as: 'owner', open: (page) => page.goto(site.machine('sleepy')), heading: /sleepy is waking/ },
+    { name: 'no-room', as: 'owner', open: (page) => page.goto(site.machine('crowded')), heading: /cannot wake now/ },
   ]
+
+  /** @returns the invitation's token */
+  async function share(email: string): Promise<string> {
+    let made = ''
+    await addShare(site.sql, { machineId: site.machineId, accountId: site.ownerId, email }, (token) => {
+      made = token
+      return { subject: '', body: '' }
+    })
+    return made
+  }
 
   it.each(pages)('$name fits every screen, can be read by everybody and needs no script', async (shown) => {
     const page = await pageOf(shown.as)

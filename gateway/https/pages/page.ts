@@ -43,14 +43,12 @@ ${body}
 /**
  * What every page of ours is sent with: never kept, never framed, nothing loaded, forms only to where they belong.
  * The referrer stays on the origin: with `no-referrer` a form's Origin would be `null`.
- * @param formTargets origins that a form may lead to by redirects, beside the page's own
  */
-export function pageFields(formTargets: readonly string[] = []): [name: string, value: string][] {
-  const forms = ["'self'", ...formTargets].join(' ')
+export function pageFields(): [name: string, value: string][] {
   return [
     [
       'Content-Security-Policy',
-      `default-src 'none'; style-src 'sha256-${STYLE_HASH}'; form-action ${forms}; frame-ancestors 'none'; base-uri 'none'`,
+      `default-src 'none'; style-src 'sha256-${STYLE_HASH}'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'`,
     ],
     ['X-Frame-Options', 'DENY'],
     ['X-Content-Type-Options', 'nosniff'],
@@ -59,6 +57,15 @@ export function pageFields(formTargets: readonly string[] = []): [name: string, 
     ['Cross-Origin-Resource-Policy', 'same-origin'],
     ['Cache-Control', 'no-store'],
   ]
+}
+
+/**
+ * What sends a browser on that has just sent a form, beside a page with a link there. To the browser a redirect is part of
+ * the form's way, and the policy of the page that had the form (CSP 3, form-action) holds for all of it, so that a
+ * machine's page that redirects to another site's would not be shown.
+ */
+export function onwardField(where: string): [name: string, value: string] {
+  return ['Refresh', `0; url=${where}`]
 }
 
 function squeeze(css: string): string {
