@@ -12,6 +12,7 @@ import type { App, RunLine } from '../../app.ts'
 import { answerWithin, faultOf } from '../../fault.ts'
 import type { Log } from '../../log.ts'
 import { COOKIE, NEXT_MOST, setCookie } from '../access/fields.ts'
+import { html } from '../pages/html.ts'
 import { onwardField, pageFields } from '../pages/page.ts'
 import { addAssets, addTerminal } from '../terminal/routes.ts'
 import { addInvitations } from './invitations.ts'
@@ -77,7 +78,8 @@ export function controlApp(options: ControlOptions) {
   const refuse: Control['refuse'] = (context, { status, code, title, detail }) => {
     if (wantsHtml(context)) {
       const session = context.get('session')
-      return show(context, status, messagePage(installation, { title, detail, session }))
+      const more = html`<p><a href="/">Machines you can see</a></p>`
+      return show(context, status, messagePage(installation, { title, detail, more, session }))
     }
     context.header('Cache-Control', 'no-store')
     return context.json({ error: `${title}: ${detail}`, code }, status as 200)

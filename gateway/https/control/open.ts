@@ -62,7 +62,7 @@ export function addOpen({ app, sql, installation, show, refuse, settings, listen
           detail: `${nameOf(session)} may not see ${name}. Whoever runs it can let you in:`,
           session,
           more: html`<pre><code>${installation.lobby} share add ${name} ${session.emails[0] ?? 'YOUR-ADDRESS'}</code></pre>
-<form method="post" action="/signout"><button class="plain">Sign in as somebody else</button></form>
+<form method="post" action="/signout"><input type="hidden" name="next" value="${here}"><button class="plain">Sign in as somebody else</button></form>
 <p><a href="/">Machines you can see</a></p>`,
         }),
       )

@@ -51,6 +51,17 @@ describe('signing in by mail', () => {
     expect((await browser.submit(await link())).url).toBe(`${site.control}/`)
   })
 
+  it('who may not see a machine signs in as somebody who may, and is there', async () => {
+    await using site = await startSite()
+    await site.addMachine('hers', await site.account('ada@example.com'))
+    const browser = await site.signedIn(await site.account('eve@example.com'))
+    const refused = await browser.get(`${site.machine('hers')}/deep`)
+    expect(refused.status).toBe(403)
+    const asked = await browser.submit(await browser.submit(refused), { email: 'ada@example.com' })
+    const shown = await browser.submit(asked, { code: (await codeFor(site, 'ada@example.com')) ?? '' })
+    expect(shown.text).toBe('machine says GET /deep')
+  })
+
   it('a code is good in the browser that asked for it, once, and for five tries', async () => {
     await using site = await startSite()
     await site.account('ada@example.com')

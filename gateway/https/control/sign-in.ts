@@ -121,22 +121,23 @@ export function addSignIn(control: Control): void {
     return onward(context, nextPath(form('next')), SIGNED_IN)
   })
 
-  const signedOut = (context: ControlContext) => {
+  const signedOut = async (context: ControlContext) => {
     context.header(...setCookie(COOKIE, '', 0), { append: true })
-    return context.redirect('/signin', 303)
+    const next = nextPath((await formOf(context))('next'))
+    return context.redirect(next === '/' ? '/signin' : `/signin?${new URLSearchParams({ next })}`, 303)
   }
 
   app.post('/signout', async (context) => {
     const session = context.get('session')
     if (session) await endSession(sql, session.id)
-    return signedOut(context)
+    return await signedOut(context)
   })
 
   app.post('/signout/everywhere', async (context) => {
     const session = context.get('session')
     if (session?.accountId != null) await endAllSessions(sql, session.accountId)
     else if (session) for (const email of session.emails) await endAllSessionsOfReader(sql, email)
-    return signedOut(context)
+    return await signedOut(context)
   })
 
   // Where a machine's own sign-out leads: it ended there, and not here.
