@@ -3,10 +3,13 @@
  * finished `ssh NAME true`:
  *   - `cp` of a machine that runs, against forking one by hand (stop, migrate to a file, go on, restore; see
  *     restore-by-hand.ts), against restoring alone, and against booting the same disk by hand
- *   - `new`, against booting by hand what it makes
+ *   - `new` of an image that there is a template of, against restoring that template by hand, its identity told, and
+ *     against booting by hand what it makes
  *
  *   node test/bench/fork.ts [rounds, default 5]
  */
+import { existsSync, readdirSync } from 'node:fs'
+import { setTimeout as wait } from 'node:timers/promises'
 import { startProduct } from '../e2e/product.ts'
 import {
   bootByHand,
@@ -22,6 +25,7 @@ import {
 } from './product-lab.ts'
 
 const rounds = Number(process.argv[2] ?? 5)
+const TEMPLATE_LIMIT_MS = 600_000
 
 await using product = await startProduct()
 const book = openBook()
@@ -52,13 +56,29 @@ book.ratio('fork to by hand', 'cp, ms', 'forked by hand, ms')
 book.ratio('fork to restoring by hand', 'cp, ms', 'restored by hand, ms')
 book.ratio('fork to booting', 'cp, ms', 'booted by hand, ms')
 
+const template = await findTemplate()
+const isNobody = true
 await makeAndRemove(`new fresh ${SIZE}`, 'fresh')
+await restoreByHand(product, template, undefined, { until: 'ssh', isNobody })
 for (let round = 0; round < rounds; round++) {
   book.add('new, ms', await makeAndRemove(`new fresh${round} ${SIZE}`, `fresh${round}`))
+  const { totalMs } = await restoreByHand(product, template, undefined, { until: 'ssh', isNobody })
+  book.add('template restored by hand, ms', totalMs)
   book.add('booted by hand, fresh, ms', await bootByHand(product, 'origin'))
 }
+book.ratio('new to restoring by hand', 'new, ms', 'template restored by hand, ms')
 book.ratio('new to booting', 'new, ms', 'booted by hand, fresh, ms')
 await book.close(`Forks, ${rounds} rounds`)
+
+/** The template that the first `new` was the reason to make. */
+async function findTemplate(): Promise<string> {
+  const all = product.storePath('templates')
+  for (const until = performance.now() + TEMPLATE_LIMIT_MS; performance.now() < until; await wait(1_000)) {
+    const [id] = existsSync(all) ? readdirSync(all).filter((name) => /^[0-9a-f]+$/.test(name)) : []
+    if (id !== undefined) return `templates/${id}`
+  }
+  throw new Error('no template was made')
+}
 
 /** @returns ms until it answers; nothing is left of it */
 async function makeAndRemove(line: string, name: string): Promise<number> {

@@ -4,6 +4,7 @@ import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { promisify } from 'node:util'
 import { macFor } from '../../vmhost/network/address.ts'
+import type { SavedMemory } from '../../vmhost/storage/memory.ts'
 import { type Product, SERVER_ADDRESS } from '../e2e/product.ts'
 import type { ByHand } from './by-hand.ts'
 import type { RestoreByHand, RestoredByHand } from './restore-by-hand.ts'
@@ -146,24 +147,27 @@ export async function bootByHand(product: Product, like: string, disk?: string):
 /**
  * Restores by hand what lies in a folder of the store, with the vmhost's files and a network of its own.
  * @param folder of a machine or a checkpoint: `root.raw` and `memory/`
- * @param address that the guest had when it was saved
+ * @param address that the guest had when it was saved; undefined: the one that its kernel was started with
  */
 export async function restoreByHand(
   product: Product,
   folder: string,
-  address: string,
+  address: string | undefined,
   wanted: Pick<RestoreByHand, 'until' | 'fork' | 'isNobody'>,
 ): Promise<RestoredByHand> {
   const namespace = `${product.serverNamespace}-hand`
   const store = join(product.dataDirectory, 'store')
+  const saved = JSON.parse(readFileSync(product.storePath(`${folder}/memory/saved.json`), 'utf8')) as SavedMemory
+  const [, first = '', firstGateway = ''] = / ip=([\d.]+):[\d.]+:([\d.]+):/.exec(saved.commandLine) ?? []
   const hand: RestoreByHand = {
     memory: join(store, folder, 'memory'),
     disk: join(store, folder, 'root.raw'),
     boots: join(store, 'boot'),
     directory: join(store, 'by-hand'),
-    address,
-    mac: macFor(address),
-    gateway: MACHINES_GATEWAY,
+    address: address ?? first,
+    // A card keeps the one that it was started with.
+    mac: macFor(first),
+    gateway: address === undefined ? firstGateway : MACHINES_GATEWAY,
     gatewayMac: macFor(MACHINES_GATEWAY),
     key: join(product.home, 'id_ed25519'),
     ...wanted,

@@ -68,18 +68,47 @@ export async function yieldToOom(pid: number): Promise<void> {
 export async function findProcesses(uid: number, directory: string): Promise<ProcessIdentity[]> {
   const wanted = await stat(directory, { bigint: true }).catch(() => undefined)
   if (!wanted) return []
-  const names = (await readdir('/proc')).filter((name) => /^[1-9][0-9]*$/.test(name))
-  // All at once: somebody waits for the machine, and a server has hundreds of processes.
-  const found = await Promise.all(
-    names.map(async (name) => {
+  const found: ProcessIdentity[] = []
+  for (const pid of (await lookAtAll()).get(uid) ?? []) {
+    const cwd = await stat(`/proc/${pid}/cwd/`, { bigint: true }).catch(() => undefined)
+    if (cwd?.dev !== wanted.dev || cwd.ino !== wanted.ino) continue
+    const identity = await identify(pid)
+    if (identity) found.push(identity)
+  }
+  return found
+}
+
+/** Pids by real uid. */
+type Everybody = ReadonlyMap<number, readonly number[]>
+
+let looking: Promise<Everybody> | undefined
+let nextLook: Promise<Everybody> | undefined
+
+/** Looks at all processes, once for all who ask before it begins: a vmhost that starts asks for a thousand machines. */
+function lookAtAll(): Promise<Everybody> {
+  nextLook ??= (looking ?? Promise.resolve()).then(() => {
+    const look = readEverybody()
+    nextLook = undefined
+    looking = look.catch(() => new Map<number, number[]>())
+    return look
+  })
+  return nextLook
+}
+
+async function readEverybody(): Promise<Everybody> {
+  const pids = (await readdir('/proc')).filter((name) => /^[1-9][0-9]*$/.test(name)).map(Number)
+  const everybody = new Map<number, number[]>()
+  await Promise.all(
+    pids.map(async (pid) => {
       // The directory's owner is the effective uid of the process (root's when it is not dumpable): Uid: is the truth.
-      const status = await readFile(`/proc/${name}/status`, 'latin1').catch(() => '')
-      if (!status.includes(`\nUid:\t${uid}\t`)) return undefined
-      const cwd = await stat(`/proc/${name}/cwd/`, { bigint: true }).catch(() => undefined)
-      return cwd?.dev === wanted.dev && cwd.ino === wanted.ino ? identify(Number(name)) : undefined
+      const status = await readFile(`/proc/${pid}/status`, 'latin1').catch(() => '')
+      const uid = Number(/^Uid:\t(\d+)\t/m.exec(status)?.[1] ?? Number.NaN)
+      const others = everybody.get(uid)
+      if (others) others.push(pid)
+      else everybody.set(uid, [pid])
     }),
   )
-  return found.filter((identity) => identity !== undefined)
+  return everybody
 }
 
 /**
