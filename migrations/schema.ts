@@ -484,20 +484,41 @@ export const accountPlans = pgTable('account_plans', {
   effective: tstzrange('effective').notNull(),
 })
 
+const usedOf = {
+  cpu: numeric('cpu').notNull().default('0'),
+  memory: numeric('memory').notNull().default('0'),
+  disk: numeric('disk').notNull().default('0'),
+  checkpoints: numeric('checkpoints').notNull().default('0'),
+  direct: numeric('direct').notNull().default('0'),
+  gateway: numeric('gateway').notNull().default('0'),
+}
+
 export const usageDays = pgTable(
   'usage_days',
   {
     accountId: integer('account_id').notNull(),
     day: date('day').notNull(),
     machineId: integer('machine_id').notNull(),
-    cpu: numeric('cpu').notNull().default('0'),
-    memory: numeric('memory').notNull().default('0'),
-    disk: numeric('disk').notNull().default('0'),
-    checkpoints: numeric('checkpoints').notNull().default('0'),
-    direct: numeric('direct').notNull().default('0'),
-    gateway: numeric('gateway').notNull().default('0'),
+    ...usedOf,
   },
   (t) => [primaryKey({ columns: [t.accountId, t.day, t.machineId] })],
+)
+
+export const usageMachineMonths = pgTable(
+  'usage_machine_months',
+  {
+    accountId: integer('account_id').notNull(),
+    month: date('month').notNull(),
+    machineId: integer('machine_id').notNull(),
+    ...usedOf,
+  },
+  (t) => [primaryKey({ columns: [t.accountId, t.month, t.machineId] })],
+)
+
+export const usageAccountDays = pgTable(
+  'usage_account_days',
+  { accountId: integer('account_id').notNull(), day: date('day').notNull(), ...usedOf },
+  (t) => [primaryKey({ columns: [t.accountId, t.day] })],
 )
 
 export const lateUsage = pgTable(

@@ -155,11 +155,17 @@ it('a figure that was changed does not stand the proof, nor does a rollup that i
   expect(await meanwhile(`${line} + 1 where kind = 'cpu'`, `${line} - 1 where kind = 'cpu'`)).toMatch(
     /sum to \$0\.050001.*its rate gives \$0\.040000, not \$0\.040001.*facts give \$0\.000001 less/,
   )
-  const day = 'update usage_days set cpu = cpu'
-  expect(await meanwhile(`${day} + 1`, `${day} - 1`)).toBe('usage of 1 machine-days differs from its facts')
+  for (const [table, sums] of [
+    ['usage_days', '3 sums of usage differ'],
+    ['usage_machine_months', 'one sum of usage differs'],
+    ['usage_account_days', 'one sum of usage differs'],
+  ]) {
+    const change = `update ${table} set cpu = cpu`
+    expect(await meanwhile(`${change} + 1`, `${change} - 1`)).toBe(`${sums} from the facts`)
+  }
   const fact = `update machine_spans set cpus`
   expect(await meanwhile(`${fact} = 2`, `${fact} = 1`)).toMatch(
-    /cpu: the facts give \$0\.040000 more.*usage of 1 machine-days/,
+    /cpu: the facts give \$0\.040000 more.*one sum of usage differs from/,
   )
   expect(
     await meanwhile('update invoices set total_micros = 60000', 'update invoices set total_micros = 50000'),

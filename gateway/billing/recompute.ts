@@ -50,7 +50,8 @@ export async function proveInvoice(db: Db, number: number, list: PriceList): Pro
   const pending = wrong.length > 0 && (await cameLate(db, accountId, month))
   if (!pending) problems.push(...wrong.map((line) => sayDifference(line, month)))
   const days = await wrongDays(db, accountId, month)
-  if (days > 0) problems.push(`usage of ${days} machine-days differs from its facts`)
+  if (days > 0)
+    problems.push(`${days === 1 ? 'one sum' : `${days} sums`} of usage differ${days === 1 ? 's' : ''} from the facts`)
   return { invoice, billed: totalOf(billed), computed: totalOf(computed), pending, problems }
 }
 
@@ -95,7 +96,7 @@ async function cameLate(db: Db, accountId: number, month: Month): Promise<boolea
   return row?.late ?? false
 }
 
-/** Rows of the rollup that are not what the facts sum to. */
+/** Rows of the rollup that are not what the facts sum to, and further sums that are not what those sum to. */
 async function wrongDays(db: Db, accountId: number, month: Month): Promise<number> {
   const [from, to] = [startOfMonth(month), startOfMonth(addMonths(month, 1))]
   const [row] = await db<{ count: number }[]>`
@@ -107,5 +108,7 @@ async function wrongDays(db: Db, accountId: number, month: Month): Promise<numbe
         where cpu + memory + disk + checkpoints + direct + gateway <> 0)
     select count(distinct (day, machine_id))::integer as count from (
       (select * from kept except select * from facts) union all (select * from facts except select * from kept)) as wrong`
-  return row?.count ?? 0
+  const [sums] = await db<{ count: number }[]>`
+    select wrong_usage_sums(${accountId}, ${firstDay(month)}::date, ${firstDay(addMonths(month, 1))}::date) as count`
+  return (row?.count ?? 0) + (sums?.count ?? 0)
 }

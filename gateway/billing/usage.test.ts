@@ -200,6 +200,14 @@ describe('usage', () => {
     expect(used(parts)).toBe(used(whole))
   })
 
+  it('of months and of accounts is the sum of its days', async () => {
+    const rows = await ledger.gateway<{ wrong: number; days: number }[]>`
+      select wrong_usage_sums(id, '2026-01-01', '2027-01-01') as wrong,
+        (select count(*)::integer from usage_days where account_id = id) as days from accounts`
+    expect(rows.filter(({ wrong }) => wrong !== 0)).toEqual([])
+    expect(rows.some(({ days }) => days > 20)).toBe(true)
+  })
+
   it('is nobody’s to write but the facts’', async () => {
     await expect(ledger.gateway`update usage_days set cpu = 0`).rejects.toThrow(/permission denied/)
     await expect(ledger.vmhost`update usage_days set cpu = 0`).rejects.toThrow(/permission denied/)

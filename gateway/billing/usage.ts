@@ -21,7 +21,10 @@ import { type Db, type PriceList, readPriceList, readSubscriber, type Subscriber
 /** `ledger` computes from the facts and takes as long as there are of them; `rollup` reads what was added up. */
 export type Source = 'rollup' | 'ledger'
 
-type Row = { part: number | null; machine_id: number | null; day: Day | null } & Record<Meter, string>
+type Used = Record<Meter, string>
+type Row = Used & { part: number | null; machine_id: number | null; day: Day | null }
+
+const quantitiesOf = (row: Used): Quantities => METERS.map((meter) => BigInt(row[meter]))
 
 /**
  * An account's use between two days, by part of the month and machine, and by day.
@@ -32,29 +35,36 @@ export async function readUsage(
   accountId: number,
   { from, to, starts, source = 'rollup' }: { from: Day; to: Day; starts: readonly Day[]; source?: Source },
 ): Promise<MonthUsage> {
-  // The rollup's primary key begins with account and day.
-  const used =
-    source === 'rollup'
-      ? db`select * from usage_days where account_id = ${accountId} and day >= ${from}::date and day < ${to}::date`
-      : db`select * from ledger_usage((select array_agg(id) from machines where account_id = ${accountId}),
-          ${startOfDay(from)}, ${startOfDay(to)})`
-  const rows = await db<Row[]>`
-    select part, machine_id, to_char(day, 'YYYY-MM-DD') as day, sum(cpu)::text as cpu, sum(memory)::text as memory,
-      sum(disk)::text as disk, sum(checkpoints)::text as checkpoints, sum(direct)::text as direct,
-      sum(gateway)::text as gateway
-    from (select u.*, width_bucket(u.day, string_to_array(${starts.join(',')}, ',')::date[]) - 1 as part
-      from (${used}) as u) as placed
-    group by grouping sets ((part, machine_id), (day))`
-  const machines: { part: number; machineId: number; quantities: Quantities }[] = []
-  const days: { day: Day; quantities: Quantities }[] = []
-  for (const row of rows) {
-    const quantities = METERS.map((meter) => BigInt(row[meter]))
-    if (row.day !== null) days.push({ day: row.day, quantities })
-    else if (row.machine_id !== null && row.part !== null) {
-      machines.push({ part: row.part, machineId: row.machine_id, quantities })
-    }
+  const summed = db`sum(cpu)::text as cpu, sum(memory)::text as memory, sum(disk)::text as disk,
+    sum(checkpoints)::text as checkpoints, sum(direct)::text as direct, sum(gateway)::text as gateway`
+  const within = db`account_id = ${accountId} and day >= ${from}::date and day < ${to}::date`
+  const part = db`width_bucket(day, string_to_array(${starts.join(',')}, ',')::date[]) - 1`
+  // The month of a machine is a row when all of it is priced alike. Indexes: the primary keys, in this order of columns.
+  const isMonth =
+    starts.length === 1 && from === firstDay(monthOf(from)) && to === firstDay(addMonths(monthOf(from), 1))
+  const ofFacts = db`ledger_usage((select array_agg(id) from machines where account_id = ${accountId}), ${startOfDay(from)}, ${startOfDay(to)})`
+  const asText = db`cpu::text, memory::text, disk::text, checkpoints::text, direct::text, gateway::text`
+  const ofMachines =
+    source === 'ledger'
+      ? db`select ${part} as part, machine_id, null as day, ${summed} from ${ofFacts} group by 1, 2`
+      : isMonth
+        ? db`select 0 as part, machine_id, null as day, ${asText}
+            from usage_machine_months where account_id = ${accountId} and month = ${from}::date`
+        : db`select ${part} as part, machine_id, null as day, ${summed} from usage_days where ${within} group by 1, 2`
+  const ofDays =
+    source === 'ledger'
+      ? db`select null, null, to_char(day, 'YYYY-MM-DD') as day, ${summed} from ${ofFacts} group by day`
+      : db`select null, null, to_char(day, 'YYYY-MM-DD') as day, ${asText} from usage_account_days where ${within}`
+  // In one statement, so that both are of the same facts.
+  const rows = await db<Row[]>`${ofMachines} union all ${ofDays}`
+  return {
+    machines: rows.flatMap((row) =>
+      row.machine_id === null || row.part === null
+        ? []
+        : [{ part: row.part, machineId: row.machine_id, quantities: quantitiesOf(row) }],
+    ),
+    days: rows.flatMap((row) => (row.day === null ? [] : [{ day: row.day, quantities: quantitiesOf(row) }])),
   }
-  return { machines, days }
 }
 
 export async function monthLines(
@@ -71,7 +81,8 @@ export async function monthLines(
 
 /** An account's month as it stands. */
 export async function readMonth(db: Db, accountId: number, month: Month): Promise<Line[]> {
-  return await monthLines(db, month, await readSubscriber(db, accountId), await readPriceList(db))
+  const [subscriber, list] = await Promise.all([readSubscriber(db, accountId), readPriceList(db)])
+  return await monthLines(db, month, subscriber, list)
 }
 
 /** What each machine has cost in a month: to be charged, or on a plan that charges nothing what it would. */
@@ -184,12 +195,12 @@ async function insideUsage(db: Db, accountId: number, starts: readonly Day[], si
 }
 
 async function usageOfFacts(db: Db, accountId: number, from: Date, to: Date) {
-  const rows = await db<({ machine_id: number } & Record<Meter, string>)[]>`
+  const rows = await db<(Used & { machine_id: number })[]>`
     select machine_id, cpu::text, memory::text, disk::text, checkpoints::text, direct::text, gateway::text
     from ledger_usage((select array_agg(id) from machines where account_id = ${accountId}), ${from}, ${to})`
   return rows.map((row) => ({
     machineId: row.machine_id,
-    quantities: METERS.map((meter) => BigInt(row[meter])),
+    quantities: quantitiesOf(row),
   }))
 }
 

@@ -118,6 +118,16 @@ const BENCHES: Bench[] = [
       atMost('unread over HTTP/2, MiB', 4),
     ],
   },
+  {
+    name: 'billing',
+    file: 'billing.ts',
+    parameters: ['30', '10000'],
+    targets: [
+      atMost('usage of 1,000 machines over a month, 95th percentile, ms', 50),
+      atMost('growth with ten times the facts', 1.5),
+      atMost('invoice run, s', 300),
+    ],
+  },
 ]
 
 const wanted = process.argv.slice(2)
