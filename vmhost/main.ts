@@ -1,5 +1,5 @@
 import { mkdirSync } from 'node:fs'
-import { readFile } from 'node:fs/promises'
+import { readFile, stat } from 'node:fs/promises'
 import { availableParallelism, totalmem } from 'node:os'
 import { join } from 'node:path'
 import pino, { type Logger } from 'pino'
@@ -12,6 +12,9 @@ import { openDevices } from './hypervisor/privileges.ts'
 import { bootId, nestedAvailable } from './hypervisor/probe.ts'
 import { qemuVersion } from './hypervisor/qemu.ts'
 import { type Images, openImages } from './images/images.ts'
+import { systemClocks } from './meter/clock.ts'
+import { LedgerRows } from './meter/ledger-rows.ts'
+import { Meter } from './meter/meter.ts'
 import { readKernel } from './network/kernel.ts'
 import { createNetwork } from './network/network.ts'
 import { describeResolvers } from './network/resolvers.ts'
@@ -56,6 +59,7 @@ const factsEveryMs = 30_000
 const sweepEveryMs = 3_600_000
 const growEveryMs = 600_000
 const outboxLimitMs = 3_000
+const ledgerLimitMs = 3_000
 const sleepsAtOnce = 2
 /** What the launcher and systemd leave a vmhost to put its machines to sleep is more. */
 const sleepThroughShutdownMs = 150_000
@@ -72,7 +76,11 @@ async function main(): Promise<void> {
   const stop = stopSignal(log)
   const sql = connect({ url: settings.databaseUrl, role: 'berth_vmhost', max: 8, applicationName: 'berth vmhost' })
   const publicPorts = await readOpenPorts(sql, settings.publicPorts)
-  const network = createNetwork({ ...settings, publicPorts }, { log })
+  const metering = Promise.withResolvers<Meter>()
+  const network = createNetwork(
+    { ...settings, publicPorts },
+    { log, keepTransfer: async (last) => (await metering.promise).keepTransfer(last) },
+  )
   openDevices()
   // The steps that need not wait for each other; the start of the whole takes as long as the slowest.
   const [lease, volume, version, cgroupProblem] = await Promise.all([
@@ -117,6 +125,16 @@ async function main(): Promise<void> {
 
   const rows = new Rows(sql, lease)
   const outbox = new Outbox(rows, log, () => stop.abort('lease lost'))
+  const meter = await Meter.open({
+    path: join(settings.dataDirectory, 'vmhost', 'ledger.json'),
+    rows: new LedgerRows(sql, lease),
+    clocks: systemClocks(bootId()),
+    readTransfer: () => network.readTransfer(),
+    lastWrite: async (id) => (await stat(join(store.directoryOf(id), 'root.raw'))).mtimeMs,
+    log,
+    onLeaseLost: () => stop.abort('lease lost'),
+  })
+  metering.resolve(meter)
   const cpus = availableParallelism()
   const memoryForMachines = totalmem() - reservedBytes(totalmem())
   const reconciler = createReconciler({
@@ -129,6 +147,7 @@ async function main(): Promise<void> {
       rows,
       checkpointRows: new CheckpointRows(sql, lease),
       outbox,
+      meter,
       slots: new Slots(startsAtOnce(accelerated, cpus)),
       wakes: new Slots(accelerated ? Math.max(8, cpus * 4) : Math.max(2, cpus)),
       sleeps: new Slots(sleepsAtOnce),
@@ -208,6 +227,7 @@ async function main(): Promise<void> {
   log.info({ why }, 'ending; machines run on')
   for (const timer of timers) clearInterval(timer)
   await reconciler.close()
+  await meter.close(ledgerLimitMs)
   await outbox.close(outboxLimitMs)
   await network.close()
   await importing

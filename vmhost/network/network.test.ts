@@ -294,7 +294,7 @@ test('updates of the rules keep every reading, and a chain of an older version g
   await lab.host.run(
     [
       "nft 'add counter inet berth vm1_direct { packets 7 bytes 4200 }'",
-      "nft 'add rule inet berth transfer counter name vm1_direct'",
+      "nft 'add rule inet berth to_machine counter name vm1_direct'",
       "nft 'add chain inet berth former { type filter hook output priority 0; policy drop; }'",
       'nft delete chain inet berth outwards',
       "nft 'add chain inet berth outwards { type nat hook postrouting priority 90; }'",

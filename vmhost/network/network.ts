@@ -10,13 +10,25 @@
  * machines cost as many processes as one. A round in which the kernel refuses something is repeated machine by machine, so that
  * the refusal reaches the machine it is about and nobody else.
  *
+ * Each machine's bytes are counted from before its tap is up until after it is gone (counters.ts). What the counters
+ * read last is handed on and kept before they are removed; a vmhost that is killed between finds them without a tap.
+ *
  * Left for later: shaping hangs a queueing discipline on the tap (`tc`, kind tbf) after `configure`; what a
- * machine may reach is chain `egress_policy`, and bytes for the ledger are chain `transfer`, both in ruleset.ts.
+ * machine may reach is chain `egress_policy` in ruleset.ts.
  */
 
+import { randomUUID } from 'node:crypto'
 import { isDeepStrictEqual } from 'node:util'
 import { type Cidr, gatewayAddress, macFor, parseCidr, tapName } from './address.ts'
 import { runCommand } from './command.ts'
+import {
+  type CountedMachine,
+  isWhole,
+  readCounters,
+  removeCounters,
+  renderTapCounting,
+  type TransferReadings,
+} from './counters.ts'
 import { findOpened, findOutwards, readOpened } from './forwarding.ts'
 import {
   checkMachineAddress,
@@ -61,6 +73,12 @@ class HostNetwork implements Network {
   readonly #flowsPerMachine: number
   /** What the firewall lets through. */
   readonly #machines = new Map<number, MachineNetwork>()
+  /** Of the counters of each machine, by its id. */
+  readonly #series = new Map<number, string>()
+  /** Of these, those that the kernel does not have yet. */
+  readonly #freshSeries = new Set<string>()
+  /** There may be counters that nothing is counted by any more. */
+  #hasEndedSeries = true
   readonly #said = new Set<string>()
   #publicPorts: readonly PublicPort[]
   #uplinks: readonly string[] = []
@@ -88,6 +106,8 @@ class HostNetwork implements Network {
       const kernel = await readKernel()
       checkOverlap(this.#network, kernel)
       this.#adopt(kernel)
+      for (const reading of (await readCounters()).readings)
+        if (isWhole(reading)) this.#series.set(reading.machineId, reading.series)
       this.#opened = await readOpened()
       await this.#prepare(kernel)
     })
@@ -144,6 +164,10 @@ class HostNetwork implements Network {
         failed: [...failures].map(([machineId, error]) => ({ machineId, error })),
       }
     })
+  }
+
+  async readTransfer(): Promise<TransferReadings> {
+    return await readCounters()
   }
 
   async startMetadata(lookup: (sourceIp: string) => Promise<string | undefined>): Promise<void> {
@@ -217,11 +241,22 @@ class HostNetwork implements Network {
     this.#inTurn(async () => {
       if (this.#closed) return
       this.#context.log.warn('The firewall was flushed by somebody else; the rules of machines are put back')
+      // Counters went with their table, and the rules must not wait until that has been found out.
+      this.#series.clear()
+      this.#freshSeries.clear()
+      this.#hasEndedSeries = true
       await this.#applyRules([])
+      await this.#count([...this.#machines.keys()])
+      await this.#removeEndedSeries()
     }).catch((err: unknown) => this.#context.log.error({ err }, 'the firewall of machines could not be put back'))
   }
 
   async #applyRules(stale: readonly string[]): Promise<void> {
+    await this.#withCounters(() => runCommand('nft', ['-f', '-'], this.#render(stale)))
+    this.#freshSeries.clear()
+  }
+
+  #render(stale: readonly string[]): string {
     const ruleset = {
       network: this.#network,
       allow: this.#allow,
@@ -229,9 +264,73 @@ class HostNetwork implements Network {
       uplinks: this.#uplinks,
       opened: this.#opened,
       flowsPerMachine: this.#flowsPerMachine,
-      machines: [...this.#machines.values()],
+      machines: [...this.#machines.values()].map((machine) => ({ ...machine, ...this.#counted(machine.machineId) })),
     }
-    await runCommand('nft', ['-f', '-'], renderRuleset(ruleset, stale))
+    return renderRuleset(ruleset, stale)
+  }
+
+  #counted(machineId: number): CountedMachine {
+    const known = this.#series.get(machineId)
+    const series = known ?? randomUUID()
+    if (known === undefined) {
+      this.#series.set(machineId, series)
+      this.#freshSeries.add(series)
+    }
+    return { machineId, series, isFresh: this.#freshSeries.has(series) }
+  }
+
+  /** Has what these machines send counted; their taps exist. */
+  async #count(machineIds: readonly number[]): Promise<void> {
+    if (machineIds.length === 0) return
+    const count = () => runCommand('nft', ['-f', '-'], renderTapCounting(machineIds.map((id) => this.#counted(id))))
+    await this.#withCounters(count, () => this.#applyRules([]))
+  }
+
+  /**
+   * Does what fails where a counter of a machine is missing, because somebody removed it. Such a machine begins another
+   * series: under its old name a counter would begin at zero again, and nobody could tell that from one that goes on.
+   * @param prepare makes the counters of fresh series, where `work` does not
+   */
+  async #withCounters(work: () => Promise<unknown>, prepare?: () => Promise<void>): Promise<void> {
+    try {
+      await work()
+    } catch (error) {
+      if (!(await this.#forgetBrokenSeries())) throw error
+      await prepare?.()
+      await work()
+    }
+  }
+
+  /** @returns whether there were any */
+  async #forgetBrokenSeries(): Promise<boolean> {
+    const whole = new Set((await readCounters()).readings.filter(isWhole).map(({ series }) => series))
+    const broken = [...this.#series].filter(([, series]) => !whole.has(series) && !this.#freshSeries.has(series))
+    for (const [machineId] of broken) this.#series.delete(machineId)
+    if (broken.length > 0) this.#hasEndedSeries = true
+    return broken.length > 0
+  }
+
+  /** Hands on what counters read last that count nothing any more, and removes them. What fails is done another time. */
+  async #removeEndedSeries(): Promise<void> {
+    for (const [machineId, series] of this.#series) {
+      if (this.#machines.has(machineId)) continue
+      this.#series.delete(machineId)
+      this.#freshSeries.delete(series)
+      this.#hasEndedSeries = true
+    }
+    if (!this.#hasEndedSeries) return
+    try {
+      const { sequence, readings } = await readCounters()
+      const current = new Set(this.#series.values())
+      const ended = readings.filter(({ series }) => !current.has(series))
+      if (ended.length > 0) {
+        await this.#context.keepTransfer?.({ sequence, readings: ended })
+        await removeCounters(ended, this.#machines)
+      }
+      this.#hasEndedSeries = false
+    } catch (err) {
+      this.#context.log.error({ err }, 'what machines have sent last is not kept yet; their counters stay')
+    }
   }
 
   async #round(changes: Changes): Promise<{ ensured: string[]; removed: string[]; failures: Failures }> {
@@ -243,8 +342,14 @@ class HostNetwork implements Network {
     const connect = this.#claimAddresses(changes, failures)
     await this.#applyRules([])
     await this.#reserveFlows()
-    const ensured = await connectTaps(connect, this.#gateway, (machineId, error) => failures.set(machineId, error))
+    const ensured = await connectTaps(
+      connect,
+      this.#gateway,
+      (some) => this.#count(some.map(({ machineId }) => machineId)),
+      (machineId, error) => failures.set(machineId, error),
+    )
     for (const machineId of failures.keys()) if (!before.has(machineId)) this.#machines.delete(machineId)
+    await this.#removeEndedSeries()
     return { ensured, removed, failures }
   }
 

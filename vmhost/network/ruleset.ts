@@ -6,7 +6,7 @@ after it has switched to it, and a `{ 10.0.0.0/8, .. }` is empty for that moment
  *
  * The text adds what is missing, flushes the rules and states them again. It never deletes a table, a counter or
  * `flows`: counters keep their readings and connection counts stay true across every update (`flush table` empties
- * chains only). What is counted for money later belongs into chain `transfer`, with named counters in this table.
+ * chains only). What is counted for money: counters.ts.
  *
  * Taps are recognised by their interface group, not by name: the group is set before a tap is up, so that a tap which
  * the rules do not know yet is shut out instead of let through, and the operator's own `vmbr0` is none of our business.
@@ -21,6 +21,7 @@ after it has switched to it, and a `{ 10.0.0.0/8, .. }` is empty for that moment
  */
 
 import { type Cidr, formatCidr, gatewayAddress, tapName } from './address.ts'
+import { type CountedMachine, counterElements, renderCounters } from './counters.ts'
 import type { MachineNetwork, PublicPort } from './types.ts'
 
 /** Interface group of every tap of ours: 0xbe47. Not listed in /etc/iproute2/group, so tools print the number. */
@@ -88,7 +89,7 @@ export type Ruleset = {
   /** Uplinks that forward only because we said so: nothing but machines' traffic may pass through them. */
   readonly opened: readonly string[]
   readonly flowsPerMachine: number
-  readonly machines: readonly Pick<MachineNetwork, 'machineId' | 'address'>[]
+  readonly machines: readonly (Pick<MachineNetwork, 'machineId' | 'address'> & CountedMachine)[]
 }
 
 /** A base chain as `nft -j list chains` shows it. */
@@ -99,6 +100,7 @@ const BASE_CHAINS: readonly BaseChain[] = [
   { name: 'metadata', type: 'nat', hook: 'prerouting', prio: -110 },
   { name: 'machine_ports', type: 'nat', hook: 'prerouting', prio: -90 },
   { name: 'to_host', type: 'filter', hook: 'input', prio: -10 },
+  { name: 'from_host', type: 'filter', hook: 'output', prio: -10 },
   { name: 'transit', type: 'filter', hook: 'forward', prio: -10 },
   { name: 'outwards', type: 'nat', hook: 'postrouting', prio: 100 },
 ]
@@ -126,6 +128,7 @@ export function renderRuleset(ruleset: Ruleset, stale: readonly string[] = []): 
     'flush table inet berth',
     ...stale.map((name) => `delete chain inet berth ${name}`),
     ...REFUSALS.map((name) => `add counter inet berth refused_${name}`),
+    ...renderCounters(ruleset.machines),
     'add set inet berth machines { typeof iifname . ip saddr; size 65536; }',
     'add set inet berth flows { typeof ip saddr; size 65536; flags dynamic; }',
     'add set inet berth opened { type ifname; size 1024; }',
@@ -138,8 +141,10 @@ export function renderRuleset(ruleset: Ruleset, stale: readonly string[] = []): 
       .filter(({ chain }) => !BASE_CHAINS.some(({ name }) => name === chain))
       .map(({ chain }) => `add chain inet berth ${chain}`),
     ...rules.flatMap(({ chain, lines }) => lines.map((line) => `add rule inet berth ${chain} ${line}`)),
-    ...replaceElements('inet berth machines', machines),
-    ...replaceElements('inet berth opened', ruleset.opened.map(quote)),
+    ...replaceElements('set inet berth machines', machines),
+    ...replaceElements('map inet berth direct_in', counterElements('direct_in', ruleset.machines)),
+    ...replaceElements('map inet berth gateway_in', counterElements('gateway_in', ruleset.machines)),
+    ...replaceElements('set inet berth opened', ruleset.opened.map(quote)),
     ...arpTable(machines),
     '',
   ].join('\n')
@@ -174,10 +179,8 @@ function chainRules(ruleset: Ruleset): ChainRules[] {
         ...['broadcast', 'multicast', 'anycast'].map(
           (type) => `fib daddr type ${type} ${refuse('broadcast', 'drop', 'nobody to broadcast to')}`,
         ),
-        'jump transfer comment "where bytes are counted for money"',
       ],
     },
-    { chain: 'transfer', lines: [] },
     {
       chain: 'metadata',
       lines: [
@@ -200,6 +203,15 @@ function chainRules(ruleset: Ruleset): ChainRules[] {
             `${address === undefined ? 'fib daddr type local' : `ip daddr ${address}`} ${protocol} dport ${port} accept comment "the gateway"`,
         ),
         refuse('host', REJECT, 'no other service of the host'),
+      ],
+    },
+    {
+      chain: 'from_host',
+      lines: [
+        `oifgroup != ${TAP_GROUP} accept comment "not to a machine"`,
+        // As the service sends it; the machine sees the metadata address.
+        `ip saddr ${gateway} tcp sport ${METADATA_PORT} accept comment "metadata is free"`,
+        'counter name oifname map @gateway_in comment "what the host sends"',
       ],
     },
     {
@@ -241,6 +253,7 @@ function chainRules(ruleset: Ruleset): ChainRules[] {
       chain: 'to_machine',
       lines: [
         CLAMP_SEGMENT_SIZE,
+        'ct state established,related counter name oifname map @direct_in comment "what others send"',
         'ct state established,related accept comment "answers"',
         refuse('inbound', 'drop', 'only processes of the host open connections to machines'),
       ],
@@ -305,12 +318,14 @@ function arpTable(machines: readonly string[]): string[] {
     'add set arp berth machines { typeof iifname . arp saddr ip; size 65536; }',
     'add chain arp berth entry { type filter hook input priority 0; policy accept; }',
     ...rules.map((rule) => `add rule arp berth entry ${rule}`),
-    ...replaceElements('arp berth machines', machines),
+    ...replaceElements('set arp berth machines', machines),
   ]
 }
 
-function replaceElements(set: string, elements: readonly string[]): string[] {
-  return [`flush set ${set}`, ...(elements.length > 0 ? [`add element ${set} { ${elements.join(', ')} }`] : [])]
+/** @param named kind, family, table and name, such as `map inet berth direct_in` */
+function replaceElements(named: string, elements: readonly string[]): string[] {
+  const name = named.slice(named.indexOf(' ') + 1)
+  return [`flush ${named}`, ...(elements.length > 0 ? [`add element ${name} { ${elements.join(', ')} }`] : [])]
 }
 
 function quote(name: string): string {

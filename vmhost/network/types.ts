@@ -1,4 +1,5 @@
 import type { Logger } from 'pino'
+import type { TransferReadings } from './counters.ts'
 
 /** A port of the gateway that machines may reach like anybody else. Without `address`: on every address of the host. */
 export type PublicPort = {
@@ -69,13 +70,22 @@ export type Network = {
    * move, firewalls get reloaded). Removes strays that are ours only: taps with our name and our interface group.
    */
   reconcile(wanted: readonly MachineNetwork[]): Promise<ReconcileResult>
+  /** What the taps of all machines have carried since their counters were made, of those too that are about to go. */
+  readTransfer(): Promise<TransferReadings>
   /** Serves http://169.254.169.254/ to machines until `close`. @throws NetworkError when the port cannot be had */
   startMetadata(lookup: NameLookup): Promise<void>
   /** Stops the metadata service and waits for changes under way. Taps and rules stay: machines outlive the vmhost. */
   close(): Promise<void>
 }
 
-export type NetworkContext = { readonly log: Pick<Logger, 'info' | 'warn' | 'error'> }
+export type NetworkContext = {
+  readonly log: Pick<Logger, 'info' | 'warn' | 'error'>
+  /**
+   * Keeps what counters read last, for good: they are removed when this has succeeded, and read again later when it has
+   * not. No packet is counted by them any more.
+   */
+  readonly keepTransfer?: (last: TransferReadings) => Promise<void>
+}
 
 /** A failure of the host's network; the message is a sentence for the operator. */
 export class NetworkError extends Error {

@@ -22,7 +22,7 @@ export function watchTables(onLoss: () => void, { log }: NetworkContext): { read
   monitor.once('error', end)
   monitor.once('exit', end)
   createInterface({ input: monitor.stdout }).on('line', (line) => {
-    if (/^delete table (inet|arp) berth\b/.test(line)) onLoss()
+    if (/^delete table (inet|arp|netdev) berth\b/.test(line)) onLoss()
   })
   return {
     get ended() {

@@ -119,6 +119,7 @@ async function vmhost(): Promise<void> {
     checkpoints: await openCheckpoints(volume),
     checkpointRows: new CheckpointRows(sql, lease),
     rows,
+    meter: { note: () => {}, goOn: async () => {}, start: () => {} },
     outbox,
     network: {
       ensureMachine: async ({ machineId, mac }) => {

@@ -60,6 +60,7 @@ beforeEach(async () => {
         return now
       },
     } as Partial<World['rows']> as World['rows'],
+    meter: { note: () => {}, goOn: async () => {}, start: () => {} },
     outbox: {
       flushed: async () => {},
       report: (_: number, seen: Observation) => {

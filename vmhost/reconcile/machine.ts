@@ -127,8 +127,9 @@ export class Machine {
   }
 
   /** Takes over the hypervisor that an earlier vmhost started, if there is one. Before the first turn. */
-  adopt(): Promise<void> {
-    return adopt(this.#state, this.#life, this.#sleep)
+  async adopt(): Promise<void> {
+    await adopt(this.#state, this.#life, this.#sleep)
+    this.#state.tellMeter()
   }
 
   /** Lets go: the machine runs on, whatever waits stops waiting. Once the world's signal has been given. */
@@ -183,6 +184,7 @@ export class Machine {
       await this.#life.disconnect()
     }
     state.row = row
+    state.tellMeter()
     if (row.observedState === 'gone') {
       await this.#vanish(row)
       return
@@ -267,6 +269,7 @@ export class Machine {
     if (row.restore) await checkpointRows.endCopies()
     this.#state.record('gone')
     this.#state.over = true
+    this.#state.tellMeter()
   }
 
   /**
@@ -278,6 +281,7 @@ export class Machine {
     if (this.#state.guest) await this.#life.stop(this.#state.guest)
     await this.#life.disconnect()
     this.#state.over = true
+    this.#state.tellMeter()
   }
 }
 

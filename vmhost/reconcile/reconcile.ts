@@ -134,6 +134,7 @@ class HostReconciler implements Reconciler {
     const rows = await this.#world.rows.all()
     for (const row of rows) this.#machines.set(row.id, new Machine(row, this.#world))
     await Promise.all([...this.#machines.values()].map((machine) => machine.adopt()))
+    await this.#world.meter.goOn()
     await this.#removeStrays(rows)
     this.#hasLooked = true
     await this.#networkRound()
@@ -143,6 +144,7 @@ class HostReconciler implements Reconciler {
     await this.#world.store.sweep(new Set([...bootSets, ...kept].filter((hash) => hash !== undefined)))
     await this.#listen()
     this.#keeper.start()
+    this.#world.meter.start()
     for (const machine of this.#machines.values()) this.#run(machine.poke())
     this.#run(this.#emptyTrash())
     this.#run(this.#world.checkpointRows.endCopies())

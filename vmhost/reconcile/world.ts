@@ -2,6 +2,7 @@ import type { Logger } from 'pino'
 import type { HypervisorDriver } from '../hypervisor/driver.ts'
 import type { Images } from '../images/images.ts'
 import type { Keeper } from '../memory/keeper.ts'
+import type { Meter } from '../meter/meter.ts'
 import type { Network } from '../network/types.ts'
 import type { Checkpoints } from '../storage/checkpoints.ts'
 import type { Store } from '../storage/store.ts'
@@ -22,6 +23,8 @@ export type World = {
   readonly rows: Rows
   readonly checkpointRows: CheckpointRows
   readonly outbox: Outbox
+  /** what its owner pays for */
+  readonly meter: Pick<Meter, 'note' | 'goOn' | 'start'>
   readonly slots: Slots
   /** places of those that wake, who wait for nobody that boots */
   readonly wakes: Slots

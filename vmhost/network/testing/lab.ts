@@ -8,8 +8,9 @@ import { type ChildProcess, execFile, spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { createInterface } from 'node:readline'
 import { promisify } from 'node:util'
+import type { TransferReading, TransferReadings } from '../counters.ts'
 import type { MachineNetwork, NetworkSettings, ReconcileResult } from '../types.ts'
-import type { Answer, Call, Said } from './network-process.ts'
+import type { Answer, Call, Kept, Said } from './network-process.ts'
 
 const run = promisify(execFile)
 let made = 0
@@ -132,6 +133,8 @@ export class NetworkProcess {
   readonly child: ChildProcess
   /** What it logged: the messages. */
   readonly said: string[] = []
+  /** What it handed on of counters that it then removed. */
+  readonly kept: TransferReading[] = []
   readonly #waiting = new Map<number, PromiseWithResolvers<unknown>>()
   readonly #listeners = new Set<() => void>()
   #calls = 0
@@ -139,7 +142,11 @@ export class NetworkProcess {
   constructor(namespace: Namespace, settings: NetworkSettings) {
     const args = [process.execPath, fixture('network-process.ts'), JSON.stringify(settings)]
     this.child = namespace.spawn(args, ['inherit', 'inherit', 'inherit', 'ipc'])
-    this.child.on('message', (message: Answer | Said) => {
+    this.child.on('message', (message: Answer | Said | Kept) => {
+      if ('kept' in message) {
+        this.kept.push(...message.kept.readings)
+        return
+      }
       if ('said' in message) {
         this.said.push(message.said)
         for (const listener of this.#listeners) listener()
@@ -166,6 +173,11 @@ export class NetworkProcess {
   async reconcile(wanted: readonly MachineNetwork[]): Promise<ReconcileResult> {
     // What went through IPC is what network-process.ts sent.
     return (await this.call({ do: 'reconcile', wanted })) as ReconcileResult
+  }
+
+  async readTransfer(): Promise<readonly TransferReading[]> {
+    // What went through IPC is what network-process.ts sent.
+    return ((await this.call({ do: 'readTransfer' })) as TransferReadings).readings
   }
 
   /** Resolves when it has logged a message that matches. */

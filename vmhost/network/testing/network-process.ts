@@ -1,4 +1,5 @@
 /** The network in a process of its own, so that tests can put it into a namespace and kill it: calls come over IPC. */
+import type { TransferReadings } from '../counters.ts'
 import { createNetwork } from '../network.ts'
 import type { MachineNetwork, NetworkSettings } from '../types.ts'
 
@@ -7,19 +8,29 @@ export type Call =
   | { readonly do: 'ensureMachine'; readonly machine: MachineNetwork }
   | { readonly do: 'removeMachine'; readonly machineId: number }
   | { readonly do: 'reconcile'; readonly wanted: readonly MachineNetwork[] }
+  | { readonly do: 'readTransfer' }
+  | { readonly do: 'refuseToKeep' }
   | { readonly do: 'startMetadata' }
   | { readonly do: 'rename'; readonly address: string; readonly name: string }
   | { readonly do: 'close' }
 
 export type Answer = { readonly id: number; readonly result?: unknown; readonly error?: string }
 export type Said = { readonly said: string }
+export type Kept = { readonly kept: TransferReadings }
 
 const settings: NetworkSettings = JSON.parse(process.argv[2] ?? '')
 const names = new Map<string, string>()
 const say = (...parts: unknown[]): void => {
   process.send?.({ said: String(parts.at(-1)) } satisfies Said)
 }
-const network = createNetwork(settings, { log: { info: say, warn: say, error: say } })
+let keeps = true
+const network = createNetwork(settings, {
+  log: { info: say, warn: say, error: say },
+  keepTransfer: async (kept) => {
+    if (!keeps) throw new Error('the disk is full')
+    process.send?.({ kept } satisfies Kept)
+  },
+})
 
 async function carryOut(call: Call): Promise<unknown> {
   switch (call.do) {
@@ -33,6 +44,11 @@ async function carryOut(call: Call): Promise<unknown> {
       const result = await network.reconcile(call.wanted)
       return { ...result, failed: result.failed.map(({ machineId, error }) => ({ machineId, error: explain(error) })) }
     }
+    case 'readTransfer':
+      return await network.readTransfer()
+    case 'refuseToKeep':
+      keeps = false
+      return undefined
     case 'startMetadata':
       return await network.startMetadata(async (sourceIp) => names.get(sourceIp))
     case 'rename':

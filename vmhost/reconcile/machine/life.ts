@@ -156,6 +156,7 @@ export class Life {
       },
       ended: (ending) => {
         state.ending ??= ending
+        state.tellMeter()
         void state.poke()
       },
       observe: (seen) => state.observe(seen),
@@ -170,6 +171,7 @@ export class Life {
     }
     const guest = new Guest({ ...started, owner, moved, world: this.#world, log: this.#log })
     state.guest = guest
+    state.tellMeter()
     return guest
   }
 
@@ -297,6 +299,7 @@ export class Life {
     this.#state.guest = undefined
     this.#state.ending = undefined
     this.#state.runsWith = undefined
+    this.#state.tellMeter()
     this.#refusedDiskBytes = undefined
     this.#triedSize = undefined
   }

@@ -9,6 +9,7 @@ import type { Slots } from '../slots.ts'
 import { grownTo, type RunsWith } from '../starting.ts'
 import type { World } from '../world.ts'
 import { oneLine } from './reasons.ts'
+import { standingOf } from './standing.ts'
 
 /**
  * One machine as this vmhost has it: what its row wants, what there is of it, and what is told of it. Its turns are
@@ -21,6 +22,8 @@ export class MachineState {
   /** Asks for another turn. */
   readonly poke: () => Promise<void>
   row: MachineRow
+  /** its state as it was reported last */
+  said: MachineRow['observedState']
   guest: Guest | undefined
   /** its guest came to an end that nobody here asked for */
   ending: Ending | undefined
@@ -47,6 +50,7 @@ export class MachineState {
   constructor(row: MachineRow, world: World, poke: () => Promise<void>) {
     this.id = row.id
     this.row = row
+    this.said = row.observedState
     this.world = world
     this.log = world.log.child({ machine: row.id })
     this.poke = poke
@@ -140,6 +144,14 @@ export class MachineState {
   observe(seen: Observation): void {
     if (seen.observedReason !== undefined) this.saysTrouble = false
     this.world.outbox.report(this.id, seen)
+    if (seen.observedState === undefined) return
+    this.said = seen.observedState
+    this.tellMeter()
+  }
+
+  /** How it stands may have changed: to the meter it makes no difference how often it hears the same. */
+  tellMeter(): void {
+    this.world.meter.note(this.id, standingOf(this))
   }
 
   record(kind: string, detail: Readonly<Record<string, unknown>> = {}): void {

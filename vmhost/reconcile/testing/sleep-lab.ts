@@ -185,6 +185,7 @@ export class SleepLab implements AsyncDisposable {
         nextConsoleSeq: async () => 1,
         appendConsole: async () => {},
       } as Partial<World['rows']> as World['rows'],
+      meter: { note: () => {}, goOn: async () => {}, start: () => {} },
       outbox: {
         flushed: async () => {},
         report: (_: number, news: Observation) => this.#report(stop.signal, news),

@@ -1,0 +1,354 @@
+import { readFileSync } from 'node:fs'
+import { setTimeout as sleep } from 'node:timers/promises'
+import type { Logger } from 'pino'
+import type { SpanState } from '../../migrations/schema.ts'
+import type { TransferReadings } from '../network/counters.ts'
+import { coalesce } from '../reconcile/coalesce.ts'
+import { LeaseLostError } from '../reconcile/rows.ts'
+import { type Clocks, MeterClock } from './clock.ts'
+import { JournalError, type Kept, readJournal, writeJournal } from './journal.ts'
+import type { LedgerRows } from './ledger-rows.ts'
+import { Readings } from './readings.ts'
+import { isSameSize, nextMidnight, type Piece, Spans, type Standing } from './spans.ts'
+
+/**
+ * Meters one server's machines: what state and size each is in and for how long (spans.ts), and what its tap carries
+ * (readings.ts). Facts wait in a file of the server (journal.ts) until the ledger has them, in the order
+ *
+ *     seen --file--> kept --ledger--> there --file--> forgotten
+ *
+ * so that a kill -9 at any moment has the next vmhost send again what may have arrived, word for word, which the ledger
+ * takes for what it is. Counters lose nothing by a kill -9: they are the kernel's. A power cut loses what came after the
+ * last writing of the file, a minute at most.
+ */
+
+export type MeterOptions = {
+  /** the file */
+  readonly path: string
+  readonly rows: Pick<
+    LedgerRows,
+    'appendSpans' | 'missingOf' | 'appendReadings' | 'fellBehind' | 'ends' | 'checkpointBytes'
+  >
+  readonly clocks: Clocks
+  readTransfer(): Promise<TransferReadings>
+  /** @returns when a machine's disk was last written, in milliseconds since 1970: so long its hypervisor was there */
+  lastWrite(machineId: number): Promise<number | undefined>
+  readonly log: Pick<Logger, 'info' | 'warn' | 'error'>
+  /** another vmhost has taken over this server */
+  onLeaseLost(): void
+}
+
+/** How a machine stands as its reconciler sees it. `between`: as in spans.ts. */
+export type MachineStanding = {
+  readonly state: SpanState | 'between'
+  readonly cpus: number
+  readonly memoryBytes: number
+  readonly diskBytes: number
+  /** of its hypervisor */
+  readonly pid?: number | undefined
+}
+
+const everyMs = 60_000
+const batchMost = 500
+/** Days of a hundred machines, since pieces that wait are joined where they touch. */
+const waitingMost = 50_000
+
+export class Meter {
+  readonly #options: MeterOptions
+  readonly #clock: MeterClock
+  readonly #kept: Kept | undefined
+  readonly #spans = new Spans()
+  readonly #readings: Readings
+  readonly #standings = new Map<number, MachineStanding>()
+  readonly #processes = new Map<number, { readonly pid: number; readonly key: string }>()
+  readonly #save = coalesce(() => this.#write())
+  readonly #send = coalesce(() => this.#sendAll())
+  #underway: readonly Piece[]
+  #waiting: Piece[]
+  #checkpointBytes: ReadonlyMap<number, number> = new Map()
+  #hasGoneOn = false
+  #isAway = false
+  #closed = false
+  #timer: NodeJS.Timeout | undefined
+  #ticking: Promise<void> | undefined
+
+  private constructor(options: MeterOptions, kept: Kept | undefined) {
+    this.#options = options
+    this.#kept = kept
+    this.#clock = new MeterClock(options.clocks, kept?.time)
+    this.#readings = new Readings(options.clocks.boot, kept?.readings)
+    this.#underway = kept?.underway ?? []
+    this.#waiting = [...(kept?.waiting ?? [])]
+  }
+
+  static async open(options: MeterOptions): Promise<Meter> {
+    const kept = await readJournal(options.path).catch((error: unknown) => {
+      if (!(error instanceof JournalError)) throw error
+      options.log.error({ err: error }, 'the ledger may lack a few minutes of this server')
+      return undefined
+    })
+    return new Meter(options, kept)
+  }
+
+  /** Says how a machine stands from now on; undefined: in the trash, gone, or not of this server any more. */
+  note(machineId: number, standing: MachineStanding | undefined): void {
+    if (standing) this.#standings.set(machineId, standing)
+    else this.#standings.delete(machineId)
+    if (this.#hasGoneOn && !this.#closed) this.#settle([machineId])
+  }
+
+  /** Goes on where the vmhost before was. Once, when `note` was told of all machines that there are. */
+  async goOn(): Promise<void> {
+    const { rows, log } = this.#options
+    const late = (error: unknown) => log.warn({ err: error }, 'the ledger is away')
+    for (const { machineId, endedAt } of [...this.#underway, ...this.#waiting]) this.#spans.endedAt(machineId, endedAt)
+    for (const [id, at] of (await rows.ends().catch(late)) ?? []) this.#spans.endedAt(id, at)
+    this.#checkpointBytes = (await rows.checkpointBytes().catch(late)) ?? new Map()
+    const jump = this.#clock.adjust()
+    const now = jump?.from ?? this.#clock.now()
+    const open = new Map(this.#kept?.open.map((piece) => [piece.machineId, piece]))
+    for (const id of new Set([...open.keys(), ...this.#standings.keys()])) {
+      const standing = this.#standing(id)
+      const was = open.get(id)
+      const times = { now, provenUntil: await this.#provenUntil(id, now), startedAt: this.#processStart(id, now) }
+      this.#hold(this.#spans.goOn(id, was, standing, times))
+    }
+    if (jump) this.#jump(jump)
+    this.#hasGoneOn = true
+    await this.#save()
+  }
+
+  /** Begins to look every minute. */
+  start(): void {
+    this.#tickLater()
+    void this.#send()
+  }
+
+  /** Looks at everything, as it does every minute. What is new is kept when this returns, and on its way. */
+  async look(): Promise<void> {
+    const { log, readTransfer } = this.#options
+    const jump = this.#clock.adjust()
+    if (jump) this.#jump(jump)
+    try {
+      const read = await readTransfer()
+      this.#readings.take(read, this.#clock.now())
+      this.#readings.forgetGone(read)
+    } catch (err) {
+      log.error({ err }, 'what machines have sent cannot be read')
+    }
+    this.#hold(this.#spans.cut(this.#clock.now()))
+    await this.#save().catch((err: unknown) => log.error({ err }, 'what the ledger is to have cannot be kept'))
+    void this.#send()
+  }
+
+  /** Keeps what counters that are about to be removed read last. It is there after a power cut when this returns. */
+  async keepTransfer(last: TransferReadings): Promise<void> {
+    this.#readings.take(last, this.#clock.now())
+    // Though nothing is new: what is known already may not be in the file yet.
+    await this.#save()
+    void this.#send()
+  }
+
+  /** Notes everything once more and sends what it can within `limitMs`; machines run on, and the next vmhost goes on. */
+  async close(limitMs: number): Promise<void> {
+    this.#closed = true
+    clearTimeout(this.#timer)
+    await this.#ticking
+    if (!this.#hasGoneOn) return
+    await this.look()
+    await Promise.race([this.#send(), sleep(limitMs, undefined, { ref: false })])
+  }
+
+  #settle(machineIds: Iterable<number>): void {
+    const before = this.#spans.revision
+    for (const id of machineIds) this.#hold(this.#spans.note(id, this.#standing(id), this.#clock.now()))
+    if (this.#spans.revision === before) return
+    // What runs meanwhile must not wait for the disk.
+    this.#save().then(
+      () => this.#send(),
+      (err: unknown) => this.#options.log.error({ err }, 'what the ledger is to have cannot be kept'),
+    )
+  }
+
+  #tickLater(): void {
+    if (this.#closed) return
+    const now = this.#clock.now()
+    this.#timer = setTimeout(
+      () => {
+        this.#ticking = this.look().finally(() => this.#tickLater())
+      },
+      Math.min(everyMs, nextMidnight(now) - now + 1),
+    )
+  }
+
+  #jump({ from, to }: { readonly from: number; readonly to: number }): void {
+    this.#options.log.warn({ ms: to - from }, 'the clock was set: the ledger has nothing for the time between')
+    this.#hold(this.#spans.jump(from, to))
+  }
+
+  /** Takes pieces for the ledger, one with the last of the same machine where they are one. */
+  #hold(pieces: readonly Piece[]): void {
+    for (const piece of pieces) {
+      const index = this.#waiting.findLastIndex(({ machineId }) => machineId === piece.machineId)
+      const last = this.#waiting[index]
+      if (last && isContinued(last, piece)) this.#waiting[index] = { ...last, endedAt: piece.endedAt }
+      else this.#waiting.push(piece)
+    }
+    const most = this.#waiting.length - waitingMost
+    if (most > 0)
+      this.#options.log.error(
+        { lost: this.#waiting.splice(0, most) },
+        'the ledger was away for too long: it lacks these',
+      )
+  }
+
+  #standing(machineId: number): Standing | undefined {
+    const standing = this.#standings.get(machineId)
+    if (!standing) {
+      this.#processes.delete(machineId)
+      return undefined
+    }
+    const { pid, ...rest } = standing
+    return {
+      ...rest,
+      process: this.#process(machineId, pid),
+      checkpointBytes: this.#checkpointBytes.get(machineId) ?? 0,
+    }
+  }
+
+  #process(machineId: number, pid: number | undefined): string | null {
+    const known = this.#processes.get(machineId)
+    if (pid === undefined) {
+      this.#processes.delete(machineId)
+      return null
+    }
+    if (known?.pid === pid) return known.key
+    const key = `${this.#options.clocks.boot}:${pid}:${startTicks(pid) ?? '?'}`
+    this.#processes.set(machineId, { pid, key })
+    return key
+  }
+
+  /** When the hypervisor started that a vmhost before may have started and not noted; undefined: not known. */
+  #processStart(machineId: number, now: number): number | undefined {
+    const pid = this.#standings.get(machineId)?.pid
+    const ticks = pid === undefined ? undefined : startTicks(pid)
+    if (!this.#kept || ticks === undefined) return undefined
+    const ageMs = uptimeMs() - ticks * tickMs
+    return Math.min(now, Math.max(Math.round(now - ageMs), this.#kept.time.at))
+  }
+
+  async #provenUntil(machineId: number, now: number): Promise<number> {
+    const seen = this.#kept?.time.at ?? now
+    const written = await this.#options.lastWrite(machineId).catch(() => undefined)
+    return Math.min(now, Math.max(seen, Math.floor(written ?? 0)))
+  }
+
+  async #write(): Promise<void> {
+    await writeJournal(this.#options.path, {
+      time: this.#clock.kept(),
+      open: this.#spans.open,
+      underway: this.#underway,
+      waiting: this.#waiting,
+      readings: this.#readings.last,
+    })
+  }
+
+  async #sendAll(): Promise<void> {
+    const { rows, log, onLeaseLost } = this.#options
+    try {
+      await this.#sendSpans()
+      await this.#sendReadings()
+      this.#checkpointBytes = await rows.checkpointBytes()
+      if (this.#isAway) log.info('the ledger is back, and has everything')
+      this.#isAway = false
+    } catch (error) {
+      if (error instanceof LeaseLostError) {
+        this.#closed = true
+        onLeaseLost()
+      } else if (!this.#isAway) log.warn({ err: error }, 'the ledger is away: what it is to have is kept')
+      this.#isAway = true
+      return
+    }
+    if (!this.#closed) this.#settle(this.#standings.keys())
+  }
+
+  async #sendSpans(): Promise<void> {
+    while (this.#underway.length > 0 || this.#waiting.length > 0) {
+      if (this.#underway.length === 0) {
+        this.#underway = this.#waiting.splice(0, batchMost)
+        // From here on they are sent as they are now, or not at all.
+        await this.#save()
+      }
+      const { rows, log } = this.#options
+      const append = (some: readonly Piece[]) => rows.appendSpans(some)
+      const refused = (piece: Piece, err: unknown) => log.error({ err, piece }, 'the ledger refuses a span')
+      await eachOrAll(this.#underway, append, async (piece, error) => {
+        refused(piece, error)
+        await eachOrAll(await rows.missingOf(piece), append, refused)
+      })
+      this.#underway = []
+    }
+  }
+
+  async #sendReadings(): Promise<void> {
+    const { rows, log } = this.#options
+    for (let unsent = this.#readings.unsent; unsent.length > 0; unsent = this.#readings.unsent) {
+      const some = unsent.slice(0, batchMost)
+      await eachOrAll(
+        some,
+        (readings) => rows.appendReadings(readings),
+        async (reading, err) => {
+          if (await rows.fellBehind(reading)) this.#readings.setBack(reading)
+          else log.error({ err, reading }, 'the ledger refuses a reading')
+        },
+      )
+      for (const reading of some) this.#readings.sent(reading)
+    }
+  }
+}
+
+function isContinued(last: Piece, next: Piece): boolean {
+  const sameDay = nextMidnight(last.startedAt) === nextMidnight(next.startedAt)
+  return last.endedAt === next.startedAt && last.state === next.state && sameDay && isSameSize(last, next)
+}
+
+/** Appends all at once, or, where the database refuses that for good, each alone. */
+async function eachOrAll<T>(
+  items: readonly T[],
+  append: (some: readonly T[]) => Promise<void>,
+  onRefused: (item: T, error: unknown) => void | Promise<void>,
+): Promise<void> {
+  if (items.length === 0) return
+  try {
+    await append(items)
+  } catch (error) {
+    if (!isRefused(error)) throw error
+    const [only, ...others] = items
+    if (only !== undefined && others.length === 0) await onRefused(only, error)
+    else for (const item of items) await eachOrAll([item], append, onRefused)
+  }
+}
+
+/** SQLSTATE classes 22, 23, 42: it would be refused next time too. */
+function isRefused(error: unknown): boolean {
+  const { code } = error as { code?: unknown }
+  return typeof code === 'string' && /^(22|23|42)/.test(code)
+}
+
+/** USER_HZ, what /proc counts in: 100 a second on x86 and ARM. @see time(7) */
+const tickMs = 10
+
+/** Field 22 of /proc/PID/stat. @see proc_pid_stat(5) */
+function startTicks(pid: number): number | undefined {
+  try {
+    const text = readFileSync(`/proc/${pid}/stat`, 'latin1')
+    return Number(text.slice(text.lastIndexOf(')') + 2).split(' ')[19])
+  } catch {
+    return undefined
+  }
+}
+
+/** @see proc_uptime(5) */
+function uptimeMs(): number {
+  return Number.parseFloat(readFileSync('/proc/uptime', 'latin1')) * 1000
+}

@@ -1,0 +1,22 @@
+import type { MachineStanding } from '../../meter/meter.ts'
+import type { MachineState } from './state.ts'
+
+/** What a machine's owner pays for; undefined: nothing. */
+export function standingOf({
+  over,
+  said,
+  ending,
+  guest,
+  runsWith,
+  row,
+  saved,
+}: MachineState): MachineStanding | undefined {
+  if (over || said === 'trashed' || said === 'gone') return undefined
+  const running = ending ? undefined : guest
+  const { cpus, memoryBytes } = (running && runsWith) ?? row
+  const diskBytes = running || row.hostKey !== null ? row.diskBytes : 0
+  const size = { cpus, memoryBytes, diskBytes }
+  if (running) return { ...size, state: said === 'creating' ? said : 'running', pid: running.hypervisor.pid }
+  if (said === 'running') return { ...size, state: saved ? 'asleep' : 'between' }
+  return { ...size, state: said }
+}
