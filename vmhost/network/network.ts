@@ -79,6 +79,8 @@ class HostNetwork implements Network {
   readonly #freshSeries = new Set<string>()
   /** There may be counters that nothing is counted by any more. */
   #hasEndedSeries = true
+  /** Repairs that are under way, or wait. */
+  #repairs = 0
   readonly #said = new Set<string>()
   #publicPorts: readonly PublicPort[]
   #uplinks: readonly string[] = []
@@ -238,17 +240,23 @@ class HostNetwork implements Network {
 
   /** Somebody deleted our tables: puts the rules back at once. */
   #repair(): void {
+    // Whoever flushes everything deletes several tables: what comes after the first finds its counters made anew.
+    const others = this.#repairs++
     this.#inTurn(async () => {
       if (this.#closed) return
       this.#context.log.warn('The firewall was flushed by somebody else; the rules of machines are put back')
       // Counters went with their table, and the rules must not wait until that has been found out.
-      this.#series.clear()
-      this.#freshSeries.clear()
-      this.#hasEndedSeries = true
+      if (others === 0) {
+        this.#series.clear()
+        this.#freshSeries.clear()
+        this.#hasEndedSeries = true
+      }
       await this.#applyRules([])
       await this.#count([...this.#machines.keys()])
       await this.#removeEndedSeries()
-    }).catch((err: unknown) => this.#context.log.error({ err }, 'the firewall of machines could not be put back'))
+    })
+      .catch((err: unknown) => this.#context.log.error({ err }, 'the firewall of machines could not be put back'))
+      .finally(() => this.#repairs--)
   }
 
   async #applyRules(stale: readonly string[]): Promise<void> {
