@@ -76,6 +76,9 @@ async function costsOf({ sql, log }: App, accountId: number): Promise<Map<number
   }
 }
 
+/** What is shown as a cent, in millionths of a dollar. */
+const LEAST_SHOWN = 5001n
+
 const COLUMNS: Column<Row>[] = [
   { title: 'name', value: ({ machine }) => machine.name, style: (text, _row) => text, flexible: true },
   { title: 'status', value: ({ machine }) => statusInWords(machine) },
@@ -85,8 +88,13 @@ const COLUMNS: Column<Row>[] = [
   { title: 'memory', value: ({ machine }) => sayBytes(machine.memoryBytes), right: true, optional: 4 },
   { title: 'disk', value: ({ machine }) => sayBytes(machine.diskBytes), right: true, optional: 6 },
   { title: 'address', value: ({ machine }) => machine.address ?? '', optional: 3 },
-  { title: 'cost', value: ({ cost }) => (cost === undefined ? '' : sayMoney(cost)), right: true, optional: 3 },
+  { title: 'cost', value: ({ cost }) => sayCost(cost), right: true, optional: 3 },
 ]
+
+/** A machine that is new has not cost a cent, and a column of nothing says nothing. */
+function sayCost(cost = 0n): string {
+  return cost < LEAST_SHOWN ? '' : sayMoney(cost)
+}
 
 function awake({ machine, isSleepless }: Pick<Row, 'machine' | 'isSleepless'>): string {
   if (machine.observedState !== 'running') return ''
@@ -123,7 +131,7 @@ function details(row: Row, ways: readonly string[], view: View): string {
     ...sleepInWords(row).map(harmless),
     ...(machine.observedReason ? [harmless(machine.observedReason)] : []),
     ...(machine.setupState ? [`setup script: ${setupInWords(machine)}`] : []),
-    ...(row.cost === undefined ? [] : [`${sayMoney(row.cost)} this month`]),
+    ...(sayCost(row.cost) === '' ? [] : [`${sayCost(row.cost)} this month`]),
     ...(machine.tags.length ? [`tags: ${machine.tags.join(' ')}`] : []),
     ...(machine.comment ? [harmless(machine.comment)] : []),
   ]
