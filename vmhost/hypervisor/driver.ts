@@ -42,10 +42,8 @@ export type MachineSpec = {
   /** shared, read-only: the guest's /dev/vdb */
   readonly tools?: string
   readonly network?: { readonly tap: string; readonly mac: string }
-  /** what it can be given while it runs, at most; without it as much as it starts with */
+  /** without `restoreFrom`: what it can be given while it runs, at most; without it as much as it starts with */
   readonly most?: MachineSize | undefined
-  /** with `restoreFrom`: how many of its processors it was started with, where it was given more since */
-  readonly startedCpus?: number | undefined
   /**
    * Directory that `save` of a driver with the same `stateVersion` filled: the guest goes on from there instead of
    * booting, and stands still until `resume`. It may have been another machine's: everything else is taken from this

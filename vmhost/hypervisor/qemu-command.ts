@@ -50,7 +50,7 @@ export function qemuArguments(spec: MachineSpec, settings: QemuSettings): string
     ['-M', `${settings.machineType ?? 'q35'},usb=off,smm=off,vmport=off,sata=off,smbus=off,hpet=off`],
     ['-accel', emulated ? `tcg,thread=multi,tb-size=${translationBufferMiB}` : 'kvm'],
     ['-cpu', emulated ? emulatedCpu : 'host'],
-    ...processors(spec, emulated ? 'max' : 'host'),
+    ['-smp', String(spec.cpus)],
     ['-m', `${spec.memoryBytes / 2 ** 20}M`],
     ['-sandbox', 'on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny'],
     // A guest that switched itself off or panicked is kept, paused, until a vmhost has seen why.
@@ -75,28 +75,6 @@ export function qemuArguments(spec: MachineSpec, settings: QemuSettings): string
     ...(settings.stateDescriptor === undefined ? [] : [['-incoming', `fd:${settings.stateDescriptor}`]]),
   ]
   return args.flat()
-}
-
-/**
- * Those that it starts with, room for those that it may be given, and those that a restored guest was given. Memory is
- * given at the next start alone: a kernel that may be given more sets 64 MiB of its own aside for that (swiotlb).
- */
-function processors({ cpus, most, startedCpus = cpus }: MachineSpec, model: 'max' | 'host'): string[][] {
-  const mostCpus = Math.max(cpus, most?.cpus ?? 0)
-  // As it was before there was room, for guests that were saved then.
-  if (mostCpus === startedCpus) return [['-smp', String(cpus)]]
-  const added = Array.from({ length: cpus - startedCpus }, (_, index) => startedCpus + index)
-  return [
-    ['-smp', `${startedCpus},maxcpus=${mostCpus},sockets=1,cores=${mostCpus},threads=1`],
-    ...added.map((core) => [
-      '-device',
-      `${model}-x86_64-cpu,id=${processorId(core)},socket-id=0,core-id=${core},thread-id=0`,
-    ]),
-  ]
-}
-
-export function processorId(core: number): string {
-  return `cpu${core}`
 }
 
 /** A full store must not look like a broken disk: the guest stands still, people are told, and then it goes on. */

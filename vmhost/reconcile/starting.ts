@@ -153,13 +153,14 @@ async function start(
     files: MachineFiles
     bootSet: BootSet
     connecting: { card: Promise<{ tap: string; mac: string }> }
-    spec: Pick<MachineSpec, 'cpus' | 'memoryBytes' | 'most' | 'startedCpus' | 'commandLine' | 'restoreFrom'>
+    spec: Pick<MachineSpec, 'cpus' | 'memoryBytes' | 'most' | 'commandLine' | 'restoreFrom'> &
+      Pick<RunsWith, 'startedCpus'>
   },
 ): Promise<Started> {
   const { files, bootSet, connecting, spec } = wanted
   const { cpus, memoryBytes, most, startedCpus, commandLine, restoreFrom } = spec
   const card = await connecting.card
-  const runsWith: RunsWith = { bootSet: bootSet.hash, commandLine, cpus, memoryBytes, most, startedCpus }
+  const runsWith: RunsWith = { bootSet: bootSet.hash, commandLine, cpus, memoryBytes, startedCpus }
   await noteRunsWith(files.directory, runsWith)
   observe({ observedStage: 'boot' })
   const startedAt = new Date()
@@ -169,7 +170,6 @@ async function start(
     cpus,
     memoryBytes,
     most,
-    startedCpus,
     kernel: bootSet.kernel,
     initrd: bootSet.initrd,
     commandLine,

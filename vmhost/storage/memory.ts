@@ -20,10 +20,8 @@ const recordName = 'saved.json'
 /** Why a machine has lost its memory; there until that was told. */
 const lossName = 'lost'
 
-/** Of a guest that may be given more while it runs: its hypervisor must be made for as much again. Guests of before have none. */
+/** Of a guest that was given more while it ran. */
 export const grownShape = {
-  /** what it can be given, at most */
-  most: z.object({ cpus: z.number().int().positive(), memoryBytes: z.number().int().positive() }).optional(),
   /** processors that it was started with, where it has more by now */
   startedCpus: z.number().int().positive().optional(),
 }

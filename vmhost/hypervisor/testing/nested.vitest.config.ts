@@ -6,6 +6,7 @@ export default defineConfig({
     root: new URL('../../..', import.meta.url).pathname,
     pool: 'forks',
     maxWorkers: 1,
+    reporters: ['verbose'],
     include: ['vmhost/hypervisor/{driver,linux-guest}.test.ts'],
     testNamePattern: 'Cloud Hypervisor',
     testTimeout: 600_000,

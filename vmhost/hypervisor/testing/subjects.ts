@@ -21,8 +21,8 @@ export type Subject = {
   /** @param store folder that every user may walk through */
   driver(store: string, options?: { adoptLimitMs?: number }): Promise<HypervisorDriver>
   makeGuest(path: string, guest: TinyGuest): Promise<void>
-  /** a guest that runs can be given memory too, not processors alone */
-  readonly givesMemory: boolean
+  /** a guest that runs can be given more */
+  readonly resizes: boolean
   /** how a guest has said that it is in trouble when it does not start, in the hypervisor's words */
   readonly missingDisk: RegExp
 }
@@ -34,7 +34,7 @@ const qemu: Subject = {
   driver: async (_store, { adoptLimitMs = 10_000 } = {}) =>
     qemuDriver({ accelerator: 'tcg', version: await qemuVersion(), cgroups: false, adoptLimitMs }),
   makeGuest: makeTinyGuest,
-  givesMemory: false,
+  resizes: false,
   missingDisk: /QEMU did not start: .*root\.raw.*No such file/,
 }
 
@@ -79,7 +79,7 @@ const cloudHypervisor: Subject = {
     return cloudHypervisorDriver({ binary, version, landlock, cgroups: false, adoptLimitMs })
   },
   makeGuest: makeTinyPvhGuest,
-  givesMemory: true,
+  resizes: true,
   missingDisk: /Cloud Hypervisor did not start: .*No such file/,
 }
 
