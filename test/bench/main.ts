@@ -119,6 +119,12 @@ const BENCHES: Bench[] = [
     ],
   },
   {
+    name: 'metering',
+    file: 'metering.ts',
+    parameters: ['10', '200'],
+    targets: [atMost('metering, % of a core', 2)],
+  },
+  {
     name: 'billing',
     file: 'billing.ts',
     parameters: ['30', '10000'],
