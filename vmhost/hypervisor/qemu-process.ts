@@ -45,7 +45,6 @@ export class QemuProcess implements Hypervisor {
     this.agent = { socketPath: join(directory, files.agent) }
     this.consolePath = join(directory, `${files.consoleFifo}.out`)
     exited?.then((detail) => this.#ended(detail))
-    this.#gone.promise.then((detail) => this.#emit({ type: 'exited', detail }))
   }
 
   get pid(): number {
@@ -110,6 +109,10 @@ export class QemuProcess implements Hypervisor {
 
   on(listener: (event: HypervisorEvent) => void): () => void {
     this.#listeners.add(listener)
+    // One that was gone before anybody listened, too: nobody else would ever tell.
+    this.#gone.promise.then((detail) => {
+      if (!this.#released && this.#listeners.has(listener)) listener({ type: 'exited', detail })
+    })
     return () => {
       this.#listeners.delete(listener)
     }
