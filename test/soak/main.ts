@@ -1,53 +1,43 @@
 /**
- * `npm run soak [-- --rounds 50 --seed N]`: rounds of kill -9 at random moments, fifty unless told otherwise.
- * Ends with `N passed, N failed`; a failed round prints its seed, which plays it again.
+ * `npm run soak [-- kills|cycles|wakes|faults] [--rounds N] [--seed N] [--only TEXT]`, kills unless told otherwise:
+ *
+ *     kills    rounds of kill -9 at random moments of new, rm and restart; 50
+ *     cycles   sleep and wake, every file and a running program's counter compared each time; 200
+ *     wakes    twenty machines that sleep, woken at once; 3 times
+ *     faults   sleep, wake, checkpoint, restore and copy broken off at each of their steps, by kill -9 of the vmhost or
+ *              of the hypervisors, a power cut, a full disk; once. `--only restore=full=rename` picks some
+ *
+ * Ends with `N passed, N failed`; a failed round of kills prints its seed, which plays it again.
  */
 import { parseArgs } from 'node:util'
-import { checkSynced, crashRound, settle, syncSomething } from '../e2e/crash.rounds.ts'
-import { startProduct } from '../e2e/product.ts'
+import { soakCycles } from './cycles.ts'
+import { soakFaults } from './faults.ts'
+import { soakKills } from './kills.ts'
+import { soakWakes } from './wakes.ts'
 
-const { values } = parseArgs({
+const kinds = {
+  kills: { rounds: 50, run: soakKills },
+  cycles: { rounds: 200, run: soakCycles },
+  wakes: { rounds: 3, run: soakWakes },
+  faults: { rounds: 1, run: soakFaults },
+} as const
+
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
   options: {
-    rounds: { type: 'string', default: '50' },
+    rounds: { type: 'string' },
     seed: { type: 'string', default: String(Date.now() % 100_000) },
+    only: { type: 'string', default: '' },
   },
 })
-const rounds = Number(values.rounds)
+const [kind = 'kills', more] = positionals
+const chosen = Object.hasOwn(kinds, kind) ? kinds[kind as keyof typeof kinds] : undefined
+const rounds = Number(values.rounds ?? chosen?.rounds)
 const seed = Number(values.seed)
-if (!Number.isInteger(rounds) || rounds < 1 || !Number.isInteger(seed)) {
-  console.error('usage: npm run soak -- [--rounds 50] [--seed N], both whole numbers')
+if (!chosen || more !== undefined || !Number.isInteger(rounds) || rounds < 1 || !Number.isInteger(seed)) {
+  console.error(`usage: npm run soak -- [${Object.keys(kinds).join('|')}] [--rounds N] [--seed N] [--only TEXT]`)
   process.exit(2)
 }
-
-await using product = await startProduct()
-const made = await product.lobby('new keep --image minimal --memory 512M --cpu 1 --disk 2G')
-if (made.status !== 0) throw new Error(`no machine to begin with: ${made.stderr}`)
-
-let passed = 0
-let failed = 0
-for (let round = 0; round < rounds; round++) {
-  const startedAt = Date.now()
-  let killed: string[] = []
-  try {
-    await syncSomething(product, round)
-    killed = await crashRound(product, seed + round)
-    await settle(product)
-    for (const { name } of await product.sql()<
-      { name: string }[]
-    >`select name from machines where observed_state = 'failed'`) {
-      const restarted = await product.lobby(`restart ${name}`)
-      if (restarted.status !== 0) throw new Error(`restart ${name}: ${restarted.stderr}`)
-    }
-    await settle(product)
-    await checkSynced(product)
-    passed++
-    console.log(`round ${round + 1}/${rounds}: killed ${killed.join(', ')}, ${Date.now() - startedAt} ms`)
-  } catch (error) {
-    failed++
-    console.error(
-      `round ${round + 1}/${rounds}, seed ${seed + round}, killed ${killed.join(', ')}: ${(error as Error).message}`,
-    )
-  }
-}
+const { passed, failed } = await chosen.run({ rounds, seed, only: values.only })
 console.log(`${passed} passed, ${failed} failed`)
 process.exitCode = failed === 0 ? 0 : 1

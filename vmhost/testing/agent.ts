@@ -1,4 +1,5 @@
-import { createServer, type Server, type Socket } from 'node:net'
+import { createServer, type Server } from 'node:net'
+import type { Duplex } from 'node:stream'
 import { number, text } from '../guest/fields.ts'
 import { encodeFrame, type Field, FrameReader } from '../guest/frames.ts'
 import { fieldTag, messageType } from '../guest/messages.ts'
@@ -22,18 +23,21 @@ export class Agent {
   /** is called when it is told to switch itself off */
   onPowerOff: (() => void) | undefined
   readonly identified = Promise.withResolvers<void>()
-  readonly #server: Server
-  #socket: Socket | undefined
+  readonly #server: Server | undefined
+  #socket: Duplex | undefined
 
-  constructor(path: string) {
-    this.#server = createServer((socket) => {
-      this.#socket = socket
-      const reader = new FrameReader()
-      socket.on('error', () => {})
-      socket.on('data', (chunk: Buffer) => {
-        for (const { type, id, fields } of reader.push(chunk)) this.#answer(type, id, fields)
-      })
-    }).listen(path)
+  /** @param path where it is to be had; left out: whoever connects is handed to `serve` */
+  constructor(path?: string) {
+    if (path !== undefined) this.#server = createServer((socket) => this.serve(socket)).listen(path)
+  }
+
+  serve(socket: Duplex): void {
+    this.#socket = socket
+    const reader = new FrameReader()
+    socket.on('error', () => {})
+    socket.on('data', (chunk: Buffer) => {
+      for (const { type, id, fields } of reader.push(chunk)) this.#answer(type, id, fields)
+    })
   }
 
   reaches(stage: string): void {
@@ -53,7 +57,7 @@ export class Agent {
   }
 
   close(): void {
-    this.#server.close()
+    this.#server?.close()
     this.#socket?.destroy()
   }
 
