@@ -1,6 +1,7 @@
 #include "power.h"
 
 #include <signal.h>
+#include <string.h>
 #include <sys/reboot.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -34,12 +35,19 @@ void power_now(enum power how) {
   for (;;) pause();
 }
 
-/* sd_booted(3): the directory is there as soon as systemd is the init. */
-static int takes_signals(void) {
+bool power_takes_signals(const char *program, const char *name) {
+  const char *file = strrchr(program, '/');
+  return (file && strncmp(file, "/systemd", strlen("/systemd")) == 0) || strcmp(name, "exe-init\n") == 0;
+}
+
+/* sd_booted(3) is no help: its directory is in every machine, because what systemd shall know lies there before it begins. */
+static bool takes_signals(void) {
+  char program[PATH_MOST];
   char name[32];
-  if (access("/run/systemd/system", F_OK) == 0) return 1;
-  ssize_t length = read_file("/proc/1/comm", name, sizeof name);
-  return length > 0 && text_is(name, (size_t)length, "exe-init\n");
+  ssize_t length = readlink("/proc/1/exe", program, sizeof program - 1);
+  program[length > 0 ? length : 0] = 0;
+  if (read_file("/proc/1/comm", name, sizeof name) < 0) name[0] = 0;
+  return power_takes_signals(program, name);
 }
 
 void power_ask(enum power how) {

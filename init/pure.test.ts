@@ -72,6 +72,24 @@ test('variables are quoted for sshd and systemd, and what would become a line of
   expect(lines(['environment'], ['A', '=x', '1A=x', 'A B=x', 'A=\u0007', 'A=\r'])).toEqual(Array(6).fill('refused'))
 })
 
+test('systemd and exe-init are asked to shut down by signal, any other init through its own program', () => {
+  const asked = [
+    ['/usr/lib/systemd/systemd systemd', 'signal'],
+    // Upgraded meanwhile; and in its first moments, under the name it was called by
+    ['/usr/lib/systemd/systemd(deleted) systemd', 'signal'],
+    ['/usr/lib/systemd/systemd init', 'signal'],
+    ['/exe/bin/exe-init exe-init', 'signal'],
+    ['/bin/busybox init', 'program'],
+    ['/usr/sbin/openrc-init openrc-init', 'program'],
+    ['/usr/bin/dash init', 'program'],
+  ] as const
+  const answers = lines(
+    ['signals'],
+    asked.map(([init]) => init),
+  )
+  expect(answers).toEqual(asked.map(([, answer]) => answer))
+})
+
 test('what a terminal would answer is taken out of a replay, what it shows stays', () => {
   const shown = (text: string) => execFileSync(pure, ['replay'], { input: text, encoding: 'latin1' })
   const kept =

@@ -5,6 +5,7 @@
  *   pure frames    standard input is a byte stream; prints its frames
  *   pure environment       each line is NAME=value; prints it for sshd and for systemd
  *   pure replay    filters standard input, in pieces of one byte and at once, which must agree
+ *   pure signals   each line is what /proc/1/exe and /proc/1/comm say; prints whether such an init is asked by signal
  *   pure fuzz SEED ROUNDS  random and mutated input for all of them
  */
 #include <stdio.h>
@@ -18,6 +19,7 @@
 #include "../frame.h"
 #include "../hold_replay.h"
 #include "../ip.h"
+#include "../power.h"
 
 static uint8_t input[1 << 20];
 
@@ -47,6 +49,14 @@ static void show_ip(const char *value) {
          settings.mode == IP_STATIC ? "static" : "off", ip_text(settings.client, text[0]), ip_text(settings.server, text[1]),
          ip_text(settings.gateway, text[2]), ip_text(settings.netmask, text[3]), settings.hostname, settings.device,
          ip_text(settings.dns[0], text[4]), ip_text(settings.dns[1], text[5]), settings.ntp);
+}
+
+static void show_signals(char *line) {
+  char *name = line + strcspn(line, " ");
+  char with_end[64];
+  if (*name) *name++ = 0;
+  snprintf(with_end, sizeof with_end, "%s\n", name);
+  printf("%s\n", power_takes_signals(line, with_end) ? "signal" : "program");
 }
 
 static void show_frames(void) {
@@ -218,12 +228,14 @@ int main(int count, char **arguments) {
     }
     printf("done\n");
   }
-  bool lines = strcmp(mode, "ip") == 0 || strcmp(mode, "cmdline") == 0 || strcmp(mode, "environment") == 0;
+  bool lines = strcmp(mode, "ip") == 0 || strcmp(mode, "cmdline") == 0 || strcmp(mode, "environment") == 0 ||
+               strcmp(mode, "signals") == 0;
   while (lines && fgets(line, sizeof line, stdin)) {
     line[strcspn(line, "\n")] = 0;
     char value[64];
     if (strcmp(mode, "ip") == 0) show_ip(line);
     if (strcmp(mode, "environment") == 0) show_environment(line);
+    if (strcmp(mode, "signals") == 0) show_signals(line);
     if (strcmp(mode, "cmdline") == 0 && count == 3)
       printf("%s\n", cmdline_value(line, arguments[2], value, sizeof value) ? value : "(none)");
   }
