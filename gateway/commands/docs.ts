@@ -185,7 +185,7 @@ export const DOCS: Record<string, Page> = {
     title: 'setup scripts and variables',
     text: (settings) =>
       [
-        'A setup script runs once, as the login user, when the machine answers for the first time. It goes on when you leave; new reports how it ended. When the machine boots anew it ends, and is not run again.',
+        'A setup script runs once, as the login user, when the machine has started for the first time. It goes on when you leave; new reports how it ended. When the machine boots anew it ends, and is not run again.',
         `  ${lobbyLine(settings, 'new ci --setup-script - < setup.sh')}`,
         '',
         'Variables are seen by every session and service of the machine:',

@@ -21,7 +21,7 @@ describe('a setup script', () => {
     const shell = join(directory, 'shell')
     writeFileSync(
       shell,
-      `#!/bin/sh\nexport EXE_HOLD_DIRECTORY=${directory}/hold\nexec /bin/sh -c "$(printf %s "$SSH_ORIGINAL_COMMAND" | sed 's,/exe/bin/exe-hold,${INIT}/build/exe-hold,g')"\n`,
+      `#!/bin/sh\nexport EXE_HOLD_DIRECTORY=${directory}/hold PATH=${directory}/bin:$PATH\nexec /bin/sh -c "$(printf %s "$SSH_ORIGINAL_COMMAND" | sed 's,/exe/bin/exe-hold,${INIT}/build/exe-hold,g')"\n`,
     )
     chmodSync(shell, 0o755)
     world = await startWorld({ sshd: true, forceCommand: shell })
@@ -50,6 +50,24 @@ describe('a setup script', () => {
     expect(await world.gateway.sql`select setup_script from machines where name = 'good'`).toEqual([
       { setup_script: null },
     ])
+    forget()
+  })
+
+  it('begins when the start of the machine is over: SSH answers long before', async () => {
+    const bin = join(directory, 'bin')
+    mkdirSync(bin)
+    // As systemctl: nothing but an error while there is no bus, then `starting`, with a status of 1
+    writeFileSync(
+      join(bin, 'systemctl'),
+      `#!/bin/sh\ntest -e ${directory}/asked && { echo running; exit; }\ntouch ${directory}/asked\necho 'Failed to connect to bus' >&2\nexit 1\n`,
+    )
+    chmodSync(join(bin, 'systemctl'), 0o755)
+    const ran = await world.run('new started --memory 512M --setup-script -', {
+      stdin: `systemctl is-system-running > ${directory}/state\n`,
+    })
+    rmSync(bin, { recursive: true })
+    expect(ran.status, ran.stderr).toBe(0)
+    expect(readFileSync(join(directory, 'state'), 'utf8')).toBe('running\n')
     forget()
   })
 
