@@ -144,8 +144,7 @@ export class MachineState {
   observe(seen: Observation): void {
     if (seen.observedReason !== undefined) this.saysTrouble = false
     this.world.outbox.report(this.id, seen)
-    if (seen.observedState === undefined) return
-    this.said = seen.observedState
+    this.said = seen.observedState ?? this.said
     this.tellMeter()
   }
 
