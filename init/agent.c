@@ -39,11 +39,15 @@ void agent_init(struct agent *agent) {
   strcpy(agent->stage, "kernel");
 }
 
-static const char *boot_id(char *buffer, size_t capacity) {
-  ssize_t length = read_file("/proc/sys/kernel/random/boot_id", buffer, capacity);
-  if (length < 0) length = 0;
+/*
+ * The kernel makes its boot id when somebody reads it first. Nobody does before the identity has brought randomness: a
+ * guest that waits for that may be a template, and everyone made of it would have the same.
+ */
+static const char *boot_id(const struct agent *agent, char *buffer, size_t capacity) {
+  bool is_anybody = agent->booting && !agent->identified;
+  ssize_t length = is_anybody ? 0 : read_file("/proc/sys/kernel/random/boot_id", buffer, capacity);
+  if (length <= 0) buffer[0] = 0;
   buffer[strcspn(buffer, "\n")] = 0;
-  if (length == 0) buffer[0] = 0;
   return buffer;
 }
 
@@ -83,7 +87,7 @@ void agent_born(struct agent *agent) {
   char id[64];
   if (!host_is_there(agent)) return;
   struct frame_writer *writer = start(agent, MSG_BORN, 0);
-  frame_text(writer, TAG_BOOT_ID, boot_id(id, sizeof id));
+  frame_text(writer, TAG_BOOT_ID, boot_id(agent, id, sizeof id));
   frame_text(writer, TAG_STAGE, agent->stage);
   channel_send(&agent->channel);
 }
@@ -104,7 +108,7 @@ static void hello(struct agent *agent, const struct frame *frame) {
   struct frame_writer *writer = start(agent, MSG_OK, 0);
   if (field_find(frame, TAG_NONCE, &nonce)) frame_bytes(writer, TAG_NONCE, nonce.bytes, nonce.length);
   frame_number(writer, TAG_VERSION, PROTOCOL_VERSION);
-  frame_text(writer, TAG_BOOT_ID, boot_id(id, sizeof id));
+  frame_text(writer, TAG_BOOT_ID, boot_id(agent, id, sizeof id));
   frame_text(writer, TAG_KERNEL, uname(&kernel) == 0 ? kernel.release : "");
   frame_text(writer, TAG_STAGE, agent->stage);
   frame_number(writer, TAG_IDENTIFIED, agent->identified);

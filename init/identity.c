@@ -342,6 +342,7 @@ bool identity_apply(const struct frame *frame, bool rehearsing, struct identity_
   if (field_find(frame, TAG_COMMAND_LINE, &field)) {
     if (put_shown(RUN "/etc/cmdline", field.bytes, field.length) != 0)
       return fail(reason, capacity, "write the command line");
+    if (!rehearsing && mount_bare_proc() != 0) log_line("cannot keep a bare /proc: %s", strerror(errno));
     show(RUN "/etc/cmdline", "/proc/cmdline", rehearsing);
   }
   return true;

@@ -19,6 +19,13 @@ int mount_switch(const char *new_root);
 int mount_tools(const char *device);
 
 /*
+ * Keeps a procfs beside the one at /proc, which something is about to be shown over: the kernel lets a user namespace
+ * mount one of its own only where one is to be seen that nothing covers (mount_too_revealing() in fs/namespace.c), and
+ * containers without root need that. Nobody but root gets at it. 0, or -1 with errno.
+ */
+int mount_bare_proc(void);
+
+/*
  * Shows source in place of target, writing nothing to the disk below but an empty file where there is none. A target
  * that is a symbolic link is covered itself, wherever it points. Nothing is done when it is shown already.
  * 0, or -1 with errno.

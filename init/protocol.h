@@ -37,6 +37,8 @@
  * POWEROFF  LIMIT_MS                                          (at once; then the event POWEROFF_BEGUN)
  * REBOOT    LIMIT_MS
  *
+ * BOOT_ID is empty until the machine was told who it is: see agent.c.
+ *
  * event          fields
  * BORN           BOOT_ID STAGE
  * STAGE          STAGE UPTIME_MS

@@ -32,6 +32,7 @@ import { parseSettings, type Settings, SettingsError } from './settings.ts'
 import { isServerGoingDown } from './shutdown.ts'
 import { openCheckpoints } from './storage/checkpoints.ts'
 import { openStore, type Store } from './storage/store.ts'
+import { openTemplates } from './storage/templates.ts'
 import { growVolume, prepareVolume, unmountVolume } from './storage/volume.ts'
 
 /**
@@ -155,6 +156,7 @@ async function main(): Promise<void> {
       memoryBytes: memoryForMachines - hypervisorOverheadBytes,
       log,
     },
+    templates: await openTemplates(volume),
     publicPorts: settings.publicPorts,
     log,
     onLeaseLost: () => stop.abort('lease lost'),

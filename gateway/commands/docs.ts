@@ -92,7 +92,7 @@ export const DOCS: Record<string, Page> = {
     title: 'the states of a machine',
     text: () =>
       [
-        'creating: its server makes its disk and boots it.',
+        'creating: its server makes its disk and boots it, or has it go on from a template of its image, which has booted already.',
         'running: it answers.',
         'asleep: all it had in memory lies on the disk of its server; whatever comes for it wakes it.',
         'paused: asleep until resume, whatever comes.',

@@ -66,7 +66,16 @@ export type Product = {
   /** a program of the outside world on a real terminal */
   terminal(program: string, parameters: readonly string[], size?: { columns: number; rows: number }): Terminal
   /** process ids of the children by role, as they are now */
-  processes(): { launcher: number; gateway?: number; vmhost?: number; postgres?: number; hypervisors: number[] }
+  processes(): {
+    launcher: number
+    gateway?: number
+    vmhost?: number
+    postgres?: number
+    /** of machines */
+    hypervisors: number[]
+    /** of a guest that a template is being made of */
+    templates: number[]
+  }
   /** a connection to its database */
   sql(role?: DatabaseRole): Sql
   /** what a path of the data directory holds, in the product's own mount namespace */
@@ -307,13 +316,16 @@ function processesOf(dataDirectory: string): ReturnType<Product['processes']> {
     pids.find(({ words }) => words.slice(0, 6).some((word) => pattern.test(word)))?.pid
   const gateway = having(/gateway\/main\.ts$/)
   const vmhost = having(/vmhost\/main\.ts$/)
+  const hypervisors = pids.filter(({ words }) => /qemu-system-x86_64$/.test(words[0] ?? ''))
+  const isOfTemplate = ({ words }: { words: string[] }) => words.includes('guest=vm2000000000,debug-threads=on')
   const postgres = pids.find(({ words }) => /\/postgres$/.test(words[0] ?? ''))?.pid
   return {
     launcher: launcherPid(dataDirectory) ?? 0,
     ...(gateway ? { gateway } : {}),
     ...(vmhost ? { vmhost } : {}),
     ...(postgres ? { postgres } : {}),
-    hypervisors: pids.filter(({ words }) => /qemu-system-x86_64$/.test(words[0] ?? '')).map(({ pid }) => pid),
+    hypervisors: hypervisors.filter((one) => !isOfTemplate(one)).map(({ pid }) => pid),
+    templates: hypervisors.filter(isOfTemplate).map(({ pid }) => pid),
   }
 }
 

@@ -98,7 +98,7 @@ export type MachineIdentity = {
 /** What the agent answers to a hello. */
 export type AgentHello = {
   version: number
-  /** the kernel's boot id: a new one after every boot, the same after a restore */
+  /** the kernel's boot id: a new one after every boot, the same after a restore; empty until it is `identified` */
   bootId: string
   kernelRelease: string
   stage: BootStage

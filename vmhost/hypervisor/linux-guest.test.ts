@@ -125,7 +125,10 @@ async function attend(one: Hypervisor): Promise<AgentChannel> {
       said += chunk.toString('latin1')
     }),
   )
-  const { socketPath, vsockPort } = one.agent
+  return connectTo(one)
+}
+
+function connectTo({ agent: { socketPath, vsockPort } }: Hypervisor): AgentChannel {
   agent = connectAgent(socketPath, vsockPort === undefined ? {} : { vsockPort })
   return agent
 }
@@ -148,12 +151,17 @@ async function identify(channel: AgentChannel, hostname: string): Promise<void> 
 async function comeUp(one: Hypervisor, hostname: string): Promise<{ channel: AgentChannel; bootId: string }> {
   const channel = await attend(one)
   const listening = agentEvent(channel, (event) => event.type === 'stage' && event.stage === 'sshd')
-  const { bootId } = await channel.ready({ timeoutMs: 400_000 }).catch((error: unknown) => {
+  const first = await channel.ready({ timeoutMs: 400_000 }).catch((error: unknown) => {
     throw new Error(`it did not come up; its console: ${said.slice(-2_000)}`, { cause: error })
   })
+  // It has none yet: whoever was made of it as it is now would have the same.
+  expect(first).toMatchObject({ bootId: '', identified: false })
   await identify(channel, hostname)
   await listening
-  return { channel, bootId }
+  channel.close()
+  const again = connectTo(one)
+  const { bootId } = await again.ready({ timeoutMs: 60_000 })
+  return { channel: again, bootId }
 }
 
 /** Runs a command line in the guest, as root. @returns what it wrote, by line */

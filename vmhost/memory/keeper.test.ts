@@ -257,6 +257,17 @@ test('a machine that wakes has room at once where there is room, and counts unti
   expect(again).toBeDefined()
 })
 
+test('for what can wait there is only what nobody has to give, was promised, or waits for', async () => {
+  await running(60)
+  freeBytes = 4 * GiB + marks.scarce + GiB
+  expect([await keeper.spare(GiB), await keeper.spare(1.1 * GiB)]).toEqual([true, false])
+  freeBytes = 4 * GiB + marks.low - 1
+  expect(await keeper.spare(0)).toBe(false)
+  freeBytes = 40 * GiB
+  await owner`update hosts set memory_overcommit = 0.5`
+  expect([await keeper.spare(4 * GiB), await keeper.spare(4 * GiB + 1)]).toEqual([true, false])
+})
+
 test('a machine that wakes gets what balloons give', async () => {
   const idle = await running(60)
   freeBytes = 4 * GiB + marks.low + GiB

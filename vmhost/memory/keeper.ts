@@ -29,6 +29,8 @@ export type Keeper = {
    *   there is no room; it is left asleep then, and its row says why
    */
   room(machineId: number, wanted: { bytes: number; isWanted: () => Promise<boolean> }): Promise<Disposable | undefined>
+  /** Whether there is so much for what can wait: nobody has to give any for it, or waits to be woken. */
+  spare(bytes: number): Promise<boolean>
   figures(): Promise<Figures>
 }
 
@@ -181,6 +183,16 @@ class MemoryKeeper implements Keeper {
     } finally {
       this.#waiting.delete(machineId)
     }
+  }
+
+  async spare(bytes: number): Promise<boolean> {
+    const { rows, overheadBytes } = this.#options
+    const [host, { capacityBytes, machines }] = await Promise.all([this.#readHost(), rows.promises()])
+    if (this.#waiting.size > 0 || isAtLeast(levelOf(host, this.#level), 'short')) return false
+    const left = { capacityBytes: capacityBytes - bytes, machines }
+    if (overPromisedBytes(left, new Set(this.#admitted.keys()), overheadBytes) > 0) return false
+    const onTheirWay = [...this.#admitted.values()].reduce((all, one) => all + one, 0)
+    return hasRoom(host, onTheirWay + bytes)
   }
 
   #mayRefuse(machineId: number): boolean {

@@ -117,6 +117,25 @@ test('removing takes everything of a machine away, and removing it again is noth
   expect(await kernelState()).toBe(empty)
 })
 
+test('a tap of nobody leads nowhere, stays as long as it is wanted, and goes with the vmhost that wanted it', async () => {
+  await network.call({ do: 'prepareHost' })
+  const empty = await kernelState()
+  const bare = { machineId: 2_000_000_000, uid: 2_002_000_000 }
+  expect(await network.call({ do: 'ensureBareTap', ...bare })).toEqual({ tap: 'vm2000000000' })
+  expect(await network.reconcile([])).toMatchObject({ removed: [], failed: [] })
+  // Its link, and nothing that would let anything in or out: the rules let through what they know the address of.
+  expect((await kernelState()).match(/vm2000000000/g)).toHaveLength(2)
+  expect(await lab.host.run('ip -o address show dev vm2000000000')).toBe('')
+  await network.call({ do: 'removeMachine', machineId: bare.machineId })
+  expect(await kernelState()).toBe(empty)
+  await network.call({ do: 'ensureBareTap', ...bare })
+  await network.kill()
+  network = new NetworkProcess(lab.host, settings)
+  await network.call({ do: 'prepareHost' })
+  expect((await network.reconcile([])).removed).toEqual(['vm2000000000'])
+  expect(await kernelState()).toBe(empty)
+})
+
 test('whatever was bent is put right, and what is right is left alone', async () => {
   await network.call({ do: 'prepareHost' })
   await connectAll(machines(6))

@@ -42,7 +42,7 @@ import {
 import { isHalfMadeTap, isOurTap, type Kernel, machineOnTap, readKernel, readSysctl, setSysctl } from './kernel.ts'
 import { type MetadataService, serveMetadata } from './metadata.ts'
 import { FLOWS_PER_MACHINE, METADATA_PORT, renderRuleset, staleChains } from './ruleset.ts'
-import { asError, connectTaps, removeTaps, runIpBatch } from './taps.ts'
+import { asError, connectTaps, makeBareTap, removeTaps, runIpBatch } from './taps.ts'
 import {
   type MachineNetwork,
   type Network,
@@ -81,6 +81,8 @@ class HostNetwork implements Network {
   #hasEndedSeries = true
   /** Repairs that are under way, or wait. */
   #repairs = 0
+  /** those with a tap that leads nowhere */
+  readonly #bare = new Set<number>()
   readonly #said = new Set<string>()
   #publicPorts: readonly PublicPort[]
   #uplinks: readonly string[] = []
@@ -133,8 +135,16 @@ class HostNetwork implements Network {
     return { tap, mac: machine.mac ?? macFor(machine.address) }
   }
 
+  async ensureBareTap(machineId: number, uid: number): Promise<{ tap: string }> {
+    return await this.#inTurn(async () => {
+      this.#bare.add(machineId)
+      return { tap: await makeBareTap(machineId, uid, this.#gateway) }
+    })
+  }
+
   async removeMachine(machineId: number): Promise<void> {
     tapName(machineId)
+    this.#bare.delete(machineId)
     const failure = (await this.#change(machineId, undefined)).get(machineId)
     if (failure !== undefined)
       throw new NetworkError(`Machine ${machineId} could not be disconnected`, { cause: failure })
@@ -148,6 +158,7 @@ class HostNetwork implements Network {
       await this.#prepare(kernel)
       const strays = [...kernel.links.values()].filter((link) => isOurTap(link) || isHalfMadeTap(link))
       const ids = new Set([...strays.map(({ ifname }) => Number(ifname.slice(2))), ...this.#machines.keys()])
+      for (const machineId of this.#bare) ids.delete(machineId)
       const changes: Changes = new Map([...ids].map((machineId) => [machineId, undefined]))
       const failures: Failures = new Map()
       for (const machine of wanted) {

@@ -44,6 +44,22 @@ export async function connectTaps(
 }
 
 /**
+ * Makes a tap without route or neighbour. The rules know no address for it, so that whatever comes out of it is dropped
+ * as spoofed, and nothing is ever sent into it.
+ * @param gateway the gateway address
+ * @returns its name
+ * @throws NetworkError
+ */
+export async function makeBareTap(machineId: number, uid: number, gateway: string): Promise<string> {
+  const tap = tapName(machineId)
+  const { create } = planTap({ machineId, uid, address: gateway }, gateway, await readKernel())
+  await runIpBatch(create)
+  await setTapSysctls(tap)
+  await runIpBatch([`link set dev ${tap} up`])
+  return tap
+}
+
+/**
  * Takes the taps of these machines away, those that are ours; the kernel takes address, route and neighbour with them.
  * @returns taps that are gone now and were not before
  */

@@ -63,6 +63,11 @@ export type Network = {
   openPorts(ports: readonly PublicPort[]): Promise<void>
   /** Tap, address, route, neighbour and isolation of one machine; leaves alone what is right. @throws NetworkError */
   ensureMachine(machine: MachineNetwork): Promise<Attachment>
+  /**
+   * A tap for a guest that is nobody yet: it has a card, and what it sends goes nowhere. `removeMachine` takes it away,
+   * and so does the next vmhost. @throws NetworkError
+   */
+  ensureBareTap(machineId: number, uid: number): Promise<Pick<Attachment, 'tap'>>
   /** Takes the machine's tap and everything that hangs on it away; nothing happens when there is none. @throws NetworkError */
   removeMachine(machineId: number): Promise<void>
   /**

@@ -19,6 +19,7 @@ import type { World } from './world.ts'
  *
  *     booting --agent's hello--> introduced (it knows who it is) --sshd listens--> ready
  *     booting, introduced, ready --the guest resets, or a hello from one that knows nothing--> booting
+ *     gone on from a template --agent's hello--> prepared, then as one that boots
  *     restored --agent's hello--> thawed, introduced, whatever it knew --> ready
  *     booting, introduced, restored --no stage passed within the limit--> ended, failed
  *     any --guest off | panic | hypervisor gone--> ended
@@ -49,6 +50,8 @@ export class Guest {
   readonly #off = Promise.withResolvers<void>()
   #ready: boolean
   #restored: boolean
+  /** undefined, too, once it was ready, or booted by itself */
+  #prepare: ((agent: AgentChannel) => Promise<void>) | undefined
   #isLying = false
   #stage: BootStage | undefined
   /** it was reported that its sshd is awaited, in this boot */
@@ -68,6 +71,8 @@ export class Guest {
     ready: boolean
     /** it was restored from its memory, and knows neither what time it is nor that it was away */
     restored?: boolean
+    /** it goes on from a template, and this is done before it is told who it is */
+    prepare?: (agent: AgentChannel) => Promise<void>
     /** tests: the time for each stage of the boot */
     bootLimitMs?: number
     /** its place among the machines that boot; given back when it is ready or over */
@@ -90,6 +95,7 @@ export class Guest {
     this.#bootLimitMs = options.bootLimitMs ?? bootLimitMs[world.driver.accelerator]
     this.#ready = options.ready
     this.#restored = options.restored ?? false
+    this.#prepare = options.prepare
     this.#console = new ConsoleReader({
       machineId: hypervisor.machineId,
       directory: files.directory,
@@ -127,6 +133,16 @@ export class Guest {
   /** It goes on from its memory and is not ready yet. */
   get restored(): boolean {
     return this.#restored
+  }
+
+  /** It goes on from a template and is not ready yet. */
+  get isUnproved(): boolean {
+    return this.#prepare !== undefined
+  }
+
+  /** And has not said a word. */
+  get isSilent(): boolean {
+    return this.isUnproved && this.#stage === undefined
   }
 
   get agent(): AgentChannel {
@@ -321,6 +337,7 @@ export class Guest {
       this.hypervisor.setBalloon(0).catch((error: unknown) => this.#log.debug({ err: error }, 'balloon'))
     this.#introduction.forget()
     this.#restored = false
+    this.#prepare = undefined
     this.load.forget()
     this.#stage = undefined
     this.#saidSsh = false
@@ -362,6 +379,10 @@ export class Guest {
           .then(() => {})
           .catch((error: unknown) => this.#log.warn({ err: error }, 'it thaws its filesystem by itself'))
       : undefined
+    await this.#prepare?.(this.#channel).catch((error: unknown) => {
+      // As long as it is so, it is tried again when it is ready.
+      this.#log.warn({ err: error }, 'a template’s filesystem keeps its size')
+    })
     // Its clock and its randomness are those of the moment when it was saved: it is told anew whatever it knows.
     await this.#introduction.introduce(identified && !this.#restored)
     await thawed
@@ -390,6 +411,7 @@ export class Guest {
     this.#slot?.[Symbol.dispose]()
     const woke = this.#restored
     this.#restored = false
+    this.#prepare = undefined
     this.sayReady()
     this.#owner.record(woke ? 'woke' : 'running', { boot: this.boot })
     this.#owner.ready()
@@ -415,13 +437,16 @@ export class Guest {
   #expectProgress(): void {
     clearTimeout(this.#limit)
     if (this.#ready || this.#over) return
-    const limitMs = this.#bootLimitMs
+    const { isSilent } = this
+    // There is nothing that it could be busy with.
+    const limitMs = isSilent ? this.#bootLimitMs / 4 : this.#bootLimitMs
     this.#limit = setTimeout(() => {
-      const where = this.#restored
-        ? 'Its agent did not answer'
-        : this.#stage
-          ? `It stopped booting after the stage ${this.#stage}`
-          : "Its kernel did not get as far as Berth's agent"
+      const where =
+        isSilent || this.#restored
+          ? 'Its agent did not answer'
+          : this.#stage
+            ? `It stopped booting after the stage ${this.#stage}`
+            : "Its kernel did not get as far as Berth's agent"
       const said = this.panic ? `; its kernel panicked: ${this.panic}` : saidLast(this.lastLine)
       this.#end({ kind: 'failed', reason: `${where} within ${limitMs / 1000} s${said}` })
     }, limitMs).unref()

@@ -7,6 +7,7 @@ import { MemoryRows } from '../memory/memory-rows.ts'
 import type { PublicPort } from '../network/types.ts'
 import { giveUpBallast, keepBallast } from '../storage/ballast.ts'
 import { isShortOfSpace, spaceProblem } from '../storage/space.ts'
+import type { TemplateFiles } from '../storage/templates.ts'
 import { coalesce } from './coalesce.ts'
 import { parsePublicKeyLine } from './identity.ts'
 import { idleness } from './idleness.ts'
@@ -15,6 +16,7 @@ import { Machine } from './machine.ts'
 import { isTaken } from './ownership.ts'
 import { portsSetting, readOpenPorts } from './public-ports.ts'
 import type { MachineRow } from './rows.ts'
+import { Templates } from './templates.ts'
 import type { World } from './world.ts'
 
 /**
@@ -43,7 +45,9 @@ export type Reconciler = {
 
 export type ReconcilerOptions = {
   /** The world of the machines, without what the reconciler itself provides. */
-  readonly world: Omit<World, 'gatewayKey' | 'signal' | 'room'>
+  readonly world: Omit<World, 'gatewayKey' | 'signal' | 'room' | 'templates'>
+  /** where templates are kept */
+  readonly templates: TemplateFiles
   readonly log: Logger
   /** ports of the gateway on this server, of which machines may reach those that it has */
   readonly publicPorts: readonly PublicPort[]
@@ -60,6 +64,7 @@ const trashEveryMs = 60_000
 const idlenessEveryMs = 10_000
 /** What a checkpoint holds alone grows as its machine writes. */
 const checkpointsEveryMs = 600_000
+const templatesEveryMs = 3_600_000
 /** A fast disk takes some GiB in this time; what is too late here is made good by what the ballast leaves. */
 const spaceEveryMs = 1_000
 const trashDays = 7
@@ -79,6 +84,7 @@ class HostReconciler implements Reconciler {
   /** tokens of the rows whose files were seen to be theirs, by machine */
   readonly #owned = new Map<number, string>()
   readonly #keeper: Keeper
+  readonly #templates: Templates
   readonly #stop = new AbortController()
   readonly #timers: NodeJS.Timeout[] = []
   readonly #background = new Set<Promise<void>>()
@@ -91,7 +97,7 @@ class HostReconciler implements Reconciler {
   #hasLooked = false
   #isShortOfSpace = false
 
-  constructor({ world, log, publicPorts, onLeaseLost, onUnknownDisk }: ReconcilerOptions) {
+  constructor({ world, templates, log, publicPorts, onLeaseLost, onUnknownDisk }: ReconcilerOptions) {
     this.#log = log
     this.#onLeaseLost = onLeaseLost
     this.#onUnknownDisk = onUnknownDisk
@@ -103,8 +109,16 @@ class HostReconciler implements Reconciler {
       overheadBytes: hypervisorOverheadBytes,
       log,
     })
+    this.#templates = new Templates({
+      ...world,
+      files: templates,
+      spare: (bytes) => this.#keeper.spare(bytes),
+      log,
+      signal: this.#stop.signal,
+    })
     this.#world = {
       ...world,
+      templates: this.#templates,
       gatewayKey: () => this.#gatewayKey,
       room: (machineId, wanted) => this.#keeper.room(machineId, wanted),
       signal: this.#stop.signal,
@@ -139,6 +153,7 @@ class HostReconciler implements Reconciler {
     this.#hasLooked = true
     await this.#networkRound()
     await this.#world.checkpoints.sweep()
+    await this.#templates.start().catch((error) => this.#log.warn({ err: error }, 'templates'))
     const bootSets = [...this.#machines.values()].map((machine) => machine.bootSet)
     const kept = await this.#world.checkpoints.bootSets()
     await this.#world.store.sweep(new Set([...bootSets, ...kept].filter((hash) => hash !== undefined)))
@@ -153,6 +168,7 @@ class HostReconciler implements Reconciler {
     this.#every(trashEveryMs, () => this.#emptyTrash())
     this.#every(heartbeatEveryMs, () => this.#heartbeat())
     this.#every(checkpointsEveryMs, () => this.#countCheckpoints())
+    this.#every(templatesEveryMs, () => this.#templates.sweep())
     this.#every(idlenessEveryMs, () => this.#watchIdleness())
     if (this.#world.store.volume.ballast) this.#every(spaceEveryMs, () => this.#guardSpace())
   }
@@ -166,7 +182,11 @@ class HostReconciler implements Reconciler {
     this.#stop.abort()
     for (const timer of this.#timers) clearInterval(timer)
     await this.#keeper.close()
-    await Promise.all([this.#listening?.close(), ...[...this.#machines.values()].map((machine) => machine.release())])
+    await Promise.all([
+      this.#listening?.close(),
+      this.#templates.close(),
+      ...[...this.#machines.values()].map((machine) => machine.release()),
+    ])
     await Promise.allSettled(this.#background)
   }
 
@@ -290,7 +310,7 @@ class HostReconciler implements Reconciler {
   async #emptyTrash(): Promise<void> {
     const expired = await this.#world.rows.expireTrash(trashDays)
     if (expired.length > 0) this.#log.info({ machines: expired }, 'emptied the trash')
-    if (spaceProblem(await this.#world.store.space()) === undefined) return
+    if (spaceProblem(await this.#world.store.space()) === undefined || (await this.#templates.giveUp())) return
     const machineId = await this.#world.rows.sacrificeTrash()
     if (machineId !== undefined)
       this.#log.warn({ machine: machineId }, 'gave up a trashed machine: its space is needed')

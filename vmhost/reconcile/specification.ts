@@ -10,6 +10,7 @@ export class MachineError extends Error {
 export type GuestNetwork = { readonly network: string; readonly resolvers: readonly string[]; readonly ntp: string }
 
 export type CheckedMachine = MachineRow & { readonly address: string }
+type Addressed = Pick<CheckedMachine, 'name' | 'address'>
 
 const MiB = 2 ** 20
 const memoryLeastBytes = 128 * MiB
@@ -49,7 +50,7 @@ export function isOwnImage(name: string): boolean {
 }
 
 /** The kernel's command line: the guest contract of design.md. */
-export function commandLine(machine: CheckedMachine, guest: GuestNetwork, emulated: boolean): string {
+export function commandLine(machine: Addressed, guest: GuestNetwork, emulated: boolean): string {
   const line = `console=hvc0 root=/dev/vda init=/exe/bin/exe-init rw ip=${ipSettings(machine, guest)}`
   return emulated ? `${line} mitigations=off` : line
 }
@@ -60,7 +61,7 @@ export function commandLine(machine: CheckedMachine, guest: GuestNetwork, emulat
  * @returns what it must be told; undefined when it knows
  */
 export function movedTo(
-  machine: CheckedMachine,
+  machine: Addressed,
   guest: GuestNetwork,
   startedWith: string,
 ): { address: string; commandLine: string } | undefined {
@@ -76,7 +77,7 @@ export function addressIn(startedWith: string): string | undefined {
 }
 
 /** @see https://docs.kernel.org/admin-guide/nfs/nfsroot.html, `ip=` */
-function ipSettings(machine: CheckedMachine, guest: GuestNetwork): string {
+function ipSettings(machine: Addressed, guest: GuestNetwork): string {
   const network = parseCidr(guest.network)
   const gateway = gatewayAddress(network)
   const mask = formatAddress(2 ** 32 - 2 ** (32 - network.prefix))

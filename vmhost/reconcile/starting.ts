@@ -7,6 +7,7 @@ import { macFor } from '../network/address.ts'
 import type { MachineNetwork } from '../network/types.ts'
 import { grownShape, memoryFolder, type SavedMemory } from '../storage/memory.ts'
 import type { BootSet, DiskImage, MachineFiles } from '../storage/store.ts'
+import { type Template, templateMemory } from '../storage/templates.ts'
 import { makeHostKey, publicPart } from './identity.ts'
 import { ownFiles } from './ownership.ts'
 import type { MachineRow, Observation } from './rows.ts'
@@ -14,8 +15,8 @@ import { addressIn, type CheckedMachine, checkMachine, commandLine, MachineError
 import type { World } from './world.ts'
 
 /**
- * The steps to a hypervisor with a guest in it: booted from its disk, or restored from its memory. What they have
- * begun when they fail is taken away by whoever called them.
+ * The steps to a hypervisor with a guest in it: booted from its disk, gone on from a template, or restored from its
+ * memory. What they have begun when they fail is taken away by whoever called them.
  */
 export type Starting = {
   readonly row: MachineRow
@@ -32,6 +33,8 @@ export type Started = {
   readonly files: MachineFiles
   readonly runsWith: RunsWith
   readonly startedAt: Date
+  /** that its guest, which stands still, goes on from */
+  readonly template?: Template
 }
 
 const runsWithName = 'started.json'
@@ -41,6 +44,8 @@ const runsWithSchema = z.object({
   cpus: z.number().int().positive(),
   memoryBytes: z.number().int().positive(),
   ...grownShape,
+  /** of the template that it went on from instead of booting; as long as it is not ready, it may stand still for that */
+  template: z.string().optional(),
 })
 /** What a guest was started with, by whichever vmhost, and given since: it must be restored with that. `bootSet` is its hash. */
 export type RunsWith = z.infer<typeof runsWithSchema>
@@ -68,7 +73,8 @@ export function grownTo(runsWith: RunsWith, { cpus, memoryBytes }: MachineSize):
  * What a machine can be given while it runs. Memory is as good as nothing until it is there; each processor that may
  * come takes some of the guest's, so a small machine on a large server can have many times its own, but not all.
  */
-function mostFor({ cpus, memoryBytes }: MachineSize, server: MachineSize): MachineSize {
+export function mostFor({ cpus, memoryBytes }: MachineSize, world: Pick<World, 'memoryBytes'>): MachineSize {
+  const server = { cpus: Math.max(2, availableParallelism()), memoryBytes: world.memoryBytes }
   return {
     cpus: Math.max(cpus, Math.min(server.cpus, Math.max(8, 2 * cpus))),
     memoryBytes: Math.max(memoryBytes, server.memoryBytes),
@@ -82,23 +88,38 @@ export class LostMemoryError extends Error {
 
 /** Makes the machine's disk when it has none, and boots from it. */
 export async function bootFromDisk(starting: Starting): Promise<Started> {
-  const { row, world, observe } = starting
+  const { row, world } = starting
   const machine = checkMachine(row, { network: world.guest.network, memoryBytes: world.memoryBytes })
   const there = await ownFiles(world.store, row)
   const connecting = await connect(starting, machine)
   const [files, bootSet] = await Promise.all([disk(machine, there, starting), world.store.currentBoot()])
-  const observedHostKey = publicPart(files.hostKey)
-  observe({ observedStage: 'network', observedHostKey, observedLoginUser: files.record.loginUser })
-  if (files.record.settings) observe({ observedWebPort: files.record.settings.webPort })
+  sayWhatItIs(starting, files)
   const { cpus, memoryBytes } = machine
-  const server = { cpus: Math.max(2, availableParallelism()), memoryBytes: world.memoryBytes }
   const spec = {
     cpus,
     memoryBytes,
-    most: mostFor({ cpus, memoryBytes }, server),
+    most: mostFor({ cpus, memoryBytes }, world),
     commandLine: commandLine(machine, world.guest, world.driver.accelerator === 'tcg'),
   }
   return start(starting, { files, bootSet, connecting, spec })
+}
+
+/**
+ * Makes the machine's disk of a template's, and has its guest, which stands still then, go on from there: it waits to be
+ * told who it is, as one that boots does at that point. For a machine that has no disk yet.
+ */
+export async function goOnFromTemplate(starting: Starting, image: DiskImage, template: Template): Promise<Started> {
+  const { row, world } = starting
+  const { saved } = template
+  const machine = checkMachine(row, { network: world.guest.network, memoryBytes: world.memoryBytes })
+  const bootSet = await world.store.keptBoot(saved.bootSet)
+  if (!bootSet) throw new LostMemoryError('the kernel of the template is not on this server any more')
+  const connecting = await connect(starting, machine, saved.commandLine)
+  const ofTemplate = { ...image, path: template.disk, sizeBytes: template.diskBytes }
+  const files = await disk(machine, undefined, { world, image: ofTemplate })
+  sayWhatItIs(starting, files)
+  const spec = { ...saved, restoreFrom: templateMemory(template) }
+  return { ...(await start(starting, { files, bootSet, connecting, spec, template })), template }
 }
 
 /**
@@ -155,12 +176,14 @@ async function start(
     connecting: { card: Promise<{ tap: string; mac: string }> }
     spec: Pick<MachineSpec, 'cpus' | 'memoryBytes' | 'most' | 'commandLine' | 'restoreFrom'> &
       Pick<RunsWith, 'startedCpus'>
+    template?: Template
   },
 ): Promise<Started> {
-  const { files, bootSet, connecting, spec } = wanted
+  const { files, bootSet, connecting, spec, template } = wanted
   const { cpus, memoryBytes, most, startedCpus, commandLine, restoreFrom } = spec
   const card = await connecting.card
-  const runsWith: RunsWith = { bootSet: bootSet.hash, commandLine, cpus, memoryBytes, startedCpus }
+  const from = template ? { template: template.id } : {}
+  const runsWith: RunsWith = { bootSet: bootSet.hash, commandLine, cpus, memoryBytes, startedCpus, ...from }
   await noteRunsWith(files.directory, runsWith)
   observe({ observedStage: 'boot' })
   const startedAt = new Date()
@@ -181,10 +204,15 @@ async function start(
   return { hypervisor, files, runsWith, startedAt }
 }
 
+function sayWhatItIs({ observe }: Starting, { hostKey, record: { loginUser, settings } }: MachineFiles): void {
+  observe({ observedStage: 'network', observedHostKey: publicPart(hostKey), observedLoginUser: loginUser })
+  if (settings) observe({ observedWebPort: settings.webPort })
+}
+
 async function disk(
   machine: MachineRow,
   there: MachineFiles | undefined,
-  { world: { store }, image }: Starting,
+  { world: { store }, image }: Pick<Starting, 'world' | 'image'>,
 ): Promise<MachineFiles> {
   if (there) {
     if (machine.diskBytes > there.diskBytes) await store.growDisk(machine.id, machine.diskBytes)

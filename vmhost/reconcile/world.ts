@@ -11,6 +11,7 @@ import type { Outbox } from './observed.ts'
 import type { Rows } from './rows.ts'
 import type { Slots } from './slots.ts'
 import type { GuestNetwork } from './specification.ts'
+import type { Templates } from './templates.ts'
 
 /** What every machine of a server works with. */
 export type World = {
@@ -19,6 +20,8 @@ export type World = {
   readonly checkpoints: Checkpoints
   /** disks made of images in registries */
   readonly images: Images
+  /** undefined: all machines boot */
+  readonly templates?: Pick<Templates, 'find' | 'want' | 'distrust'> | undefined
   readonly network: Network
   readonly rows: Rows
   readonly checkpointRows: CheckpointRows

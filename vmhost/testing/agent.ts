@@ -20,6 +20,8 @@ export class Agent {
   cpus = 1
   /** how often it made its filesystem as large as its disk */
   grown = 0
+  /** of its filesystem then */
+  filesystemBytes = 0
   /** is called when it is told to switch itself off */
   onPowerOff: (() => void) | undefined
   readonly identified = Promise.withResolvers<void>()
@@ -87,7 +89,10 @@ export class Agent {
         number(fieldTag.memoryTotalBytes, this.memory.totalBytes),
         number(fieldTag.memoryAvailableBytes, this.memory.availableBytes),
       )
-    if (type === messageType.grow) this.grown++
+    if (type === messageType.grow) {
+      this.grown++
+      answer.push(number(fieldTag.sizeBytes, this.filesystemBytes))
+    }
     if (type === messageType.online) answer.push(number(fieldTag.cpuCount, this.cpus))
     if (type === messageType.freeze) this.frozen = true
     if (type === messageType.thaw) {

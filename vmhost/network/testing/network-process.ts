@@ -6,6 +6,7 @@ import type { MachineNetwork, NetworkSettings } from '../types.ts'
 export type Call =
   | { readonly do: 'prepareHost' }
   | { readonly do: 'ensureMachine'; readonly machine: MachineNetwork }
+  | { readonly do: 'ensureBareTap'; readonly machineId: number; readonly uid: number }
   | { readonly do: 'removeMachine'; readonly machineId: number }
   | { readonly do: 'reconcile'; readonly wanted: readonly MachineNetwork[] }
   | { readonly do: 'readTransfer' }
@@ -38,6 +39,8 @@ async function carryOut(call: Call): Promise<unknown> {
       return await network.prepareHost()
     case 'ensureMachine':
       return await network.ensureMachine(call.machine)
+    case 'ensureBareTap':
+      return await network.ensureBareTap(call.machineId, call.uid)
     case 'removeMachine':
       return await network.removeMachine(call.machineId)
     case 'reconcile': {

@@ -13,6 +13,7 @@ import type { MachineState } from './state.ts'
  *     hypervisor, memory/ whole        -> saved, and not ended yet, or restored, and not running yet: asleep
  *     hypervisor, memory.used/         -> it was restored and may not have been let run: goes on
  *     hypervisor, memory.new/          -> it was on its way to sleep: goes on
+ *     hypervisor, of a template        -> as long as it is not ready, it may not have been let run: goes on
  *     hypervisor                       -> a guest
  *     no hypervisor, memory/ whole     -> asleep
  *     no hypervisor, any other memory  -> it has lost what it was doing
@@ -60,7 +61,8 @@ export async function adopt(state: MachineState, life: Life, sleep: Sleep): Prom
   })
   log.info({ pid: hypervisor.pid }, 'adopted')
   if (ready) await state.forgetLoss()
-  if (memory.used) await hypervisor.resume().catch((error) => log.warn({ err: error }, 'resume'))
+  const wasRestored = memory.used || (!ready && state.runsWith?.template !== undefined)
+  if (wasRestored) await hypervisor.resume().catch((error) => log.warn({ err: error }, 'resume'))
   else if (memory.unfinished) {
     // It was on its way to sleep, and may stand still for no other reason.
     guest.lying = true

@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
-import { ChannelError } from '../../guest/channel.ts'
+import { type AgentChannel, ChannelError } from '../../guest/channel.ts'
 import { type Hypervisor, HypervisorError, type MachineSize } from '../../hypervisor/driver.ts'
 import type { DiskImage, MachineFiles } from '../../storage/store.ts'
 import { type Ending, Guest, type GuestOwner, saidLast } from '../guest.ts'
@@ -9,7 +9,7 @@ import { isOwn } from '../ownership.ts'
 import { giveSize } from '../resizing.ts'
 import { type MachineRow, notAsleep, type Observation } from '../rows.ts'
 import { movedTo } from '../specification.ts'
-import { bootFromDisk, type Started, type Starting } from '../starting.ts'
+import { bootFromDisk, goOnFromTemplate, type Started, type Starting } from '../starting.ts'
 import type { World } from '../world.ts'
 import { oneLine, reasonOf } from './reasons.ts'
 import { type MachineState, offline } from './state.ts'
@@ -17,7 +17,8 @@ import { type MachineState, offline } from './state.ts'
 /**
  * How a guest comes up and comes to its end.
  *
- *     no guest --start--> guest
+ *     no guest --start--> guest, booted from its disk, or gone on from a template where it has no disk yet
+ *     guest of a template --not ready, and ended or silent--> no guest, and booted from its disk
  *     guest --ended by itself--> no guest, and then:
  *         switched off when it was ready   -> desired and observed `stopped`
  *         its hypervisor gone              -> started again, a few times
@@ -65,9 +66,12 @@ export class Life {
       })
       // Its disk is about to move on, and nothing may ever be restored beside it.
       await this.#state.dropMemory(row, 'restart')
-      const started = await bootFromDisk(this.starting(row, obtained.image))
+      const started = await this.#begin(row, obtained.image)
+      const { image } = obtained
+      // Others may want the same, who need not boot for it.
+      const onReady = () => image && !started.template && world.templates?.want(image, row)
       try {
-        await this.run(started, { boot, restored: false, slot })
+        await this.run(started, { boot, restored: false, slot, onReady })
       } catch (error) {
         await started.hypervisor.kill()
         throw error
@@ -85,6 +89,23 @@ export class Life {
       }
       this.#state.fail(givenUp ?? reasonOf(error), boot)
     }
+  }
+
+  /** It boots from its disk, or, where it has none yet, goes on from a template of what that is made from. */
+  async #begin(row: MachineRow, image: DiskImage | undefined): Promise<Started> {
+    const { templates, signal } = this.#world
+    const template = image && (await templates?.find(image, row))
+    if (template) {
+      try {
+        return await goOnFromTemplate(this.starting(row), image, template)
+      } catch (error) {
+        signal.throwIfAborted()
+        // What is wrong with the machine and not with its template is said when it does not boot either.
+        this.#log.warn({ err: error, template: template.id }, 'does not go on from its template, and boots')
+        if (error instanceof HypervisorError && error.code === 'hypervisor.start') await templates?.distrust(template)
+      }
+    }
+    return bootFromDisk(this.starting(row, image))
   }
 
   /**
@@ -126,15 +147,16 @@ export class Life {
 
   /** A hypervisor was started for it: whatever becomes of that is the guest's from here on. */
   async run(started: Started, as: Pick<Attended, 'boot' | 'restored' | 'slot' | 'onReady'>): Promise<void> {
-    const { hypervisor, files, runsWith, startedAt } = started
+    const { hypervisor, files, runsWith, startedAt, template } = started
     this.#state.runsWith = runsWith
     this.attend({ hypervisor, files, ready: false, ...as })
-    if (as.restored) await hypervisor.resume().catch((error) => this.#log.warn({ err: error }, 'resume'))
+    if (as.restored || template) await hypervisor.resume().catch((error) => this.#log.warn({ err: error }, 'resume'))
     const { cpus, memoryBytes } = runsWith
     // A guest that boots makes its filesystem as large as its disk.
-    const disk = as.restored ? {} : { observedDiskBytes: this.#state.row.diskBytes }
+    const disk = as.restored ? {} : { observedDiskBytes: template?.diskBytes ?? this.#state.row.diskBytes }
     this.#state.observe({ observedStartedAt: startedAt, observedCpus: cpus, observedMemoryBytes: memoryBytes, ...disk })
-    this.#log.info({ pid: hypervisor.pid, boot: as.boot }, as.restored ? 'restored' : 'started')
+    const how = as.restored ? 'restored' : template ? 'went on from a template' : 'started'
+    this.#log.info({ pid: hypervisor.pid, boot: as.boot }, how)
   }
 
   /** Looks after a guest from here on. */
@@ -169,10 +191,26 @@ export class Life {
       if (address === null || startedWith === undefined) return undefined
       return movedTo({ ...state.row, address }, this.#world.guest, startedWith)
     }
-    const guest = new Guest({ ...started, owner, moved, world: this.#world, log: this.#log })
+    const { hypervisor, files, ready } = started
+    const isFromTemplate = !ready && state.runsWith?.template !== undefined
+    const prepare = (agent: AgentChannel) => this.#fillDisk(hypervisor, agent, files.diskBytes)
+    const goesOn = isFromTemplate ? { prepare } : {}
+    const guest = new Guest({ ...started, ...goesOn, owner, moved, world: this.#world, log: this.#log })
     state.guest = guest
     state.tellMeter()
     return guest
+  }
+
+  /** A guest of a template has that one's filesystem, and gets its own size before anybody sees it. */
+  async #fillDisk(hypervisor: Hypervisor, agent: AgentChannel, diskBytes: number): Promise<void> {
+    await hypervisor.diskGrown(diskBytes)
+    // Its kernel hears of the new size some time after it goes on.
+    for (const deadline = performance.now() + hearsOfDiskMs; ; await sleep(lookAgainMs)) {
+      const { sizeBytes } = await agent.grow({ timeoutMs: growLimitMs })
+      if (diskBytes - sizeBytes < roundedBytes) break
+      if (performance.now() > deadline) throw new Error(`its filesystem has ${sizeBytes} of ${diskBytes} bytes`)
+    }
+    this.#state.observe({ observedDiskBytes: diskBytes })
   }
 
   /** While it runs: its disk, then what its guest knows of it, then its filesystem. Each may have been done before. */
@@ -222,7 +260,8 @@ export class Life {
       this.#state.ending = undefined
       return
     }
-    const { boot, ready, restored, fatal, panic, lastLine } = guest
+    const { boot, ready, restored, fatal, panic, lastLine, isUnproved, isSilent } = guest
+    const { template } = this.#state.runsWith ?? {}
     await this.endGuest(guest, 'quit')
     if (this.#state.isSleepWanted(this.#state.row)) {
       await this.#state.lose('it ended before it slept')
@@ -233,6 +272,12 @@ export class Life {
     if (restored && ending.kind !== 'off') {
       const why = { gone: 'its hypervisor ended while it woke', panicked: 'its kernel panicked while it woke' }
       await this.#state.lose(ending.kind === 'failed' ? ending.reason : why[ending.kind])
+      return
+    }
+    if (isUnproved && template !== undefined && ending.kind !== 'gone') {
+      this.#log.warn({ template, ending, fatal, panic }, 'did not come up from its template, and boots from its disk')
+      // What comes to its end later may have its own reasons, which it will have again.
+      if (isSilent || ending.kind === 'panicked') await this.#world.templates?.distrust({ id: template })
       return
     }
     if (ending.kind === 'gone') {
@@ -321,7 +366,7 @@ type Attended = {
   readonly restored: boolean
   /** its place among the machines that come up */
   readonly slot: Disposable | undefined
-  readonly onReady?: () => void
+  readonly onReady?: () => unknown
 }
 
 const powerOffLimitMs = 20_000
@@ -331,6 +376,10 @@ const stopLimitMs = powerOffLimitMs + 8_000
 const growLimitMs = 120_000
 /** Until a kernel has seen its new processors, and has started them. */
 const onlineLimitMs = { kvm: 10_000, tcg: 60_000 }
+const hearsOfDiskMs = 5_000
+const lookAgainMs = 20
+/** The largest block that ext4 has. */
+const roundedBytes = 65_536
 /** A hypervisor that is ended by somebody else is started again this often within the time, then it is a failure. */
 const crashesMost = 3
 const crashWindowMs = 600_000
