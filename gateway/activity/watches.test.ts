@@ -212,9 +212,11 @@ describe('what a gateway knows of a machine that it is connected to', () => {
   it('tells whoever waits that it was stopped', async () => {
     const { watches } = gateway.app
     const id = await add()
+    // Of a machine that nobody is connected to no news are heard.
+    const watch = watches.of(id)
     await putToSleep(sql, id)
-    await expect.poll(() => watches.of(id).isHeld).toBe(true)
-    const back = watches.of(id).back('a test')
+    await expect.poll(() => watch.isHeld).toBe(true)
+    const back = watch.back('a test')
     await sql`update machines set desired_state = 'stopped' where id = ${id}`
     await expect(back).rejects.toThrow('it does not run any more')
   })

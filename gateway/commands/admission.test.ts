@@ -86,7 +86,7 @@ describe('admission', () => {
       status: 4,
       stderr: expect.stringMatching(/account unsuspend/),
     })
-    expect((await world.run('account ls')).stdout).toMatch(/1 of 1 +suspended/)
+    expect((await world.run('account ls')).stdout).toMatch(/1 of 1 +house +suspended/)
     await world.run(`account unsuspend ${caller.accountId}`)
     // The trash holds disks and addresses too, so it has a limit of its own.
     await world.run('rm a', { caller })

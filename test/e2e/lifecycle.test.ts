@@ -44,9 +44,12 @@ describe('a machine', () => {
 
   it('stands still while its server’s disk is full, says so, and loses nothing once there is space', async () => {
     const store = product.storePath('')
-    // They are given up for others, and what that frees is more than is left below.
-    for (const name of readdirSync(join(store, 'templates')))
-      rmSync(join(store, 'templates', name), { recursive: true })
+    // The first machine's template is made meanwhile, and given up for others: that frees more than is left below.
+    const templates = join(store, 'templates')
+    await expect
+      .poll(() => readdirSync(templates), { timeout: 300_000, interval: 500 })
+      .toEqual([expect.stringMatching(/^[0-9a-f]{32}$/)])
+    for (const name of readdirSync(templates)) rmSync(join(templates, name), { recursive: true })
     const { bavail, bsize } = statfsSync(store)
     const filler = join(store, 'filler')
     const leaveBytes = 16 * 2 ** 20

@@ -157,7 +157,12 @@ export class Browser {
   }
 
   /** Sends the page's form: the one whose action has `action` in it, or the first. */
-  submit(page: Answered, values: Record<string, string> = {}, action = ''): Promise<Answered> {
+  submit(
+    page: Answered,
+    values: Record<string, string> = {},
+    action = '',
+    { follow }: Pick<Sending, 'follow'> = {},
+  ): Promise<Answered> {
     const forms = [...page.text.matchAll(/<form[^>]*action="([^"]*)"[^>]*>(.*?)<\/form>/gs)]
     const form = forms.find(([, target]) => target?.includes(action))
     if (!form) throw new Error(`no form ${action} in:\n${page.text}`)
@@ -172,6 +177,7 @@ export class Browser {
       body: fields.toString(),
       headers: { 'content-type': 'application/x-www-form-urlencoded' },
       from: page.url,
+      ...(follow === undefined ? {} : { follow }),
     })
   }
 

@@ -223,7 +223,7 @@ function unreachable(target: MachineTarget, wrongHostKey: boolean, cause: Error 
   }
   return new MachineUnreachableError(
     'machine.unreachable',
-    `Machine ${target.name} does not answer over SSH; to see why: logs ${target.name}; to start it anew: restart ${target.name}`,
+    `Machine ${target.name} does not answer over SSH; if it is only busy, try again; to see: logs ${target.name}; to start it anew: restart ${target.name}`,
     options,
   )
 }

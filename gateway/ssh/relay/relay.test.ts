@@ -251,7 +251,7 @@ describe('a machine that cannot be reached', () => {
     expect(outcome).toMatchObject({
       status: 255,
       stderr: Buffer.from(
-        'Machine demo does not answer over SSH; to see why: logs demo; to start it anew: restart demo\n',
+        'Machine demo does not answer over SSH; if it is only busy, try again; to see: logs demo; to start it anew: restart demo\n',
       ),
     })
   })
