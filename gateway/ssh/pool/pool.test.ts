@@ -104,7 +104,8 @@ test('failures have sentences and codes, and are not remembered', async () => {
   const nobody = { ...machine.target, port: 1 }
   await expect(pool.warm(nobody)).rejects.toMatchObject({
     code: 'machine.unreachable',
-    message: 'Machine demo does not answer over SSH; if it is only busy, try again; to see: logs demo; to start it anew: restart demo',
+    message:
+      'Machine demo does not answer over SSH; if it is only busy, try again; to see: logs demo; to start it anew: restart demo',
   })
   const stranger = { ...machine.target, user: 'nobody-here' }
   await expect(pool.warm(stranger)).rejects.toMatchObject({
