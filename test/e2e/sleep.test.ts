@@ -105,7 +105,8 @@ describe('a machine that sleeps', () => {
       for (const state of ['asleep', 'running'] as const) {
         await demo.want(state)
         await new Promise((resolve) => setTimeout(resolve, afterMs))
-        expect(killOne(product, 'vmhost', Math.random)).toBe(true)
+        // The one before may have been killed so late that the next is not there yet.
+        await expect.poll(() => killOne(product, 'vmhost', Math.random), { timeout: 60_000 }).toBe(true)
         await demo.until(state)
       }
       expect((await demo.seen()).observed_reason).toBeNull()
