@@ -11,10 +11,10 @@ const READY_TIMEOUT_MS = 600_000
 /** An orderly stop has 20 s in the guest before it is ended. */
 const SETTLE_TIMEOUT_MS = 180_000
 const RECHECK_MS = 5_000
-/** The machine said its sshd listens; a first knock that fails all the same is repeated. */
 /** Whoever takes so long to sign in is busy; nobody waits for that longer than the other. */
 const BUSY_MS = 5_000
 const BUSY_TIMEOUT_MS = 180_000
+/** The machine said its sshd listens; a first knock that fails all the same is repeated. */
 const WARM_ATTEMPTS = 5
 
 /** What a transaction and the pool have in common. */
