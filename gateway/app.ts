@@ -49,6 +49,8 @@ export type Caller = {
   via: 'ssh' | 'exec'
   /** the SSH user name that was typed, empty for /exec */
   sshName: string
+  /** the signed-in browser that a page's command came from */
+  sessionId?: number
   /** what a token was limited to; a key that signs in is limited to nothing */
   scope?: TokenScope
 }
@@ -100,7 +102,18 @@ export type CommandIo = {
    * @returns the exit status
    */
   attach?: (remote: RunningCommand) => Promise<number>
+  /** with `json`: hears what a terminal would show before the document */
+  tell?: (piece: Piece) => Promise<void>
 }
+
+/** What a command says before it has ended. */
+export type Piece =
+  /** what it is doing; the newest counts */
+  | { progress: string; part?: { doneBytes: number; totalBytes: number } }
+  /** printed, to be put behind what was printed before */
+  | { text: string }
+  /** a sentence for the person */
+  | { remark: string }
 
 /** Runs one command line of the lobby. Never rejects: a failure is a sentence on stderr and an exit status. */
 export type RunLine = (app: App, caller: Caller, line: string, io: CommandIo) => Promise<number>

@@ -148,6 +148,22 @@ export async function findSession(sql: Sql, token: string): Promise<WebSession |
   return { id: row.id, accountId: row.accountId, isOwner: row.isOwner === true, emails: [...new Set(emails)] }
 }
 
+/** A browser that is signed in as an account. */
+export type SignedIn = { id: number; address: string; createdAt: Date; lastUsedAt: Date; expiresAt: Date }
+
+/** The one that was used last first; uses are known to the hour. Index: web_sessions_by_account. */
+export async function listSessions(sql: Sql, accountId: number): Promise<SignedIn[]> {
+  return await sql<SignedIn[]>`
+    select id, address, created_at as "createdAt", last_used_at as "lastUsedAt", expires_at as "expiresAt"
+    from web_sessions where account_id = ${accountId} and expires_at > now() order by last_used_at desc, id desc`
+}
+
+/** Signs one browser of an account out. @returns whether there was such a one */
+export async function endSessionOf(sql: Sql, accountId: number, sessionId: number): Promise<boolean> {
+  const rows = await sql`delete from web_sessions where id = ${sessionId} and account_id = ${accountId} returning id`
+  return rows.length > 0
+}
+
 /** Signs the browser out, on every machine's host too. */
 export async function endSession(sql: Sql, sessionId: number): Promise<void> {
   await sql`delete from web_sessions where id = ${sessionId}`

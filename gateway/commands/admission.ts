@@ -65,33 +65,56 @@ export async function admitMachine(
   caller: Caller,
   asked: MachineWish,
 ): Promise<{ id: number; name: string }> {
+  return await app.sql.begin((tx) => admitIn(tx, app, caller, asked))
+}
+
+/**
+ * What `admitMachine` would say, and nothing is written.
+ * @returns the machine as it would be, and its server's name
+ */
+export async function wouldAdmit(app: App, caller: Caller, asked: MachineWish): Promise<Admitted> {
+  const undo = new Error('this was only to be tried')
+  let admitted: Admitted | undefined
+  try {
+    await app.sql.begin(async (tx) => {
+      admitted = await admitIn(tx, app, caller, asked)
+      throw undo
+    })
+  } catch (error) {
+    if (error !== undo || admitted === undefined) throw error
+  }
+  if (admitted === undefined) throw undo
+  return admitted
+}
+
+export type Admitted = MachineWish & { id: number; name: string; host: string }
+
+async function admitIn(tx: Tx, app: App, caller: Caller, asked: MachineWish): Promise<Admitted> {
   const wish = wholeMebibytes(asked)
-  return await app.sql.begin(async (tx) => {
-    await tx`select pg_advisory_xact_lock(hashtextextended(${ADMISSION_LOCK}, 0))`
-    await assertAccount(tx, caller)
-    const host = chooseHost(await liveHosts(tx), wish)
-    const name = wish.name ?? (await chooseName(tx))
-    const [row] = await tx<{ id: number }[]>`
+  await tx`select pg_advisory_xact_lock(hashtextextended(${ADMISSION_LOCK}, 0))`
+  await assertAccount(tx, caller)
+  const host = chooseHost(await liveHosts(tx), wish)
+  const name = wish.name ?? (await chooseName(tx))
+  const [row] = await tx<{ id: number }[]>`
       insert into machines (account_id, host_id, name, image, cpus, memory_bytes, disk_bytes, env, command, tags, comment,
         sleep_after_seconds, sleep_never, setup_script, setup_state)
       values (${caller.accountId}, ${host.id}, ${name}, ${wish.image}, ${wish.cpus}, ${wish.memoryBytes}, ${wish.diskBytes},
         ${tx.json(wish.env)}, ${wish.command}, ${wish.tags}, ${wish.comment}, ${wish.sleepAfterSeconds},
         ${wish.sleepNever}, ${wish.setupScript}, ${wish.setupScript === null ? null : 'waiting'})
       returning id`
-    if (!row) throw new Error('an inserted machine was not returned')
-    const machine = { id: row.id, name }
-    await claimName(tx, caller, machine)
-    await claimAddress(tx, app.settings.network, row.id)
-    await recordEvent(tx, caller, 'machine.created', machine, {
-      image: wish.image,
-      cpus: wish.cpus,
-      memoryBytes: wish.memoryBytes,
-      diskBytes: wish.diskBytes,
-      host: host.name,
-    })
-    await refuseBeyondCaps(tx, caller.accountId)
-    return machine
+  if (!row) throw new Error('an inserted machine was not returned')
+  const machine = { id: row.id, name }
+  await claimName(tx, caller, machine)
+  await claimAddress(tx, app.settings.network, row.id)
+  await recordEvent(tx, caller, 'machine.created', machine, {
+    image: wish.image,
+    cpus: wish.cpus,
+    memoryBytes: wish.memoryBytes,
+    diskBytes: wish.diskBytes,
+    host: host.name,
   })
+  await refuseBeyondCaps(tx, caller.accountId)
+  return { ...wish, ...machine, host: host.name }
 }
 
 /** 1.3G is no whole number of mebibytes, which is all that a machine can be given: it gets a little more. */

@@ -111,7 +111,11 @@ describe('bad input', () => {
   it('as one JSON document with --json', async () => {
     expect(await world.json('stop tpyo')).toEqual({
       status: 3,
-      document: { error: 'no machine called tpyo', code: 'machine.not_found' },
+      document: {
+        error: 'no machine called tpyo',
+        code: 'machine.not_found',
+        way_on: 'you have no machine yet; to make one: new',
+      },
     })
     expect(await world.json('lss')).toMatchObject({ status: 2, document: { code: 'command.unknown' } })
     const open = await world.run('new --json "')

@@ -1,7 +1,16 @@
-import { createSignInLink, endAllSessions } from '../accounts/web-sessions.ts'
-import { defineCommand } from './command.ts'
+import {
+  createSignInLink,
+  endAllSessions,
+  endSessionOf,
+  listSessions,
+  type SignedIn,
+} from '../accounts/web-sessions.ts'
+import { type Completer, defineCommand } from './command.ts'
+import { CommandError } from './error.ts'
 import { recordEvent } from './machine-steps.ts'
-import { qrText } from './qr.ts'
+import { qrRows, qrText } from './qr.ts'
+import { table } from './text.ts'
+import { sayWhen, shown } from './values.ts'
 import { controlUrl } from './web-links.ts'
 
 export const browser = defineCommand({
@@ -28,8 +37,68 @@ export const browser = defineCommand({
     }
     const url = `${origin}/login/${await createSignInLink(app.sql, caller.accountId)}`
     return {
-      json: { url, expires_in_seconds: 600 },
+      json: { url, expires_in_seconds: 600, ...(flags.qr ? { qr: qrRows(url) } : {}) },
       text: (view) => `${flags.qr ? `${qrText(url, view.style.accent('x') !== 'x')}\n` : ''}${url}\n`,
     }
+  },
+})
+
+const sessionIds: Completer = async ({ app, caller }) =>
+  (await listSessions(app.sql, caller.accountId)).map(({ id }) => String(id))
+
+export const browserLs = defineCommand({
+  name: 'browser ls',
+  aliases: ['browser list'],
+  group: 'you',
+  summary: 'the browsers that are signed in',
+  description: 'When one was last used is known to the hour. After 30 days without use a browser is signed out.',
+  async run({ app, caller }) {
+    const browsers = await listSessions(app.sql, caller.accountId)
+    const isThis = (one: SignedIn) => one.id === caller.sessionId
+    return {
+      json: {
+        browsers: browsers.map((one) => ({
+          id: one.id,
+          address: one.address,
+          signed_in_at: one.createdAt.toISOString(),
+          last_used_at: one.lastUsedAt.toISOString(),
+          expires_at: one.expiresAt.toISOString(),
+          current: isThis(one),
+        })),
+      },
+      text: (view) =>
+        browsers.length === 0
+          ? 'no browser is signed in; for a link that signs one in: browser\n'
+          : table<SignedIn>(
+              browsers,
+              [
+                { title: 'id', value: ({ id }) => String(id), right: true },
+                { title: 'from', value: (one) => one.address + (isThis(one) ? ' (this one)' : ''), flexible: true },
+                { title: 'signed in', value: (one) => sayWhen(one.createdAt) },
+                { title: 'used', value: (one) => sayWhen(one.lastUsedAt), optional: 1 },
+                { title: 'ends', value: (one) => sayWhen(one.expiresAt), optional: 2 },
+              ],
+              view,
+            ),
+    }
+  },
+})
+
+export const browserRm = defineCommand({
+  name: 'browser rm',
+  aliases: ['browser remove', 'browser sign-out'],
+  group: 'you',
+  summary: 'sign one browser out, on the pages of machines too',
+  arguments: { id: { label: 'ID', complete: sessionIds } },
+  examples: ['browser rm 3'],
+  async run({ app, caller }, { args }) {
+    const id = /^\d{1,9}$/.test(args.id) ? Number(args.id) : 0
+    if (!(await endSessionOf(app.sql, caller.accountId, id))) {
+      throw new CommandError('browser.not_found', 3, `no browser ${shown(args.id)} is signed in`, {
+        wayOn: 'browser ls shows those that are',
+      })
+    }
+    await recordEvent(app.sql, caller, 'browser.signed_out', null, { browser: id })
+    return { json: { signed_out: 1, id }, text: `browser ${id} is signed out\n` }
   },
 })

@@ -43,6 +43,7 @@ describe('with machines that start', () => {
       ssh_host: 'localhost',
       ssh_port: expect.any(Number),
       ssh_user: 'full',
+      login_user: 'root',
       https_url: 'https://full.localhost:8443',
       image: 'minimal',
       region: 'server1',
@@ -261,6 +262,25 @@ describe('with machines that start', () => {
     await expect.poll(() => io.stdoutText(), PATIENT).toMatch(/later\n$/)
     leave.abort()
     expect([await following, io.stderrText()]).toEqual([130, ''])
+  })
+
+  it('new --dry-run says what would be made, and makes nothing', async () => {
+    const machines = async () => (await world.gateway.sql`select id from machines`).length
+    const before = await machines()
+    const { document } = await world.json('new --dry-run --memory 1G')
+    expect(document).toMatchObject({
+      dry_run: true,
+      vm_name: expect.stringMatching(/^[a-z]+-[a-z]+$/),
+      image: 'base',
+      images: ['base', 'minimal'],
+      allocated_cpus: 2,
+      memory_capacity_bytes: GIBIBYTE,
+      host: 'server1',
+    })
+    expect((await world.run(`new tried --dry-run`)).stdout).toMatch(/^tried would be made on server1: base, 2 cpu/)
+    expect((await world.json('new --dry-run --memory 900G')).status).toBe(5)
+    expect((await world.json('new demo --dry-run')).document).toMatchObject({ code: 'machine.name_taken' })
+    expect([await machines(), await row('tried')]).toEqual([before, undefined])
   })
 
   it('everything that changes something is in audit', async () => {

@@ -81,9 +81,11 @@ export const DOCS: Record<string, Page> = {
         'The token is from token new, or made with an SSH key of the account as for pages, for the namespace',
         `  v0@${settings.domain}`,
         '',
-        'What goes wrong is {"error","code"}: 400 not understood, 401 no good token, 403 not this token, 404 no such command, 409 something else holds it, 413 too long, 422 it failed, 429 too many, 503 busy or no room, 504 not done after 30 s. A command that waits for a machine answers after 20 s with the machine as it is by then.',
+        'What goes wrong is {"error","code"}, with "way_on" where there is one: 400 not understood, 401 no good token, 403 not this token, 404 no such command, 409 something else holds it, 413 too long, 422 it failed, 429 too many, 503 busy or no room, 504 not done after 30 s. A command that waits for a machine answers after 20 s with the machine as it is by then.',
         '',
         'ssh NAME CMD streams: with application/x-ndjson in Accept lines of {"stdout"}, {"stderr"} in base64 and a last {"exit_code"} or {"error"}; otherwise text, with the exit status in the trailer X-Exe-Exit. It may take as long as it likes, and ends when the request is closed. In --setup-script a backslash is written twice.',
+        '',
+        'At /exec?follow any other command does so too: lines of {"progress"}, {"remark"} and {"text"}, which logs -f prints, and a last {"result"} or {"error","code"}. Then it may take as long as it likes, and new returns when SSH works.',
         '',
         'The Python package exedev works with it: exedev.Client(token, base_url=..).',
       ].join('\n'),
@@ -198,7 +200,7 @@ export const DOCS: Record<string, Page> = {
     title: 'for scripts',
     text: (settings) =>
       [
-        'Every command takes --json and prints one document; nothing asks without a terminal. Exit status: 0 done, 1 failed, 2 not understood, 3 not found, 4 not allowed, 5 busy or no room. Errors go to stderr, with --json they are {"error","code"} on stdout.',
+        'Every command takes --json and prints one document; nothing asks without a terminal. Exit status: 0 done, 1 failed, 2 not understood, 3 not found, 4 not allowed, 5 busy or no room. Errors go to stderr, with --json they are {"error","code"} on stdout, with "way_on" where there is one.',
         `  ${lobbyLine(settings, 'ls --json')}`,
         '',
         'Words are quoted as for a shell. Your own shell takes one layer of quotes, so a text with blanks wants two:',

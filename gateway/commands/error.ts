@@ -35,6 +35,11 @@ export class CommandError extends Error {
   }
 }
 
+/** The member of an error's document that says what to do next; of those that have nothing to say none. */
+export function wayOnOf({ wayOn }: CommandError): { way_on?: string } {
+  return wayOn === undefined ? {} : { way_on: wayOn }
+}
+
 /** The line was not understood: exit 2. */
 export function usageError(message: string, wayOn?: string): CommandError {
   return new CommandError('usage', 2, message, wayOn === undefined ? {} : { wayOn })

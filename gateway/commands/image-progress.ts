@@ -5,15 +5,16 @@ import { sayBytes } from './values.ts'
 const LOOK_MS = 500
 
 /** A person who waits for an image is told how much of it is there. */
-export function watchImage({ app, progress, view }: Context, machineId: number) {
+export function watchImage({ app, progress }: Context, machineId: number) {
   let name: string | undefined
   const timer = setInterval(async () => {
-    if (name === undefined || !view.rewrites) return
+    if (name === undefined || progress.isSilent) return
     const rows = await app.sql<ImagePull[]>`
       select step, done_bytes as "doneBytes", total_bytes as "totalBytes", layers_done as "layersDone", layers
       from image_pulls where machine_id = ${machineId}`.catch(() => [])
     // The wait may have come to its end meanwhile.
-    if (rows[0] && name !== undefined) progress.show(`${name}: ${pullInWords(rows[0])}`)
+    const [pull] = rows
+    if (pull && name !== undefined) progress.show(`${name}: ${pullInWords(pull)}`, partOf(pull))
   }, LOOK_MS)
   timer.unref()
   return {
@@ -34,6 +35,10 @@ type ImagePull = {
   totalBytes: number | null
   layersDone: number | null
   layers: number | null
+}
+
+function partOf({ doneBytes, totalBytes }: ImagePull) {
+  return doneBytes === null || totalBytes === null ? undefined : { doneBytes, totalBytes }
 }
 
 /** How far a server is with an image, as a person reads it. */

@@ -25,7 +25,7 @@ export const logs = defineCommand({
   async run(context, { flags, args }) {
     const { app, caller } = context
     const machine = await reachable(app, caller, args.name)
-    if (flags.follow && context.json)
+    if (flags.follow && context.json && !context.io.tell)
       throw usageError('logs -f has no end, so it has no --json', `logs ${args.name} --json`)
     const chunks = await read(context, machine.id, -1, flags.boot === true)
     const text = new ConsoleText()

@@ -12,6 +12,8 @@ export type MachineDocument = {
   ssh_host: string
   ssh_port: number
   ssh_user: string
+  /** in the machine, for `ssh -J`; null until it has started once */
+  login_user: string | null
   https_url: string
   image: string
   region: string
@@ -50,6 +52,7 @@ export function machineDocument(machine: Machine, settings: Settings, hosts: Map
     ssh_host: settings.domain,
     ssh_port: sshPort(settings),
     ssh_user: machine.name,
+    login_user: machine.observedLoginUser,
     https_url: httpsUrl(settings, machine.name),
     image: machine.image,
     region: host,

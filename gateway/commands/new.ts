@@ -1,6 +1,6 @@
 import { type Machine, MachineNotReadyError } from '../machines.ts'
-import { admitMachine, type MachineWish } from './admission.ts'
-import type { Context } from './command.ts'
+import { admitMachine, type MachineWish, wouldAdmit } from './admission.ts'
+import type { Context, Result } from './command.ts'
 import { defineCommand } from './command.ts'
 import { readDefaults } from './defaults.ts'
 import { environmentOf } from './env.ts'
@@ -8,11 +8,11 @@ import { CommandError, usageError } from './error.ts'
 import { settingOf } from './idle-time.ts'
 import { imageNames } from './images.ts'
 import { validComment, validTags } from './labels.ts'
-import { hostNames, lobbyLine, machineDocument, sshLine } from './machine-document.ts'
+import { hostNames, httpsUrl, lobbyLine, machineDocument, sshDest, sshLine } from './machine-document.ts'
 import { recordEvent, untilSshWorks, whilePatient } from './machine-steps.ts'
 import { validName } from './names/valid.ts'
 import { setupLogLine, untilSetupEnded } from './setup/wait.ts'
-import { MACHINE_SIZES, parseSize, sayDuration } from './values.ts'
+import { MACHINE_SIZES, parseSize, sayBytes, sayDuration } from './values.ts'
 
 const SCRIPT_LIMIT_BYTES = 64 * 1024
 
@@ -48,6 +48,7 @@ const FLAGS = {
     summary: 'idle time before it sleeps, or never; as your account has it unless given',
   },
   'no-wait': { type: 'boolean', summary: 'return as soon as it is admitted' },
+  'dry-run': { type: 'boolean', summary: 'say what would be made, under which name, and make nothing' },
   'no-email': { type: 'boolean', summary: 'taken for compatibility; no mail is sent', hidden: true },
 } as const
 
@@ -89,6 +90,7 @@ export const newMachine = defineCommand({
       ...settingOf(flags['sleep-after']),
       setupScript: await setupScript(context, flags['setup-script']),
     }
+    if (flags['dry-run']) return await tried(context, wish)
     const made = await admitMachine(app, caller, wish)
     if (flags['no-wait']) return await admitted(context, made)
     context.progress.show(`${made.name}: waiting for its server`)
@@ -112,6 +114,26 @@ export const newMachine = defineCommand({
     }
   },
 })
+
+async function tried({ app, caller }: Context, wish: MachineWish): Promise<Result> {
+  const { name, host, image, cpus, memoryBytes, diskBytes, tags } = await wouldAdmit(app, caller, wish)
+  return {
+    json: {
+      dry_run: true,
+      vm_name: name,
+      ssh_dest: sshDest(app.settings, name),
+      https_url: httpsUrl(app.settings, name),
+      image,
+      images: await imageNames({ app, caller }),
+      host,
+      tags,
+      allocated_cpus: cpus,
+      memory_capacity_bytes: memoryBytes,
+      disk_capacity_bytes: diskBytes,
+    },
+    text: `${name} would be made on ${host}: ${image}, ${cpus} cpu, ${sayBytes(memoryBytes)} memory, ${sayBytes(diskBytes)} disk; nothing was\n`,
+  }
+}
 
 /**
  * A machine that failed before it had a disk, its image could not be had, is nothing that anybody would want back.

@@ -6,12 +6,12 @@ import { openSeat, type Seat } from '../lobby/seat.ts'
 import { MachineNotReadyError } from '../machines.ts'
 import { MachineUnreachableError } from '../ssh/pool/target.ts'
 import type { Context, Result } from './command.ts'
-import { CommandError, usageError } from './error.ts'
+import { CommandError, usageError, wayOnOf } from './error.ts'
 import { commandDescription, commandHelp, familyHelp } from './help-text.ts'
 import { asksForFamily, type Found, findCommand } from './lookup.ts'
 import { parseCommand } from './parse.ts'
 import { refuseBeyondScope } from './permission.ts'
-import { createProgress } from './progress.ts'
+import { createProgress, SILENT, tellingProgress } from './progress.ts'
 import { TABLE } from './table.ts'
 import { harmless, type View, viewOf, wrap } from './text.ts'
 import { LINE_LIMIT_BYTES, scanWords, splitWords } from './words.ts'
@@ -66,12 +66,7 @@ export async function runInSeat(
       return await show(context, { json, text: (view) => commandHelp(found.command, view) })
     }
     // No terminal line is rewritten above a document for a program.
-    if (context.json)
-      context.progress = createProgress(
-        { ...context.view, rewrites: false },
-        () => 80,
-        () => {},
-      )
+    if (context.json) context.progress = io.tell ? tellingProgress(io.tell) : SILENT
     return await show(context, await found.command.run(context, parsed))
   } catch (error) {
     context.progress.clear()
@@ -97,9 +92,12 @@ function contextOf(app: App, caller: Caller, io: CommandIo, signal: AbortSignal,
       () => io.terminal?.columns || view.columns,
       (bytes) => io.stdout.write(bytes),
     ),
-    print: (text) => send(io.stdout, text, onTerminal, signal),
+    print: async (text) => {
+      if (!io.tell) await send(io.stdout, text, onTerminal, signal)
+      else if (text !== '') await io.tell({ text })
+    },
     remark: async (text) => {
-      if (context.json) return
+      if (context.json) return await io.tell?.({ remark: text.trim() })
       context.progress.clear()
       await send(errorStream(io), text, onTerminal, signal)
     },
@@ -149,7 +147,7 @@ async function fail(context: Context, error: unknown): Promise<number> {
   }
   const failure = asCommandError(error, context)
   if (context.json) {
-    const document = { ...failure.detail, error: failure.message, code: failure.code }
+    const document = { ...failure.detail, error: failure.message, code: failure.code, ...wayOnOf(failure) }
     await send(io.stdout, `${JSON.stringify(document)}\n`, onTerminal, io.signal)
   } else await send(errorStream(io), sentence(failure, context), onTerminal, io.signal)
   return signal.aborted && failure.code === 'interrupted' ? INTERRUPTED : failure.exit

@@ -17,7 +17,7 @@ import { machineNames } from './complete.ts'
 import { CommandError, usageError } from './error.ts'
 import { httpsUrl } from './machine-document.ts'
 import { reachable, recordEvent } from './machine-steps.ts'
-import { qrText } from './qr.ts'
+import { qrRows, qrText } from './qr.ts'
 import { harmless, table, type View } from './text.ts'
 import { sayWhen, shown } from './values.ts'
 import { controlUrl, visibility } from './web-links.ts'
@@ -55,6 +55,7 @@ export const shareShow = defineCommand({
         links: links.map(linkDocument),
         teams: [],
         domains,
+        ...(flags.qr ? { qr: qrRows(url) } : {}),
       },
       text: (view) => {
         const open = machine.webPublic ? 'open to everybody' : 'private: you, and whom you let in'
@@ -138,6 +139,7 @@ export const shareAdd = defineCommand({
         shared_with: email,
         url,
         message: isMailed ? 'Invitation sent' : 'Share created',
+        ...(flags.qr ? { qr: qrRows(url) } : {}),
       },
       text: (view) => state + picture(url, flags.qr, view),
     }
@@ -195,7 +197,13 @@ export const shareAddLink = defineCommand({
     await recordEvent(app.sql, caller, 'share.link_added', machine, { id: link.id, uses: link.usesLeft })
     const url = `${httpsUrl(app.settings, machine.name)}/__berth/link/${token}`
     return {
-      json: { status: 'success', vm_name: machine.name, url, ...linkDocument(link) },
+      json: {
+        status: 'success',
+        vm_name: machine.name,
+        url,
+        ...linkDocument(link),
+        ...(flags.qr ? { qr: qrRows(url) } : {}),
+      },
       text: (view) =>
         `${url}\n${view.style.dim(`to take it back: share remove-link ${machine.name} ${link.id}`)}\n${picture(url, flags.qr, view)}`,
     }

@@ -6,7 +6,7 @@ import { billingCredits, billingLimit, billingPlan, billingRates } from './billi
 import { billingInvoices } from './billing-invoices.ts'
 import { billingPlans, billingRecompute, billingSetPlan, billingSetRate } from './billing-operator.ts'
 import { billingUsage } from './billing-usage.ts'
-import { browser } from './browser.ts'
+import { browser, browserLs, browserRm } from './browser.ts'
 import { checkpoint, checkpointRm, checkpoints } from './checkpoint.ts'
 import type { Command } from './command.ts'
 import { comment } from './comment.ts'
@@ -96,6 +96,8 @@ export const TABLE: readonly Command[] = [
   tokenLs,
   tokenRm,
   browser,
+  browserLs,
+  browserRm,
   whoami,
   sshKeyAdd,
   sshKeyList,

@@ -57,6 +57,32 @@ describe('browser', () => {
     expect(lines.at(-1)).toMatch(/^https:/)
   })
 
+  it('--qr --json has its dark and light squares, for a page to draw', async () => {
+    const { qr } = (await json('browser --qr')) as { qr: string[] }
+    expect(qr.length).toBeGreaterThan(24)
+    expect(qr.every((row) => row.length === qr.length && /^[01]+$/.test(row))).toBe(true)
+    // ISO/IEC 18004, 6.3.3: a finder pattern in three corners.
+    const corner = ['1111111', '1000001', '1011101', '1011101', '1011101', '1000001', '1111111']
+    expect(qr.slice(0, 7).map((row) => row.slice(0, 7))).toEqual(corner)
+    expect(qr.slice(0, 7).map((row) => row.slice(-7))).toEqual(corner)
+    expect(qr.slice(-7).map((row) => row.slice(0, 7))).toEqual(corner)
+  })
+
+  it('ls has the browsers that are signed in, and rm signs one of them out', async () => {
+    const [kept, ended] = [await site.signedIn(), await site.signedIn()]
+    for (const browser of [kept, ended]) await browser.get(site.machine())
+    const { browsers } = (await json('browser ls')) as { browsers: { id: number; address: string; current: boolean }[] }
+    const [first, second] = browsers.map(({ id }) => id).sort((a, b) => b - a)
+    expect(browsers[0]).toMatchObject({ address: '127.0.0.1', current: false, last_used_at: expect.any(String) })
+    expect((await run('browser ls')).stdout).toMatch(/id +from +signed in +used +ends\n/)
+    expect((await run(`browser rm ${first}`)).stdout).toBe(`browser ${first} is signed out\n`)
+    await expect.poll(() => statusFor(ended), PATIENT).toBe(401)
+    expect(await statusFor(kept)).toBe(200)
+    const stranger = callerOf(await site.gateway.addAccount())
+    expect(await run(`browser rm ${second}`, stranger)).toMatchObject({ status: 3 })
+    expect(await statusFor(kept)).toBe(200)
+  })
+
   it('--sign-out-everywhere ends every browser’s sign-in', async () => {
     const browser = await site.signedIn()
     await browser.get(site.machine())

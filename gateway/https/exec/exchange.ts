@@ -1,9 +1,10 @@
 import type { IncomingMessage, ServerResponse } from 'node:http'
-import { CommandError } from '../../commands/error.ts'
+import { CommandError, wayOnOf } from '../../commands/error.ts'
 import type { Finished } from '../proxy/context.ts'
 import { sendDocument, statusOf, textOf } from './answer.ts'
 import { discardBody } from './body.ts'
 import type { ProcessOutput } from './output.ts'
+import type { Telling } from './telling.ts'
 
 export const PATH = '/exec'
 /** What clients are told to wait when the fault is not theirs. */
@@ -21,6 +22,8 @@ export class Exchange {
   user: string | undefined
   /** what `ssh` prints goes there, once it has begun */
   output: ProcessOutput | undefined
+  /** hears of a command while it runs, where the client wants that */
+  telling: Telling | undefined
   readonly #interrupted = new AbortController()
   readonly #startedAtMs = performance.now()
   #firstByteAtMs: number | undefined
@@ -51,6 +54,11 @@ export class Exchange {
     return /\bapplication\/x-ndjson\b/i.test(this.request.headers.accept ?? '')
   }
 
+  /** `/exec?follow`: it wants to hear of a command before that has ended. */
+  get follows(): boolean {
+    return new URLSearchParams(this.request.url?.split('?')[1]).has('follow')
+  }
+
   /** A browser may remember a token that was typed as a password: pages of others must not use it. */
   isForeign(): boolean {
     const { origin, 'sec-fetch-site': site } = this.request.headers
@@ -60,8 +68,9 @@ export class Exchange {
 
   /** What a line answered. */
   answer(text: string): void {
-    if (this.output?.begun) this.output.fail('the command ended without a word')
+    if (this.output?.begun && !this.telling) this.output.fail('the command ended without a word')
     else if (text === '') this.refuse(400, 'usage', 'there is no command in the body')
+    else if (this.telling) this.telling.end({ result: JSON.parse(text) })
     else this.#send(200, JSON.parse(text))
   }
 
@@ -69,11 +78,13 @@ export class Exchange {
   fail(failure: CommandError): void {
     const error = textOf(failure)
     const status = statusOf(failure)
-    if (this.output?.begun) this.output.fail(error)
+    const document = { ...failure.detail, error, code: failure.code, ...wayOnOf(failure) }
+    if (this.telling?.begun) this.telling.end(document)
+    else if (this.output?.begun) this.output.fail(error)
     else if (status === 401) this.challenge(failure.code, error)
     else {
       const retry = status === 503 ? { 'Retry-After': String(BUSY_RETRY_S) } : {}
-      void this.#refuse(status, { ...failure.detail, error, code: failure.code }, retry)
+      void this.#refuse(status, document, retry)
     }
   }
 
@@ -89,7 +100,7 @@ export class Exchange {
   }
 
   finished(): Finished {
-    const { request, response, address, user, output } = this
+    const { request, response, address, user, output, telling } = this
     return {
       protocol: request.httpVersionMajor === 2 ? 'h2' : 'h1',
       remoteAddress: address,
@@ -101,7 +112,7 @@ export class Exchange {
       user,
       startedAtMs: this.#startedAtMs,
       firstByteAtMs: this.#firstByteAtMs,
-      sentBytes: this.#sentBytes + (output?.sentBytes ?? 0),
+      sentBytes: this.#sentBytes + (output?.sentBytes ?? 0) + (telling?.sentBytes ?? 0),
       upgraded: false,
       cut: undefined,
     }

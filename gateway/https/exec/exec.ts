@@ -6,10 +6,12 @@
  *   running   in the lobby, for at most 30 s unless it is `ssh`; the client's leaving, or its token's end, interrupts it
  *   attached  `ssh` has started something: the head is sent, then what it prints
  *   answered  with the document, or the stream's last line
+ *
+ * At `/exec?follow` a command tells what it is doing (telling.ts), and may take its time.
  */
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import { Readable, Writable } from 'node:stream'
-import { type App, EXIT, type RunLine } from '../../app.ts'
+import { type App, EXIT, type Piece, type RunLine } from '../../app.ts'
 import { CommandError } from '../../commands/error.ts'
 import { findCommand } from '../../commands/lookup.ts'
 import { ssh } from '../../commands/ssh.ts'
@@ -25,6 +27,7 @@ import { findHolder, type Holder } from './holder.ts'
 import { LiveRuns } from './live.ts'
 import { ProcessOutput } from './output.ts'
 import { type Place, Quota, type QuotaLimits } from './quota.ts'
+import { Telling } from './telling.ts'
 
 const LINE_MS = 30_000
 /** So long a command waits for a machine before it answers that it is still starting. */
@@ -162,10 +165,13 @@ export class ExecEndpoint {
     const { heartbeatMs } = this.#limits
     const output = new ProcessOutput(exchange.response, { isNdjson: exchange.takesNdjson, heartbeatMs })
     exchange.output = output
-    const isLong = startsProcess(line)
+    const isProcess = startsProcess(line)
+    const telling = exchange.follows && !isProcess ? new Telling(exchange.response, heartbeatMs) : undefined
+    exchange.telling = telling
     const late = Promise.withResolvers<undefined>()
+    const isLong = isProcess || telling !== undefined
     const timer = setTimeout(
-      isLong ? () => output.begin() : () => late.resolve(undefined),
+      isLong ? () => (telling ?? output).begin() : () => late.resolve(undefined),
       isLong ? this.#limits.headMs : this.#limits.lineMs,
     )
     const stdout = new Collector()
@@ -178,7 +184,9 @@ export class ExecEndpoint {
       signal,
       env: {},
       json: true,
-      patienceMs: this.#limits.patienceMs,
+      ...(telling === undefined
+        ? { patienceMs: this.#limits.patienceMs }
+        : { tell: (piece: Piece) => telling.tell(piece) }),
       onFailure: (error) => {
         failure = error
       },

@@ -61,10 +61,11 @@ describe('a line', () => {
     const { port } = server.address() as AddressInfo
     return {
       finished,
-      post: (line: string, bearer = token) =>
-        fetch(`http://127.0.0.1:${port}/exec`, {
+      post: (line: string, bearer = token, { query = '', signal }: { query?: string; signal?: AbortSignal } = {}) =>
+        fetch(`http://127.0.0.1:${port}/exec${query}`, {
           method: 'POST',
           body: line,
+          ...(signal ? { signal } : {}),
           headers: { authorization: `Bearer ${bearer}`, accept: 'application/x-ndjson' },
         }),
       [Symbol.asyncDispose]: async () => {
@@ -120,6 +121,37 @@ describe('a line', () => {
     expect((await site.post('ls')).status).toBe(200)
     const refused = await site.post('ls')
     expect([refused.status, refused.headers.get('retry-after')]).toEqual([429, '2'])
+  })
+
+  it('that is followed is held up by a client that does not read, and interrupted when it leaves', async () => {
+    const interrupted = Promise.withResolvers<void>()
+    let told = 0
+    await using site = await serve({
+      async runLine(_app, _caller, _line, { tell, signal }) {
+        while (!signal.aborted) {
+          await tell?.({ text: 'x'.repeat(65_536) })
+          told++
+        }
+        interrupted.resolve()
+        return 130
+      },
+    })
+    const leave = new AbortController()
+    await site.post('logs demo -f', token, { query: '?follow', signal: leave.signal })
+    let before = -1
+    await expect
+      .poll(
+        () => {
+          const stands = told > 0 && told === before
+          before = told
+          return stands
+        },
+        { timeout: 20_000, interval: 200 },
+      )
+      .toBe(true)
+    expect(told * 65_536).toBeLessThan(32 * 2 ** 20)
+    leave.abort()
+    await interrupted.promise
   })
 
   it('is in the access log, without what is secret in it', async () => {

@@ -6,6 +6,8 @@ import type { World } from '../../../commands/testing/world.ts'
 export type Asking = {
   token?: string
   accept?: string
+  /** of the path */
+  query?: string
   method?: string
   headers?: Record<string, string>
   /** instead of the line */
@@ -85,7 +87,7 @@ export class Client {
 
   #startHttp1(line: string, asking: Asking): Stream {
     const body = asking.body ?? Buffer.from(line)
-    const request = requestTls(`${this.origin}/exec`, {
+    const request = requestTls(`${this.origin}/exec${asking.query ?? ''}`, {
       method: asking.method ?? 'POST',
       ca: this.#ca,
       agent: this.#agent,
@@ -110,7 +112,11 @@ export class Client {
     const session = connect(this.origin, { ca: this.#ca })
     const stream = new Reading()
     session.once('error', (error) => stream.fail(error))
-    const fields = { ':method': asking.method ?? 'POST', ':path': '/exec', ...this.#fields(asking) }
+    const fields = {
+      ':method': asking.method ?? 'POST',
+      ':path': `/exec${asking.query ?? ''}`,
+      ...this.#fields(asking),
+    }
     const request = session.request(fields, { endStream: false })
     let trailers: Record<string, unknown> = {}
     request.once('response', (headers) => stream.begin(headers[':status'] ?? 0, headers))
