@@ -9,7 +9,7 @@ import type { Said } from './testing/station.ts'
 
 const SSH_PORT = 2022
 const TUNNELS_PORT = 7000
-const PATIENT = { timeout: 20_000, interval: 20 }
+const PATIENT = { timeout: 60_000, interval: 20 }
 /** Longer than four of the pool's keepalives. */
 const QUIET_MS = 500
 /** The kernel would try again after 0.2, 0.6, 1.4, 3 and 6.2 s: what was not held would come three seconds late. */

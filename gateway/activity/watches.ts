@@ -5,6 +5,7 @@
 import type { Sql } from '../../migrations/connect.ts'
 import type { Log } from '../log.ts'
 import type { News } from '../news.ts'
+import { Joined } from './joined.ts'
 import type { LifeRow } from './life.ts'
 import { type Carried, noteCarried } from './note.ts'
 import { wakeMachine } from './wake.ts'
@@ -33,7 +34,7 @@ export class Watches {
   /** when a machine's activity was last written, and which it was */
   readonly #noted = new Map<number, { carriedAtMs: number; writtenAtMs: number }>()
   readonly #changed = new Set<number>()
-  readonly #waking = new Map<number, Promise<boolean>>()
+  readonly #waking = new Joined<number, boolean>()
   readonly #stop: (() => void)[]
   readonly #clock: NodeJS.Timeout
   #timer: NodeJS.Timeout | undefined
@@ -96,24 +97,23 @@ export class Watches {
   }
 
   /**
-   * Wants a machine awake that is wanted asleep. However many ask at once, it is written once.
+   * Wants a machine awake that is wanted asleep. However many ask at once, it is written once, and once more for those who
+   * ask meanwhile: what was on its way then may have found the machine before it was put to sleep.
    * @param because who came, for the record: `an SSH session`
-   * @returns false when there was nothing to wake, or nobody may: paused, stopped, its account suspended
+   * @returns whether this or the one before it on its way woke it; false: nobody may, or there was nothing to wake
    */
   wake(machineId: number, because: string): Promise<boolean> {
-    const waking = this.#waking.get(machineId)
-    if (waking) return waking
     const { sql, log } = this.#options
-    const wake = wakeMachine(sql, machineId, because)
-      .catch((error: unknown) => {
+    return this.#waking.ask(machineId, async (isWoken = false) => {
+      try {
+        return (await wakeMachine(sql, machineId, because)) || isWoken
+      } catch (error) {
         log.warn({ err: error, machine: machineId }, 'a machine could not be woken')
         // What waits for it is looked at again then.
         setTimeout(() => this.#lookAt(machineId, 0), AGAIN_MS).unref()
         throw error
-      })
-      .finally(() => this.#waking.delete(machineId))
-    this.#waking.set(machineId, wake)
-    return wake
+      }
+    })
   }
 
   async close(): Promise<void> {
