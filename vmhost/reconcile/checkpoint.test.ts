@@ -1,6 +1,4 @@
-import { mkdirSync, symlinkSync, writeFileSync } from 'node:fs'
-import { chmod, mkdtemp, open, readFile, rm } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+import { open, readFile, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import pino from 'pino'
@@ -9,10 +7,9 @@ import type { Sql } from '../../migrations/connect.ts'
 import { type TestDatabase, testDatabase } from '../../test/database.ts'
 import type { Hypervisor, HypervisorDriver } from '../hypervisor/driver.ts'
 import { qemuDriver, qemuVersion } from '../hypervisor/qemu.ts'
-import { makeTinyGuest } from '../hypervisor/tiny-guest.ts'
 import { openCheckpoints } from '../storage/checkpoints.ts'
-import { openStore, type Store } from '../storage/store.ts'
-import { loopDeviceOf, prepareVolume, unmountVolume, type Volume } from '../storage/volume.ts'
+import type { Store } from '../storage/store.ts'
+import type { Volume } from '../storage/volume.ts'
 import { Agent } from '../testing/agent.ts'
 import { CheckpointRows } from './checkpoint-rows.ts'
 import { takeLease } from './lease.ts'
@@ -20,6 +17,7 @@ import { Machine } from './machine.ts'
 import { Outbox } from './observed.ts'
 import { Rows } from './rows.ts'
 import { Slots } from './slots.ts'
+import { makeTinyStore, type TinyStore } from './testing/tiny-store.ts'
 import type { World } from './world.ts'
 
 /**
@@ -34,6 +32,7 @@ const limitMs = 180_000
 const log = pino({ level: process.env.BERTH_LOG ?? 'silent' })
 const driver = qemuDriver({ accelerator: 'tcg', version: await qemuVersion(), cgroups: false })
 
+let tiny: TinyStore
 let home: string
 let volume: Volume
 let store: Store
@@ -54,21 +53,8 @@ let networks: Map<number, string | undefined>
 const hypervisors: Hypervisor[] = []
 
 beforeAll(async () => {
-  home = await mkdtemp(join(tmpdir(), 'berth-checkpoint-'))
-  await chmod(home, 0o711)
-  const image = join(home, 'artifacts', 'images', 'minimal-0123456789abcdef')
-  mkdirSync(image, { recursive: true })
-  writeFileSync(join(image, 'root.raw'), Buffer.alloc(8 * MiB, 1))
-  const description = { hash: '0123456789abcdef', sizeBytes: 8 * MiB, loginUser: 'dev', init: true, description: '' }
-  writeFileSync(join(image, 'image.json'), JSON.stringify({ name: 'minimal', ...description }))
-  symlinkSync('minimal-0123456789abcdef', join(home, 'artifacts', 'images', 'minimal'))
-  const boot = join(home, 'artifacts', 'boot', 'aaaaaaaaaaaaaaaa')
-  mkdirSync(boot, { recursive: true })
-  await makeTinyGuest(join(boot, 'vmlinuz'), 'idle')
-  for (const name of ['initrd', 'tools.erofs', 'boot.json']) writeFileSync(join(boot, name), Buffer.alloc(4096))
-  symlinkSync('aaaaaaaaaaaaaaaa', join(home, 'artifacts', 'boot', 'current'))
-  volume = await prepareVolume({ dataDirectory: home, log, sizeBytes: 800 * MiB, forceVolume: true })
-  store = await openStore(volume, join(home, 'artifacts'))
+  tiny = await makeTinyStore(log)
+  ;({ home, volume, store } = tiny)
 })
 
 vi.setConfig({ testTimeout: limitMs, hookTimeout: limitMs })
@@ -99,10 +85,7 @@ afterEach(async () => {
 
 afterAll(async () => {
   for (const id of await store.listMachines()) await driver.destroy(id, store.directoryOf(id))
-  await unmountVolume(volume)
-  // The device goes with its last mount, and a mount namespace that is made meanwhile holds one for a moment.
-  while (await loopDeviceOf(volume.backingFile ?? '')) await sleep(100)
-  await rm(home, { recursive: true })
+  await tiny[Symbol.asyncDispose]()
 })
 
 /** A vmhost that starts over what is there. */

@@ -9,7 +9,7 @@ import { Load } from './idleness.ts'
 import { Introduction, type IntroductionOptions } from './introduction.ts'
 import { toStoredReport } from './report.ts'
 import { type MachineRow, notAsleep, type Observation } from './rows.ts'
-import { settle } from './settling.ts'
+import { keepPlace, settle } from './settling.ts'
 import { thawLimitMs } from './sleeping.ts'
 import { Standstill } from './standstill.ts'
 import type { World } from './world.ts'
@@ -408,7 +408,12 @@ export class Guest {
     if (this.#ready || !this.#introduction.made || !has(this.#stage, 'sshd')) return
     this.#ready = true
     clearTimeout(this.#limit)
-    this.#slot?.[Symbol.dispose]()
+    const isEmulated = this.#world.driver.accelerator === 'tcg'
+    const isOver = () => this.#over
+    if (this.#slot && isEmulated && this.isUnproved) {
+      const { rows } = this.#world
+      void keepPlace(this.#slot, () => rows.wasUsed(this.hypervisor.machineId), isOver)
+    } else this.#slot?.[Symbol.dispose]()
     const woke = this.#restored
     this.#restored = false
     this.#prepare = undefined
@@ -416,7 +421,7 @@ export class Guest {
     this.#owner.record(woke ? 'woke' : 'running', { boot: this.boot })
     this.#owner.ready()
     this.#reportSoon(firstReportMs)
-    if (this.#world.driver.accelerator === 'tcg') void settle(this.hypervisor, this.#world.slots, () => this.#over)
+    if (isEmulated) void settle(this.hypervisor, this.#world.slots, isOver)
   }
 
   #reportSoon(afterMs: number): void {

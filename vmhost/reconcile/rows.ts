@@ -215,6 +215,11 @@ export class Rows {
     return written.count > 0
   }
 
+  /** Whether anything was ever carried to or from it. Index: machine_activity_pkey. */
+  async wasUsed(machineId: number): Promise<boolean> {
+    return (await this.sql`select from machine_activity where machine_id = ${machineId}`).length > 0
+  }
+
   async record(event: MachineEvent): Promise<void> {
     await this.sql`
       insert into events (account_id, machine_id, machine_name, actor, kind, detail)

@@ -1,23 +1,21 @@
-import { mkdirSync, readFileSync, symlinkSync, truncateSync, utimesSync, writeFileSync } from 'node:fs'
-import { chmod, mkdtemp, readdir, rm } from 'node:fs/promises'
-import { tmpdir } from 'node:os'
+import { readFileSync, truncateSync, utimesSync, writeFileSync } from 'node:fs'
+import { readdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
-import { setTimeout as sleep } from 'node:timers/promises'
 import pino from 'pino'
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest'
 import { type Hypervisor, type HypervisorDriver, type HypervisorEvent, hypervisorUid } from '../hypervisor/driver.ts'
 import { findProcesses } from '../hypervisor/process.ts'
 import { qemuDriver, qemuVersion } from '../hypervisor/qemu.ts'
-import { makeTinyGuest } from '../hypervisor/tiny-guest.ts'
-import { openStore, type Store } from '../storage/store.ts'
+import type { Store } from '../storage/store.ts'
 import { openTemplates, type TemplateFiles } from '../storage/templates.ts'
-import { loopDeviceOf, prepareVolume, unmountVolume, type Volume } from '../storage/volume.ts'
+import type { Volume } from '../storage/volume.ts'
 import { Agent } from '../testing/agent.ts'
 import { Machine } from './machine.ts'
 import type { MachineEvent, MachineRow, Observation } from './rows.ts'
 import { Slots } from './slots.ts'
 import { Templates } from './templates.ts'
 import { templateMachineId } from './templating.ts'
+import { makeTinyStore, type TinyStore } from './testing/tiny-store.ts'
 import type { World } from './world.ts'
 
 /**
@@ -32,6 +30,7 @@ vi.setConfig({ testTimeout: 120_000, hookTimeout: 120_000 })
 
 type Step = 'start' | 'pause' | 'save' | 'quit' | 'resume'
 
+let tiny: TinyStore
 let home: string
 let volume: Volume
 let store: Store
@@ -66,21 +65,8 @@ type Cut = {
 let count = 0
 
 beforeAll(async () => {
-  home = await mkdtemp(join(tmpdir(), 'berth-template-'))
-  await chmod(home, 0o711)
-  const image = join(home, 'artifacts', 'images', 'minimal-0123456789abcdef')
-  mkdirSync(image, { recursive: true })
-  writeFileSync(join(image, 'root.raw'), Buffer.alloc(8 * MiB, 1))
-  const description = { hash: '0123456789abcdef', sizeBytes: 8 * MiB, loginUser: 'dev', init: true, description: '' }
-  writeFileSync(join(image, 'image.json'), JSON.stringify({ name: 'minimal', ...description }))
-  symlinkSync('minimal-0123456789abcdef', join(home, 'artifacts', 'images', 'minimal'))
-  const boot = join(home, 'artifacts', 'boot', 'aaaaaaaaaaaaaaaa')
-  mkdirSync(boot, { recursive: true })
-  await makeTinyGuest(join(boot, 'vmlinuz'), 'idle')
-  for (const name of ['initrd', 'tools.erofs', 'boot.json']) writeFileSync(join(boot, name), Buffer.alloc(4096))
-  symlinkSync('aaaaaaaaaaaaaaaa', join(home, 'artifacts', 'boot', 'current'))
-  volume = await prepareVolume({ dataDirectory: home, log, sizeBytes: 800 * MiB, forceVolume: true })
-  store = await openStore(volume, join(home, 'artifacts'))
+  tiny = await makeTinyStore(log)
+  ;({ home, volume, store } = tiny)
 })
 
 beforeEach(async () => {
@@ -118,16 +104,7 @@ afterEach(async () => {
 })
 
 afterAll(async () => {
-  // What was killed a moment ago still holds it.
-  for (let left = 100; ; left--) {
-    const problem = await unmountVolume(volume).then(() => undefined, String)
-    if (problem === undefined) break
-    if (left === 0) throw new Error(problem)
-    await sleep(100)
-  }
-  // The device goes with its last mount, and a mount namespace that is made meanwhile holds one for a moment.
-  while (await loopDeviceOf(volume.backingFile ?? '')) await sleep(100)
-  await rm(home, { recursive: true })
+  await tiny[Symbol.asyncDispose]()
 })
 
 /** A vmhost that starts over what is there. */
@@ -150,6 +127,7 @@ async function vmhost(options: { stateVersion?: string; ntp?: string } = {}): Pr
       one: async (id: number) => rows.get(id),
       keysOf: async () => [],
       replaceReport: async () => {},
+      wasUsed: async () => true,
       nextConsoleSeq: async () => 1,
       appendConsole: async () => {},
     } as Partial<World['rows']> as World['rows'],
@@ -485,7 +463,7 @@ describe('templates', () => {
     await reached.promise
     spareBytes = -1
     const asked = looks
-    await expect.poll(() => looks, { timeout: 10_000 }).toBeGreaterThan(asked)
+    await expect.poll(() => looks, { timeout: 60_000 }).toBeGreaterThan(asked)
     goOn.resolve()
     await templates.close()
     expect([await makers(), await kept()]).toEqual([0, []])

@@ -60,12 +60,13 @@ export class MachinePool {
   }
 
   /**
-   * Connects and signs in, so that the next session starts at once.
+   * Connects and signs in, so that the next session starts at once, which counts as use of the machine.
    * @returns when the machine's sshd has let the gateway in
    * @throws MachineUnreachableError
    */
   async warm(target: MachineTarget): Promise<void> {
     const upstream = await this.reserve(target)
+    this.#watches?.of(target.machineId).carriedOverSsh()
     this.unreserve(upstream)
   }
 

@@ -182,6 +182,7 @@ export class SleepLab implements AsyncDisposable {
         one: async () => this.row,
         keysOf: async () => [],
         replaceReport: async () => {},
+        wasUsed: async () => true,
         nextConsoleSeq: async () => 1,
         appendConsole: async () => {},
       } as Partial<World['rows']> as World['rows'],
