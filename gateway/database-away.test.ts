@@ -17,7 +17,7 @@ import { startNews } from './news.ts'
 import { startWithMachine } from './ssh/testing/with-machine.ts'
 
 const secretKey = randomBytes(32)
-const PATIENT = { timeout: 20_000, interval: 50 }
+const PATIENT = { timeout: 60_000, interval: 50 }
 
 /** A server of this file's own, because the others' would miss theirs. */
 let directory: string

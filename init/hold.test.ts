@@ -30,7 +30,7 @@ afterEach(() => {
 const env = () => ({ ...process.env, EXE_HOLD_DIRECTORY: directory, SHELL: '/bin/sh', PS1: '$ ' })
 
 function run(...args: string[]) {
-  const { status, stdout, stderr } = spawnSync(hold, args, { env: env(), encoding: 'utf8', timeout: 20_000 })
+  const { status, stdout, stderr } = spawnSync(hold, args, { env: env(), encoding: 'utf8', timeout: 60_000 })
   return { status, stdout, stderr }
 }
 
@@ -192,7 +192,7 @@ test('a reader that stands still holds up neither the program nor the others', a
     },
   )
   clients.push(stuck)
-  await expect.poll(() => statusOf('flood')?.state, { timeout: 20_000 }).toBe('ended')
+  await expect.poll(() => statusOf('flood')?.state, { timeout: 60_000 }).toBe('ended')
   expect(statusOf('flood').output_bytes).toBe(30_000_005)
   const kept = run('logs', 'flood').stdout
   expect(kept.endsWith('x\nend\n')).toBe(true)

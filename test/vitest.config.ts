@@ -16,8 +16,8 @@ export default defineConfig({
           name: 'unit',
           include: ['{gateway,vmhost,init,migrations,web}/**/*.test.ts', 'test/unit/**/*.test.ts'],
           globalSetup: ['test/postgres.setup.ts'],
-          testTimeout: 30_000,
-          hookTimeout: 60_000,
+          testTimeout: 120_000,
+          hookTimeout: 120_000,
         },
       },
       {

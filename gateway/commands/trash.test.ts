@@ -3,7 +3,7 @@ import { addressesInUse, machineRow } from './testing/rows.ts'
 import { startWorld, type World } from './testing/world.ts'
 import { TRASH_DAYS } from './trash.ts'
 
-const PATIENT = { timeout: 20_000, interval: 20 }
+const PATIENT = { timeout: 60_000, interval: 20 }
 
 /** Two machines in the trash; `old` has lain there for as long as it may. */
 async function startWithTrash(): Promise<World> {

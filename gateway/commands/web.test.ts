@@ -4,7 +4,7 @@ import { type Browser, type Site, startSite } from '../https/testing/site.ts'
 import { runLine } from './run.ts'
 import { recordingIo } from './testing/world.ts'
 
-const PATIENT = { timeout: 10_000, interval: 10 }
+const PATIENT = { timeout: 60_000, interval: 10 }
 
 let site: Site
 let owner: Caller

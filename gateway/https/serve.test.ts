@@ -12,7 +12,7 @@ import { openListeners } from '../start/listeners.ts'
 import { serveRedirects } from './redirect.ts'
 import { startSite } from './testing/site.ts'
 
-const PATIENT = { timeout: 10_000, interval: 10 }
+const PATIENT = { timeout: 60_000, interval: 10 }
 
 it('a private machine is shown to its owner, who signs in once, and the machine is told who it is', async () => {
   await using site = await startSite()

@@ -7,7 +7,7 @@ import { startWorld, type World } from '../commands/testing/world.ts'
 import { runLobby } from './lobby.ts'
 
 const run = promisify(execFile)
-const PATIENT = { timeout: 20_000, interval: 50 }
+const PATIENT = { timeout: 60_000, interval: 50 }
 
 describe('the lobby on a real terminal, with the real client', () => {
   let world: World

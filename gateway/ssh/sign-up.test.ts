@@ -228,7 +228,7 @@ describe('proving an address', () => {
     await ssh.expect('That is not an address')
     ssh.type('alice@example.com\r')
     await ssh.expect('A code is on its way to alice@example.com.')
-    await expect.poll(() => mail.mails.length, { timeout: 20_000 }).toBe(1)
+    await expect.poll(() => mail.mails.length, { timeout: 60_000 }).toBe(1)
     const [, code = ''] = /The code is (\d{6})\./.exec(mail.mails[0] ?? '') ?? []
     expect(mail.mails[0]).toContain('To: alice@example.com')
     ssh.type(`${code === '000000' ? '000001' : '000000'}\r`)

@@ -79,7 +79,7 @@ describe('ssh to a machine that sleeps', () => {
       said += bytes
     })
     await expect
-      .poll(() => said, { timeout: 10_000 })
+      .poll(() => said, { timeout: 60_000 })
       .toBe(`${name} is waking; the session begins as soon as it answers\n`)
     waited.resolve()
     expect(await new Promise((resolve) => child.once('close', resolve))).toBe(0)
@@ -128,12 +128,12 @@ describe('a session that is open when its machine falls asleep', () => {
     jump.stdout.on('data', (bytes: Buffer) => {
       came += bytes.toString('latin1')
     })
-    await expect.poll(() => came, { timeout: 10_000 }).toMatch(/^SSH-2\.0-OpenSSH.*\r\n/)
+    await expect.poll(() => came, { timeout: 60_000 }).toMatch(/^SSH-2\.0-OpenSSH.*\r\n/)
     await putToSleep(sql, id)
     await expect.poll(isHeld).toBe(true)
     jump.stdin.write('SSH-2.0-test\r\n')
     // The machine's part of the key exchange.
-    await expect.poll(() => came, { timeout: 10_000 }).toContain('curve25519-sha256')
+    await expect.poll(() => came, { timeout: 60_000 }).toContain('curve25519-sha256')
     expect(await wakings()).toEqual(['a connection through the lobby'])
     jump.kill()
   })
@@ -166,5 +166,5 @@ it('what sessions and jumps carry is noted', async () => {
   await gateway.ssh({ key, user: name, command: ['echo', 'something'] })
   const noted = async () =>
     (await sql`select what from machine_activity where machine_id = ${id}`).map(({ what }) => what)
-  await expect.poll(noted, { timeout: 5_000 }).toEqual(['ssh'])
+  await expect.poll(noted, { timeout: 60_000 }).toEqual(['ssh'])
 })

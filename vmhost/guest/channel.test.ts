@@ -233,7 +233,7 @@ test('a report counts what was started over SSH, but neither a shell that waits 
   const ssh = { SSH_CONNECTION: '10.42.0.1 1 10.42.0.2 22' }
   run('sleep', ['60'])
   run('sleep', ['60'], ssh)
-  await expect.poll(async () => (await channel.report()).sshProcessCount - before, { timeout: 10_000 }).toBe(1)
+  await expect.poll(async () => (await channel.report()).sshProcessCount - before, { timeout: 60_000 }).toBe(1)
   // A login shell in a terminal of its own, as sshd starts one; who started it is a program like any other.
   const terminal = `import os, pty, sys
 child, terminal = pty.fork()
@@ -378,7 +378,7 @@ test('a machine that floods the channel is read slowly', async () => {
   channel.on((happened) => {
     if (happened.type === 'poweroff') seen++
   })
-  await expect.poll(() => warned, { timeout: 5_000 }).toBe(1)
+  await expect.poll(() => warned, { timeout: 60_000 }).toBe(1)
   // A read is at most 64 KiB of frames past the limit.
   expect(seen).toBeLessThan(500 + 65_536 / event.length + 1)
   server.close()
@@ -404,7 +404,7 @@ test.each([
   let warned = 0
   const channel = open({ log: { debug() {}, warn: () => warned++ } })
   await channel.ready()
-  await expect.poll(() => warned, { timeout: 5_000 }).toBe(3)
+  await expect.poll(() => warned, { timeout: 60_000 }).toBe(3)
   // A part of a MiB each second, and what lies in the buffers of both sides.
   expect(taken).toBeLessThan(3 * (1 << 20))
   channel.close()

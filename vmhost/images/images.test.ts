@@ -89,7 +89,7 @@ function inside<T>(image: OciImage, look: (root: string) => T): T {
   }
 }
 
-const patience = { timeout: 20_000 }
+const patience = { timeout: 60_000 }
 const workers = () => findProcesses(workerUid, join(home, 'oci/blobs'))
 const blobs = () => readdirSync(join(home, 'oci/blobs'))
 

@@ -76,7 +76,7 @@ test('the ledger has what a machine sent, to the byte, and when it ran, whenever
       expect(said).toHaveLength(round + 1)
       const [, bytes, packets] = said.at(-1) ?? []
       sent += Number(bytes) - 14 * Number(packets)
-      await expect.poll(async () => (await ledger(server, id)).sent, { timeout: 30_000 }).toBe(sent)
+      await expect.poll(async () => (await ledger(server, id)).sent, { timeout: 60_000 }).toBe(sent)
     }
     const { through, spans } = await ledger(server, id)
     // What SSH carried went through the gateway's address, the rest did not.

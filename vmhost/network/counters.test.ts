@@ -84,7 +84,7 @@ async function counted(part: 'directOut' | 'directIn' | 'gatewayOut' | 'gatewayI
 /** Waits until what the card has sent is what was counted, and nothing is on its way any more. */
 async function everythingCounted(): Promise<void> {
   const difference = async () => (await counted('directOut')) + (await counted('gatewayOut')) - (await sentByCard())
-  await expect.poll(difference, { timeout: 10_000 }).toBe(0)
+  await expect.poll(difference, { timeout: 60_000 }).toBe(0)
 }
 
 async function series(): Promise<string[]> {

@@ -87,7 +87,7 @@ test("a real QEMU opens the tap as the machine's user, and its guest gets nothin
     ['inherit', 'inherit', 'inherit'],
   )
   const counter = (): Promise<string> => lab.host.run('nft list counter inet berth refused_spoofed')
-  await expect.poll(counter, { timeout: 25_000, interval: 200 }).toMatch(/packets [1-9]/)
+  await expect.poll(counter, { timeout: 60_000, interval: 200 }).toMatch(/packets [1-9]/)
   expect(await lab.host.run('cat /sys/class/net/vm1/carrier')).toBe('1\n')
   expect(await lab.host.run('ip route show 10.42.0.11')).not.toContain('linkdown')
 })

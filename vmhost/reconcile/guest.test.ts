@@ -134,10 +134,10 @@ test('it is ready when it knows who it is and its sshd listens, and then reports
   expect(agent.hostname).toBe('demo')
   agent.reaches('identity')
   agent.reaches('sshd')
-  await expect.poll(() => one.ready, { timeout: 10_000 }).toBe(true)
+  await expect.poll(() => one.ready, { timeout: 60_000 }).toBe(true)
   expect(happened).toEqual(['stage ssh', 'stage ready', 'running'])
   await expect
-    .poll(() => owner`select machine_id, report from machine_reports`, { timeout: 10_000 })
+    .poll(() => owner`select machine_id, report from machine_reports`, { timeout: 60_000 })
     .toMatchObject([{ machine_id: row.id, report: { txBytes: 4711, listeningPorts: [8000], cpuSeconds: 1.5 } }])
 })
 
@@ -145,7 +145,7 @@ test('after a reboot it is told anew, once its tools are there, and is not ready
   const one = attend()
   await agent.identified.promise
   agent.reaches('sshd')
-  await expect.poll(() => one.ready, { timeout: 10_000 }).toBe(true)
+  await expect.poll(() => one.ready, { timeout: 60_000 }).toBe(true)
   raise({ type: 'reset', byGuest: true })
   raise({ type: 'reset', byGuest: true })
   expect(one.ready).toBe(false)
@@ -153,9 +153,9 @@ test('after a reboot it is told anew, once its tools are there, and is not ready
   expect(balloons).toEqual([0])
   agent.boots()
   agent.reaches('tools')
-  await expect.poll(() => agent.hostname, { timeout: 10_000 }).toBe('demo')
+  await expect.poll(() => agent.hostname, { timeout: 60_000 }).toBe('demo')
   agent.reaches('sshd')
-  await expect.poll(() => one.ready, { timeout: 10_000 }).toBe(true)
+  await expect.poll(() => one.ready, { timeout: 60_000 }).toBe(true)
   expect(happened).toEqual(['stage ready', 'running', 'rebooted', 'stage boot', 'stage ready', 'running'])
 })
 
@@ -163,12 +163,12 @@ test('one that was adopted as ready hears nothing but its keys', async () => {
   agent.stage = 'init'
   attend()
   await agent.identified.promise
-  await expect.poll(() => guest?.ready, { timeout: 10_000 }).toBe(true)
+  await expect.poll(() => guest?.ready, { timeout: 60_000 }).toBe(true)
   await guest?.release()
   agent.hostname = 'what it was told before'
   expect(attend(true).ready).toBe(true)
   await expect
-    .poll(() => owner`select count(*)::int as reports from machine_reports`, { timeout: 10_000 })
+    .poll(() => owner`select count(*)::int as reports from machine_reports`, { timeout: 60_000 })
     .toEqual([{ reports: 1 }])
   expect(agent.hostname).toBe('what it was told before')
 })
@@ -191,7 +191,7 @@ test('one that stands still for want of disk says so, goes on when there is spac
   const reason = "reason It stands still: its server's disk is full. It goes on by itself when there is space"
   expect(happened).toEqual([reason, 'disk-error'])
   freeBytes = 9
-  await expect.poll(() => happened.slice(2), { timeout: 20_000 }).toEqual(['resumed', 'reason null'])
+  await expect.poll(() => happened.slice(2), { timeout: 60_000 }).toEqual(['resumed', 'reason null'])
   expect(one.ready).toBe(true)
 })
 
@@ -204,7 +204,7 @@ test('one that has to stand still for others to have space is paused once, and g
   const reason = "reason It stands still: its server's disk is full. It goes on by itself when there is space"
   expect(happened).toEqual(['paused', reason, 'disk-error'])
   freeBytes = 9
-  await expect.poll(() => happened.slice(3), { timeout: 20_000 }).toEqual(['resumed', 'reason null'])
+  await expect.poll(() => happened.slice(3), { timeout: 60_000 }).toEqual(['resumed', 'reason null'])
 })
 
 test('one that says hundreds of times where it is makes nothing happen a second time', async () => {
@@ -214,7 +214,7 @@ test('one that says hundreds of times where it is makes nothing happen a second 
   for (const round of ['first', 'second', 'third']) {
     for (let i = 0; i < 100; i++) for (const stage of ['tools', 'identity', 'tools']) agent.reaches(stage)
     agent.gives(round)
-    await expect.poll(() => one.fatal, { timeout: 10_000 }).toBe(round)
+    await expect.poll(() => one.fatal, { timeout: 60_000 }).toBe(round)
     await rows.one(row.id)
   }
   expect(agent.told).toBe(1)

@@ -19,7 +19,7 @@ test('it sleeps on as long as its server has no memory for it', async () => {
   await lab.sleeps()
   lab.hasRoom = false
   lab.want({ desiredState: 'running' })
-  await expect.poll(() => lab.row.desiredState, { timeout: 10_000 }).toBe('asleep')
+  await expect.poll(() => lab.row.desiredState, { timeout: 60_000 }).toBe('asleep')
   await lab.asleep()
   lab.hasRoom = true
   lab.want({ desiredState: 'running' })
@@ -37,7 +37,7 @@ test('what its balloon has taken already stays taken while it is put to sleep', 
 
 test('its disk grows while it runs: the file, what its guest knows of it, its filesystem', async () => {
   lab.want({ diskBytes: 96 * MiB })
-  await expect.poll(() => lab.seen.observedDiskBytes, { timeout: 10_000 }).toBe(96 * MiB)
+  await expect.poll(() => lab.seen.observedDiskBytes, { timeout: 60_000 }).toBe(96 * MiB)
   expect(lab.agent.grown).toBe(1)
   // While it sleeps nothing changes; then it is made up for.
   await lab.sleeps()
@@ -46,13 +46,13 @@ test('its disk grows while it runs: the file, what its guest knows of it, its fi
   await lab.awake()
   // That it is ready is news to its own vmhost too.
   lab.want({})
-  await expect.poll(() => lab.seen.observedDiskBytes, { timeout: 10_000 }).toBe(128 * MiB)
+  await expect.poll(() => lab.seen.observedDiskBytes, { timeout: 60_000 }).toBe(128 * MiB)
   expect(lab.agent.grown).toBe(2)
 })
 
 test('of another size it is told what became of it: under QEMU all of it is for its next start', async () => {
   lab.want({ cpus: 2, memoryBytes: 256 * MiB })
-  await expect.poll(() => lab.seen.observedResizeCpus, { timeout: 10_000 }).toBe(2)
+  await expect.poll(() => lab.seen.observedResizeCpus, { timeout: 60_000 }).toBe(2)
   expect(lab.seen).toMatchObject({
     observedCpus: 1,
     observedMemoryBytes: 128 * MiB,
@@ -65,7 +65,7 @@ test('of another size it is told what became of it: under QEMU all of it is for 
   // That it is ready is news to its own vmhost too.
   lab.want({})
   expect(lab.seen).toMatchObject({ observedCpus: 1, observedReason: null })
-  await expect.poll(() => lab.seen.observedResizeCpus, { timeout: 10_000 }).toBe(2)
+  await expect.poll(() => lab.seen.observedResizeCpus, { timeout: 60_000 }).toBe(2)
 })
 
 test('told to sleep, it leaves nothing but files, and goes on from them when it is wanted', async () => {
@@ -109,7 +109,7 @@ test('wanted again while it is being saved, it goes on as if nothing had been', 
     lab.want({ desiredState: 'running' })
   }
   lab.want({ desiredState: 'asleep' })
-  await expect.poll(() => lab.row.desiredState, { timeout: 20_000 }).toBe('running')
+  await expect.poll(() => lab.row.desiredState, { timeout: 60_000 }).toBe('running')
   await lab.awake()
   expect(wasReady).toBe(false)
   expect(await lab.pids()).toEqual([pid])
@@ -121,7 +121,7 @@ describe('a sleep that fails', () => {
     lab.freeBytes = 2 ** 30
     lab.want({ desiredState: 'asleep' })
     await expect
-      .poll(() => lab.seen.observedReason, { timeout: 20_000 })
+      .poll(() => lab.seen.observedReason, { timeout: 60_000 })
       .toMatch(/^It could not be put to sleep, which is tried again: Its server's disk has no room for the \d+ MiB/)
     await lab.awake()
     lab.want({ desiredState: 'running' })
@@ -141,7 +141,7 @@ describe('a sleep that fails', () => {
     const [pid] = await lab.pids()
     lab.want({ desiredState: 'asleep' })
     await expect
-      .poll(() => lab.seen.observedReason, { timeout: 20_000 })
+      .poll(() => lab.seen.observedReason, { timeout: 60_000 })
       .toMatch(/could not be put to sleep, which is tried again: The server's disk is full$/)
     await lab.awake()
     expect(await lab.pids()).toEqual([pid])
@@ -154,7 +154,7 @@ describe('a sleep that fails', () => {
     lab.killVmhost()
     await lab.killHypervisor()
     await lab.vmhost()
-    await expect.poll(() => lab.seen.observedState, { timeout: 20_000 }).toBe('asleep')
+    await expect.poll(() => lab.seen.observedState, { timeout: 60_000 }).toBe('asleep')
     expect(lab.seen.observedReason).toMatch(/^It has lost its memory and starts from its disk: /)
     lab.want({ desiredState: 'running' })
     await lab.awake()
@@ -209,7 +209,7 @@ describe('a sleeper', () => {
   test.each(['stopped', 'trashed'] as const)('that shall be %s is so, and its memory gone', async (desiredState) => {
     await lab.sleeps()
     lab.want({ desiredState })
-    await expect.poll(() => lab.seen.observedState, { timeout: 20_000 }).toBe(desiredState)
+    await expect.poll(() => lab.seen.observedState, { timeout: 60_000 }).toBe(desiredState)
     expect(lab.memory()).toEqual([])
     expect(lab.recorded).toContain('machine.memory-dropped')
   })

@@ -98,7 +98,7 @@ test('what a checkpoint holds stays as it was, whatever the machine writes, and 
   expect(await checkpoints.heldBytes(checkpoint)).toBe(0)
   await checkpoints.remove(twin.id, token)
   // XFS takes blocks back in its own time.
-  await expect.poll(() => checkpoints.heldBytes(checkpoint), { timeout: 30_000 }).toBe(2 * MiB)
+  await expect.poll(() => checkpoints.heldBytes(checkpoint), { timeout: 60_000 }).toBe(2 * MiB)
 })
 
 test('one that is half made is none, and goes with the next try, or the next vmhost', async () => {

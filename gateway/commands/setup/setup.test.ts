@@ -9,7 +9,7 @@ import { type MachineRow, machineRow } from '../testing/rows.ts'
 import { recordingIo, startWorld, type World } from '../testing/world.ts'
 
 const INIT = join(import.meta.dirname, '../../../init')
-const PATIENT = { timeout: 25_000, interval: 20 }
+const PATIENT = { timeout: 60_000, interval: 20 }
 
 /** The real session holder, under the host's sshd instead of a machine's: only its place differs. */
 describe('a setup script', () => {

@@ -2,7 +2,7 @@ import { describe, expect, it } from 'vitest'
 import { addLink, removeLink } from '../../accounts/shares.ts'
 import { type Browser, cookieOf, startSite } from '../testing/site.ts'
 
-const PATIENT = { timeout: 10_000, interval: 10 }
+const PATIENT = { timeout: 60_000, interval: 10 }
 
 describe('the way through the control host', () => {
   it('ends at machines’ hosts only, at ports that are Berth’s', async () => {

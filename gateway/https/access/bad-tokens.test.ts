@@ -5,7 +5,7 @@ import { isSignedBy } from '../../ssh/verify.ts'
 import { mint } from '../testing/mint.ts'
 import { startSite } from '../testing/site.ts'
 
-const PATIENT = { timeout: 20_000, interval: 20 }
+const PATIENT = { timeout: 60_000, interval: 20 }
 
 vi.mock('../../ssh/verify.ts', async (original) => {
   const real = await original<typeof import('../../ssh/verify.ts')>()

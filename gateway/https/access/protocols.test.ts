@@ -80,7 +80,7 @@ describe('a WebSocket', () => {
     })
     return {
       status: async () => {
-        await expect.poll(() => text, { timeout: 10_000, interval: 10 }).toContain('\r\n')
+        await expect.poll(() => text, { timeout: 60_000, interval: 10 }).toContain('\r\n')
         return Number(text.slice(9, 12))
       },
       closed: () => once(socket, 'close'),

@@ -7,7 +7,7 @@ import { createToken, removeToken } from '../../accounts/tokens.ts'
 import { mint } from '../testing/mint.ts'
 import { cookieOf, type Site, startSite } from '../testing/site.ts'
 
-const PATIENT = { timeout: 10_000, interval: 10 }
+const PATIENT = { timeout: 60_000, interval: 10 }
 const SECOND_MS = 1000
 
 /** A response that never ends, so that the visit lives until it is cut. */

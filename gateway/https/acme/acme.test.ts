@@ -6,7 +6,7 @@ import { accountProof, dropDomain } from '../../domains/rows.ts'
 import { noteFailure, takeJob } from './store.ts'
 import { type AcmeWorld, startAcmeWorld } from './testing/world.ts'
 
-const PATIENT = { timeout: 15_000, interval: 30 }
+const PATIENT = { timeout: 60_000, interval: 30 }
 
 async function doctor(app: App): Promise<string[]> {
   const findings = await httpsFindings(app, (check, ok, message) => ({ check, ok, message }))

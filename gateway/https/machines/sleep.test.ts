@@ -5,7 +5,7 @@ import { describe, expect, it } from 'vitest'
 import { putToSleep, refuseWhenWanted, wakeWhenWanted } from '../../activity/testing/sleeper.ts'
 import { cookieOf, type Site, startSite } from '../testing/site.ts'
 
-const PATIENT = { timeout: 10_000, interval: 10 }
+const PATIENT = { timeout: 60_000, interval: 10 }
 
 /** A WebSocket's handshake with the machine; what is sent behind it comes back. */
 const echo = {

@@ -8,7 +8,7 @@ import { type PageOptions, screenshot, startBrowser, type TestBrowser } from '..
 import { endAllSessions } from '../../accounts/web-sessions.ts'
 import { startTerminalWorld, type TerminalWorld } from './testing/world.ts'
 
-const PATIENT = { timeout: 15_000, interval: 50 }
+const PATIENT = { timeout: 60_000, interval: 50 }
 /** Where pictures are kept for whoever wants to see them. */
 const PICTURES = process.env.BERTH_TEST_PICTURES
 

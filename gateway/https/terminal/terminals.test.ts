@@ -12,7 +12,7 @@ import { endAllSessions } from '../../accounts/web-sessions.ts'
 import { bringBack, putToSleep, wakeWhenWanted } from '../../activity/testing/sleeper.ts'
 import { type HeldStatus, startTerminalWorld, type TerminalWorld } from './testing/world.ts'
 
-const PATIENT = { timeout: 20_000, interval: 20 }
+const PATIENT = { timeout: 60_000, interval: 20 }
 const SECOND_MS = 1000
 const PROMPT = /[$#] $/
 
@@ -226,7 +226,7 @@ describe('a machine that sleeps', () => {
     const watch = world.gateway.app.watches.of(world.machineId)
     const asleep = async (desired: 'asleep' | 'paused' = 'asleep') => {
       await putToSleep(sql, world.machineId, desired)
-      await expect.poll(() => watch.isHeld, { timeout: 10_000 }).toBe(true)
+      await expect.poll(() => watch.isHeld, { timeout: 60_000 }).toBe(true)
     }
     const cookie = await world.signIn()
     await asleep('paused')

@@ -235,7 +235,7 @@ test('sizes of a terminal pile up for no machine that does not read', async () =
   child.stdout.on('data', (bytes: Buffer) => {
     seen += bytes
   })
-  await expect.poll(() => seen, { timeout: 20_000 }).toContain('45 123')
+  await expect.poll(() => seen, { timeout: 60_000 }).toContain('45 123')
   child.close()
 })
 

@@ -105,7 +105,7 @@ async function expectHeldBack(receiver: Connection | Client, sender: Connection 
   }
   expect(socket.writableLength).toBeLessThan(boundBytes)
   senderSocket.resume()
-  await expect.poll(answers, { timeout: 20_000 }).toBe(sent)
+  await expect.poll(answers, { timeout: 60_000 }).toBe(sent)
   expect(socket.isPaused()).toBe(false)
 }
 
