@@ -14,6 +14,7 @@ import {
   numeric,
   pgTable,
   primaryKey,
+  real,
   text,
   timestamp,
   uuid,
@@ -604,4 +605,73 @@ export const limitNotices = pgTable(
     at: time('at').notNull(),
   },
   (t) => [primaryKey({ columns: [t.accountId, t.whose, t.month, t.percent, t.micros] })],
+)
+
+/** Partitioned by time; rows are written by add_load() alone. */
+export const loadSamples = pgTable(
+  'load_samples',
+  {
+    machineId: integer('machine_id').notNull(),
+    at: time('at').notNull(),
+    ms: integer('ms').notNull(),
+    cpus: integer('cpus').notNull(),
+    cpuMs: integer('cpu_ms').notNull(),
+    memoryLimitBytes: int8('memory_limit_bytes').notNull(),
+    memoryHeldBytes: int8('memory_held_bytes').notNull(),
+    memoryUsedBytes: int8('memory_used_bytes'),
+    diskMs: integer('disk_ms'),
+    diskReadBytes: int8('disk_read_bytes'),
+    diskWrittenBytes: int8('disk_written_bytes'),
+    networkMs: integer('network_ms'),
+    networkOutBytes: int8('network_out_bytes'),
+    networkInBytes: int8('network_in_bytes'),
+    filesystemUsedBytes: int8('filesystem_used_bytes'),
+    filesystemBytes: int8('filesystem_bytes'),
+  },
+  (t) => [primaryKey({ columns: [t.machineId, t.at] })],
+)
+
+export const loadSums = pgTable(
+  'load_sums',
+  {
+    machineId: integer('machine_id').notNull(),
+    stepSeconds: integer('step_seconds').notNull(),
+    at: time('at').notNull(),
+    samples: integer('samples').notNull(),
+    ms: int8('ms').notNull(),
+    cpus: integer('cpus').notNull(),
+    cpuMs: int8('cpu_ms').notNull(),
+    cpuMost: real('cpu_most').notNull(),
+    memoryLimitBytes: int8('memory_limit_bytes').notNull(),
+    memoryHeldSum: int8('memory_held_sum').notNull(),
+    memoryHeldMost: int8('memory_held_most').notNull(),
+    memoryUsedSamples: integer('memory_used_samples').notNull(),
+    memoryUsedSum: int8('memory_used_sum'),
+    memoryUsedMost: int8('memory_used_most'),
+    diskMs: int8('disk_ms'),
+    diskReadBytes: int8('disk_read_bytes'),
+    diskReadMost: real('disk_read_most'),
+    diskWrittenBytes: int8('disk_written_bytes'),
+    diskWrittenMost: real('disk_written_most'),
+    networkMs: int8('network_ms'),
+    networkOutBytes: int8('network_out_bytes'),
+    networkOutMost: real('network_out_most'),
+    networkInBytes: int8('network_in_bytes'),
+    networkInMost: real('network_in_most'),
+    filesystemUsedBytes: int8('filesystem_used_bytes'),
+    filesystemBytes: int8('filesystem_bytes'),
+  },
+  (t) => [primaryKey({ columns: [t.machineId, t.stepSeconds, t.at] })],
+)
+
+export type LoadState = 'running' | 'asleep' | 'stopped' | 'failed'
+
+export const loadMarks = pgTable(
+  'load_marks',
+  {
+    machineId: integer('machine_id').notNull(),
+    at: time('at').notNull(),
+    state: text('state').$type<LoadState>().notNull(),
+  },
+  (t) => [primaryKey({ columns: [t.machineId, t.at] })],
 )

@@ -9,6 +9,7 @@ import { type MonitorEvent, MonitorReader } from './cloud-hypervisor-events.ts'
 import { endRestore, prepareRestore, stateLimitMs, stateVersion, writeState } from './cloud-hypervisor-state.ts'
 import { type Abilities, abilitiesOf, releaseName } from './cloud-hypervisor-version.ts'
 import {
+  type DiskCounters,
   type GuestState,
   type Hypervisor,
   HypervisorError,
@@ -190,6 +191,15 @@ export class CloudHypervisorProcess implements Hypervisor {
   async balloon(): Promise<number> {
     const { size, actual } = await this.#memory()
     return size - actual
+  }
+
+  async diskCounters(): Promise<DiskCounters> {
+    const { root } = asObject(await this.#api.get('vm.counters'))
+    const { read_bytes: read, write_bytes: written } = asObject(root)
+    if (typeof read !== 'number' || typeof written !== 'number') {
+      throw new HypervisorError('hypervisor.refused', 'Cloud Hypervisor does not tell of the root disk')
+    }
+    return { readBytes: read, writtenBytes: written }
   }
 
   async size(): Promise<MachineSize> {

@@ -179,8 +179,9 @@ describe('the driver of Cloud Hypervisor, as recorded', () => {
     expect(statSync(one.consolePath).isFIFO()).toBe(true)
   })
 
-  test('moves the balloon, grows the disk, presses the button', async () => {
+  test('moves the balloon, tells of the disk and grows it, presses the button', async () => {
     const one = await boot()
+    expect(await one.diskCounters()).toEqual({ readBytes: 0, writtenBytes: 0 })
     await one.setBalloon(16 * MiB)
     expect(await one.balloon()).toBe(16 * MiB)
     await one.diskGrown(96 * MiB)

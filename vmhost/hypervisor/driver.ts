@@ -27,6 +27,9 @@ export type Accelerator = 'kvm' | 'tcg'
 /** How large a machine is. */
 export type MachineSize = { readonly cpus: number; readonly memoryBytes: number }
 
+/** Bytes that a guest had read of its disk and written to it, since its hypervisor's process began. */
+export type DiskCounters = { readonly readBytes: number; readonly writtenBytes: number }
+
 /** Everything a hypervisor is started with. Paths are absolute; `directory` is the machine's own and its working directory. */
 export type MachineSpec = {
   readonly machineId: number
@@ -99,6 +102,7 @@ export type Hypervisor = {
   setBalloon(targetBytes: number): Promise<void>
   /** @returns memory that the guest has given back, in bytes */
   balloon(): Promise<number>
+  diskCounters(): Promise<DiskCounters>
   /** What its guest has been given: more than it was started with after `resize`. */
   size(): Promise<MachineSize>
   /**

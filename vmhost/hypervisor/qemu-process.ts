@@ -2,6 +2,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { groupName, setWeight, unconfine } from './cgroup.ts'
 import {
+  type DiskCounters,
   type GuestState,
   type Hypervisor,
   HypervisorError,
@@ -151,6 +152,10 @@ export class QemuProcess implements Hypervisor {
     return Number(whole) - Number(asObject(await this.#execute('query-balloon')).actual)
   }
 
+  async diskCounters(): Promise<DiskCounters> {
+    return rootCounters(await this.#execute('query-blockstats'))
+  }
+
   async size(): Promise<MachineSize> {
     const cpus = await this.#execute('query-cpus-fast')
     const { 'base-memory': memoryBytes } = asObject(await this.#execute('query-memory-size-summary'))
@@ -238,4 +243,17 @@ export class QemuProcess implements Hypervisor {
     if (this.#released) return
     for (const listener of [...this.#listeners]) listener(event)
   }
+}
+
+/**
+ * What the answer to `query-blockstats` says of the guest's root disk.
+ * @throws HypervisorError when it says nothing of it
+ */
+export function rootCounters(answer: unknown): DiskCounters {
+  const disks = Array.isArray(answer) ? answer.map(asObject) : []
+  const { rd_bytes: read, wr_bytes: written } = asObject(disks.find((one) => one['node-name'] === 'root')?.stats)
+  if (typeof read !== 'number' || typeof written !== 'number') {
+    throw new HypervisorError('hypervisor.refused', 'QEMU does not tell of the root disk')
+  }
+  return { readBytes: read, writtenBytes: written }
 }

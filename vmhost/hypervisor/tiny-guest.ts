@@ -11,7 +11,7 @@ const execFileAsync = promisify(execFile)
  * thing, or that are entered by the PVH protocol. They are there in a tenth of a second under emulation, where Linux
  * takes several.
  */
-export type TinyGuest = 'idle' | 'counts' | 'powersOff' | 'resets' | 'panics'
+export type TinyGuest = 'idle' | 'counts' | 'reads' | 'powersOff' | 'resets' | 'panics'
 
 /** Finds pvpanic-pci (1b36:0011) on bus 0 and leaves its BAR 0 in eax. */
 const findPvpanic = `
@@ -43,6 +43,9 @@ const behaviour: Record<TinyGuest, string> = {
   idle: '',
   // the firmware counts timer interrupts in its data area
   counts: 'sti',
+  // the first sector of its disk, again and again, with the firmware's driver: INT 13h, function 2
+  reads:
+    '1: movw $0x0201, %ax; movw $1, %cx; movw $0x80, %dx; xorw %bx, %bx; movw $0x2000, %si; movw %si, %es; int $0x13; jmp 1b',
   // ACPI PM1a control of q35 as SeaBIOS places it: SLP_TYP 0 (S5), SLP_EN
   powersOff: 'movw $0x604, %dx; movw $0x2000, %ax; outw %ax, %dx',
   // reset control register of ICH9
@@ -124,7 +127,7 @@ async function assemble(text: string, path: string, link: (object: string) => Pr
   }
 }
 
-const pvhBehaviour: Record<Exclude<TinyGuest, 'counts'>, string> = {
+const pvhBehaviour: Record<Exclude<TinyGuest, 'counts' | 'reads'>, string> = {
   idle: '',
   // the sleep control register of its DSDT: SLP_TYP 5, SLP_EN
   powersOff: 'movw $0x600, %dx; movb $0x34, %al; outb %al, %dx',

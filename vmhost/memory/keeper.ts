@@ -32,6 +32,8 @@ export type Keeper = {
   /** Whether there is so much for what can wait: nobody has to give any for it, or waits to be woken. */
   spare(bytes: number): Promise<boolean>
   figures(): Promise<Figures>
+  /** What a machine has given back, as far as was seen at the last look. */
+  balloonBytes(machineId: number): number
 }
 
 export type Figures = {
@@ -157,6 +159,10 @@ class MemoryKeeper implements Keeper {
     const sum = (bytes: number[]) => bytes.reduce((all, one) => all + one, 0)
     const balloons = [...this.#known.values()].map(({ balloonBytes }) => balloonBytes)
     return { host, level: this.#level, usedBytes: sum(held), reclaimedBytes: sum(balloons) }
+  }
+
+  balloonBytes(machineId: number): number {
+    return this.#known.get(machineId)?.balloonBytes ?? 0
   }
 
   async room(

@@ -81,6 +81,7 @@ function attend(ready = false, options: { bootLimitMs?: number } = {}): Guest {
       balloons.push(bytes)
     },
     balloon: async () => 0,
+    diskCounters: async () => ({ readBytes: 0, writtenBytes: 0 }),
     size: async () => ({ cpus: row.cpus, memoryBytes: row.memoryBytes }),
     resize: async (wanted) => wanted,
     diskGrown: nothing,

@@ -1,6 +1,6 @@
 import type { Logger } from 'pino'
 import { type AgentChannel, ChannelError, connectAgent } from '../guest/channel.ts'
-import { type AgentEvent, type BootStage, bootStages } from '../guest/messages.ts'
+import { type AgentEvent, type BootStage, bootStages, type MachineReport } from '../guest/messages.ts'
 import type { Hypervisor, HypervisorEvent } from '../hypervisor/driver.ts'
 import type { MachineFiles } from '../storage/store.ts'
 import { ConsoleReader } from './console.ts'
@@ -61,6 +61,7 @@ export class Guest {
   #fatal: string | undefined
   #limit: NodeJS.Timeout | undefined
   #reports: NodeJS.Timeout | undefined
+  #lastReport: { readonly report: MachineReport; readonly atMs: number } | undefined
   #over = false
 
   constructor(options: {
@@ -156,6 +157,12 @@ export class Guest {
   /** Whether its memory may be taken and given. */
   get givesMemory(): boolean {
     return this.#ready && !this.#isLying && !this.#standstill.on
+  }
+
+  /** What it said of itself last; undefined: not lately. */
+  get lastReport(): MachineReport | undefined {
+    const last = this.#lastReport
+    return last && performance.now() - last.atMs < silentMs ? last.report : undefined
   }
 
   /** Whether it is being put to sleep. */
@@ -339,6 +346,7 @@ export class Guest {
     this.#restored = false
     this.#prepare = undefined
     this.load.forget()
+    this.#lastReport = undefined
     this.#stage = undefined
     this.#saidSsh = false
     clearTimeout(this.#reports)
@@ -429,6 +437,7 @@ export class Guest {
       try {
         const report = await this.#channel.report({ timeoutMs: reportLimitMs })
         this.load.add(report)
+        this.#lastReport = { report, atMs: performance.now() }
         await this.#world.rows.replaceReport(this.hypervisor.machineId, toStoredReport(report))
       } catch (error) {
         this.#log.debug({ err: error }, 'no report')
@@ -514,6 +523,7 @@ const introduceAgainMs = 2_000
 const firstReportMs = 2_000
 const reportEveryMs = 15_000
 const reportLimitMs = 10_000
+const silentMs = 45_000
 
 /** The end of a reason: what the console said last. */
 export function saidLast(line: string | undefined): string {

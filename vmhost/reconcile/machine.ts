@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import type { Seat } from '../memory/keeper.ts'
+import type { LoadSource } from '../meter/load-sampler.ts'
 import type { MachineNetwork } from '../network/types.ts'
 import type { Load } from './idleness.ts'
 import { adopt } from './machine/adopt.ts'
@@ -8,6 +9,7 @@ import { MachineCheckpoints } from './machine/checkpoints.ts'
 import { Life } from './machine/life.ts'
 import { messageOf, oneLine } from './machine/reasons.ts'
 import { Sleep } from './machine/sleep.ts'
+import { standingOf } from './machine/standing.ts'
 import { MachineState, offline } from './machine/state.ts'
 import { isOwn, isTaken } from './ownership.ts'
 import { type MachineRow, notAsleep } from './rows.ts'
@@ -76,6 +78,24 @@ export class Machine {
     const { hypervisor, agent } = guest
     const { memoryBytes } = runsWith
     return { id: this.id, pid: hypervisor.pid, memoryBytes, hypervisor, report: (options) => agent.report(options) }
+  }
+
+  /** What its plots are made of. @param balloonBytes that it has given back */
+  loadSource(balloonBytes: number): LoadSource | undefined {
+    const standing = standingOf(this.#state)
+    if (!standing) return undefined
+    const { state, cpus, memoryBytes, pid } = standing
+    const { guest } = this.#state
+    if (pid === undefined || !guest) {
+      return { id: this.id, state: state === 'between' || state === 'creating' ? undefined : state }
+    }
+    const { lastReport: said, hypervisor } = guest
+    const figures = said && {
+      memoryUsedBytes: Math.max(0, said.memoryTotalBytes - said.memoryAvailableBytes - balloonBytes),
+      filesystemUsedBytes: Math.max(0, said.diskTotalBytes - said.diskFreeBytes),
+      filesystemBytes: said.diskTotalBytes,
+    }
+    return { id: this.id, state: 'running', runs: { pid, cpus, memoryBytes, guest: figures, hypervisor } }
   }
 
   /** Hash of the boot set that it runs, or sleeps, with. */

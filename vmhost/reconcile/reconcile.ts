@@ -4,6 +4,8 @@ import { type Listening, listenTo } from '../../migrations/listen.ts'
 import { hypervisorOverheadBytes } from '../hypervisor/driver.ts'
 import { createKeeper, type Figures, type Keeper } from '../memory/keeper.ts'
 import { MemoryRows } from '../memory/memory-rows.ts'
+import { LoadRows } from '../meter/load-rows.ts'
+import { LoadSampler } from '../meter/load-sampler.ts'
 import type { PublicPort } from '../network/types.ts'
 import { giveUpBallast, keepBallast } from '../storage/ballast.ts'
 import { isShortOfSpace, spaceProblem } from '../storage/space.ts'
@@ -68,6 +70,7 @@ const templatesEveryMs = 3_600_000
 /** A fast disk takes some GiB in this time; what is too late here is made good by what the ballast leaves. */
 const spaceEveryMs = 1_000
 const trashDays = 7
+const sampleLimitMs = 2_000
 const retryMs = 1_000
 
 export function createReconciler(options: ReconcilerOptions): Reconciler {
@@ -84,6 +87,7 @@ class HostReconciler implements Reconciler {
   /** tokens of the rows whose files were seen to be theirs, by machine */
   readonly #owned = new Map<number, string>()
   readonly #keeper: Keeper
+  readonly #sampler: LoadSampler
   readonly #templates: Templates
   readonly #stop = new AbortController()
   readonly #timers: NodeJS.Timeout[] = []
@@ -108,6 +112,15 @@ class HostReconciler implements Reconciler {
       rows: new MemoryRows(world.rows),
       overheadBytes: hypervisorOverheadBytes,
       log,
+    })
+    this.#sampler = new LoadSampler({
+      sources: () =>
+        [...this.#machines.values()]
+          .map((machine) => machine.loadSource(this.#keeper.balloonBytes(machine.id)))
+          .filter((source) => source !== undefined),
+      rows: new LoadRows(world.rows.sql, world.rows.lease),
+      log,
+      onLeaseLost,
     })
     this.#templates = new Templates({
       ...world,
@@ -159,6 +172,7 @@ class HostReconciler implements Reconciler {
     await this.#world.store.sweep(new Set([...bootSets, ...kept].filter((hash) => hash !== undefined)))
     await this.#listen()
     this.#keeper.start()
+    this.#sampler.start()
     this.#world.meter.start()
     for (const machine of this.#machines.values()) this.#run(machine.poke())
     this.#run(this.#emptyTrash())
@@ -181,7 +195,7 @@ class HostReconciler implements Reconciler {
   async close(): Promise<void> {
     this.#stop.abort()
     for (const timer of this.#timers) clearInterval(timer)
-    await this.#keeper.close()
+    await Promise.all([this.#keeper.close(), this.#sampler.close(sampleLimitMs)])
     await Promise.all([
       this.#listening?.close(),
       this.#templates.close(),
