@@ -46,8 +46,11 @@ export type Caller = {
   fingerprint: string
   /** IP address the call came from, IPv4-mapped IPv6 written as IPv4 */
   address: string
-  via: 'ssh' | 'exec'
-  /** the SSH user name that was typed, empty for /exec */
+  /** `web`: a page of the control host, by `POST /exec` or a form */
+  via: 'ssh' | 'exec' | 'web'
+  /** the line being run, as the audit record has it */
+  command?: string
+  /** the SSH user name that was typed, empty but over SSH */
   sshName: string
   /** the signed-in browser that a page's command came from */
   sessionId?: number

@@ -13,6 +13,7 @@ const CHANNELS = [
   'domains',
   'certificates',
   'challenges',
+  'events',
 ] as const
 export type NewsChannel = (typeof CHANNELS)[number]
 

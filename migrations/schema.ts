@@ -291,6 +291,8 @@ export const events = pgTable('events', {
   address: text('address'),
   kind: text('kind').notNull(),
   detail: jsonb('detail').$type<Record<string, unknown>>().notNull().default({}),
+  via: text('via').$type<'ssh' | 'exec' | 'web'>(),
+  command: text('command'),
 })
 
 export const certificates = pgTable('certificates', {

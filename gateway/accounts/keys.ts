@@ -134,8 +134,11 @@ export async function removeKey(sql: Sql, accountId: number, which: string): Pro
   })
 }
 
-/** @throws KeyError 'key.not_found', 'key.name' */
-export async function renameKey(sql: Sql, accountId: number, which: string, name: string): Promise<void> {
+/**
+ * @returns the key as it was
+ * @throws KeyError 'key.not_found', 'key.name'
+ */
+export async function renameKey(sql: Sql, accountId: number, which: string, name: string): Promise<AccountKey> {
   assertKeyName(name)
   const keys = await listKeys(sql, accountId)
   const key = pick(keys, which)
@@ -143,6 +146,7 @@ export async function renameKey(sql: Sql, accountId: number, which: string, name
     throw new KeyError('key.name', `another key of this account is called ${name}`)
   }
   await sql`update keys set name = ${name} where id = ${key.id} and account_id = ${accountId}`
+  return key
 }
 
 function pick(keys: AccountKey[], which: string): AccountKey {

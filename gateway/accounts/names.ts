@@ -1,4 +1,5 @@
 import type { Sql } from '../../migrations/connect.ts'
+import { noteEvent } from './events.ts'
 
 /**
  * Recorded names: the local user names that people's ssh sends when they type no name. They lead to the lobby.
@@ -48,9 +49,11 @@ export async function recordName(sql: Sql, accountId: number, name: string): Pro
   if (!isRecordable(name)) return false
   try {
     await sql.begin(async (tx) => {
+      const [known] = await tx`select from lobby_names where name = ${name} and account_id = ${accountId}`
       await tx`
         insert into lobby_names (name, account_id, created_at) values (${name}, ${accountId}, clock_timestamp())
         on conflict (name, account_id) do update set created_at = excluded.created_at`
+      if (!known) await noteEvent(tx, { accountId, actor: 'gateway', kind: 'account.name_learned', detail: { name } })
       await tx`
         delete from lobby_names where account_id = ${accountId} and name not in (
           select name from lobby_names where account_id = ${accountId} order by created_at desc, name limit ${MAX_NAMES})`

@@ -64,8 +64,8 @@ export async function signUp(sql: Sql, request: SignUp): Promise<{ accountId: nu
       if (accountId === undefined) throw new SignUpError('signup.email', 'that address belongs to another account')
       await insertKey(tx, accountId, { key: request.key, comment: '' })
       await tx`
-        insert into events (account_id, actor, address, kind, detail) values (${accountId}, ${`account:${accountId}`},
-          ${request.address}, 'account.created', ${tx.json({ fingerprint: request.key.fingerprint, isOwner })})`
+        insert into events (account_id, actor, address, via, kind, detail) values (${accountId}, ${`account:${accountId}`},
+          ${request.address}, 'ssh', 'account.created', ${tx.json({ fingerprint: request.key.fingerprint, isOwner })})`
       return { accountId, isOwner }
     })
     await recordName(sql, made.accountId, request.sshName)

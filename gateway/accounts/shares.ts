@@ -1,5 +1,6 @@
 /** What a machine's owner shares of its pages: with the reader of a mailbox, or with whoever has a link. */
 import type { Sql } from '../../migrations/connect.ts'
+import { noteOnMachine, type Tx } from './events.ts'
 import { addressedTo, provedEmail } from './web-access.ts'
 import { hashToken, makeToken } from './web-sessions.ts'
 
@@ -125,21 +126,43 @@ export async function listPending(sql: Sql, sessionId: number, machineId?: numbe
 }
 
 /** Says yes to one of those, as the session's account where it has one. @returns whether there was such a share */
-export async function acceptPending(sql: Sql, sessionId: number, shareId: number): Promise<boolean> {
-  const rows = await sql`
-    update shares h set accepted_at = now(), account_id = s.account_id
-    from web_sessions s left join accounts a on a.id = s.account_id
-    where s.id = ${sessionId} and h.id = ${shareId} and h.accepted_at is null
-      and ${addressedTo(sql, { email: sql`s.email`, account: sql`a` })} returning h.id`
-  return rows.length > 0
+export async function acceptPending(sql: Sql, sessionId: number, shareId: number, address: string): Promise<boolean> {
+  return await sql.begin(async (tx) => {
+    const rows = await tx<Accepted[]>`
+      update shares h set accepted_at = now(), account_id = s.account_id
+      from web_sessions s left join accounts a on a.id = s.account_id
+      where s.id = ${sessionId} and h.id = ${shareId} and h.accepted_at is null
+        and ${addressedTo(sql, { email: sql`s.email`, account: sql`a` })}
+      returning h.machine_id as "machineId", h.email, h.account_id as "accountId"`
+    return await noteAccepted(tx, rows[0], address)
+  })
 }
 
 /** Accepts as an account, which sees the machine from then on, or as the reader of the mailbox alone. */
-export async function acceptInvitation(sql: Sql, token: string, accountId: number | null): Promise<boolean> {
-  const rows = await sql`
-    update shares set accepted_at = now(), account_id = ${accountId}
-    where token_hash = ${hashToken(token)} and accepted_at is null returning id`
-  return rows.length > 0
+export async function acceptInvitation(
+  sql: Sql,
+  token: string,
+  accountId: number | null,
+  address: string,
+): Promise<boolean> {
+  return await sql.begin(async (tx) => {
+    const rows = await tx<Accepted[]>`
+      update shares set accepted_at = now(), account_id = ${accountId}
+      where token_hash = ${hashToken(token)} and accepted_at is null
+      returning machine_id as "machineId", email, account_id as "accountId"`
+    return await noteAccepted(tx, rows[0], address)
+  })
+}
+
+type Accepted = { machineId: number; email: string; accountId: number | null }
+
+/** In the record of the machine's owner. @returns whether there was anything to accept */
+async function noteAccepted(tx: Tx, accepted: Accepted | undefined, address: string): Promise<boolean> {
+  if (!accepted) return false
+  const { machineId, email, accountId } = accepted
+  const actor = accountId === null ? `reader:${email}` : `account:${accountId}`
+  await noteOnMachine(tx, machineId, { actor, address, via: 'web', kind: 'share.accepted', detail: { email } })
+  return true
 }
 
 /**
@@ -199,7 +222,7 @@ export async function isInByLink(
  */
 export async function takeLink(
   sql: Sql,
-  { machineId, host, token }: { machineId: number; host: string; token: string },
+  { machineId, host, token, address }: { machineId: number; host: string; token: string; address: string },
 ): Promise<{ token: string; expiresAt: Date } | undefined> {
   return await sql.begin(async (tx) => {
     // Index: site_sessions_by_link.
@@ -217,6 +240,8 @@ export async function takeLink(
       insert into site_sessions (token_hash, machine_id, host, link_id, expires_at)
       select ${hashToken(cookie)}, ${machineId}, ${host}, id, least(expires_at, now() + ${LINK_DAYS} * interval '1 day') from share_links
       where id = ${link.id} returning expires_at as "expiresAt"`
+    const detail = { id: link.id, host }
+    await noteOnMachine(tx, machineId, { actor: 'visitor', address, via: 'web', kind: 'share.link_used', detail })
     return session && { token: cookie, expiresAt: session.expiresAt }
   })
 }

@@ -115,8 +115,8 @@ async function insertSession(sql: Sql, { accountId, email }: WebIdentity, addres
     values (${hashToken(token)}, ${accountId}, ${email}, ${address}, now() + ${SESSION_DAYS} * interval '1 day')`
   if (accountId !== null) {
     await sql`
-      insert into events (account_id, actor, address, kind)
-      values (${accountId}, ${`account:${accountId}`}, ${address}, 'browser.signed_in')`
+      insert into events (account_id, actor, address, via, kind)
+      values (${accountId}, ${`account:${accountId}`}, ${address}, 'web', 'browser.signed_in')`
   }
   return token
 }

@@ -26,7 +26,14 @@ export const accountPlan = defineCommand({
     const who = await app.sql.begin(async (tx) => {
       const account = args.account === OTHERS ? null : await guest(tx, args.account)
       await assignPlan(tx, { accountId: account?.id ?? null, plan, from })
-      await recordEvent(tx, caller, 'account.plan_set', null, { account: account?.id ?? OTHERS, plan, from })
+      await recordEvent(
+        tx,
+        caller,
+        'account.plan_set',
+        null,
+        { account: account?.id ?? OTHERS, plan, from },
+        account?.id,
+      )
       return account
     })
     const name = who ? nameOf(who) : 'every account that no plan is named for'
@@ -55,7 +62,8 @@ export const accountCredit = defineCommand({
       const [credit] = await tx<{ id: number }[]>`
         insert into credits (account_id, micros, reason, granted_by)
         values (${found.id}, ${String(micros)}::bigint, ${reason}, ${caller.accountId}) returning id`
-      await recordEvent(tx, caller, 'account.credited', null, { account: found.id, amount: sayMoney(micros), reason })
+      const detail = { account: found.id, amount: sayMoney(micros), reason }
+      await recordEvent(tx, caller, 'account.credited', null, detail, found.id)
       return { account: found, id: credit?.id }
     })
     return {
@@ -77,7 +85,7 @@ export async function limitSpending(
   await app.sql.begin(async (tx) => {
     await setLimit(tx, account.id, 'operator', micros === null ? null : { micros, hard })
     const amount = micros === null ? 'none' : sayMoney(micros)
-    await recordEvent(tx, caller, 'account.limited', null, { account: account.id, spend: amount, hard })
+    await recordEvent(tx, caller, 'account.limited', null, { account: account.id, spend: amount, hard }, account.id)
   })
   await checkLimit(app.sql, account.id, new Date())
   if (micros === null) return { micros, text: `${nameOf(account)} has no limit of yours on what a month may cost\n` }

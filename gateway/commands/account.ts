@@ -77,7 +77,7 @@ export const accountLimit = defineCommand({
       const found = await guest(tx, args.account)
       if (most === undefined) return found
       await tx`update accounts set max_machines = ${most} where id = ${found.id}`
-      await recordEvent(tx, caller, 'account.limited', null, { account: found.id, machines: most })
+      await recordEvent(tx, caller, 'account.limited', null, { account: found.id, machines: most }, found.id)
       return found
     })
     const spend =
@@ -130,7 +130,7 @@ async function suspend(sql: Sql, caller: Caller, typed: string, suspended: boole
     if ((found.suspendedAt !== null) === suspended) return found
     await tx`update accounts set suspended_at = ${suspended ? new Date() : null} where id = ${found.id}`
     const kind = suspended ? 'account.suspended' : 'account.unsuspended'
-    await recordEvent(tx, caller, kind, null, { account: found.id })
+    await recordEvent(tx, caller, kind, null, { account: found.id }, found.id)
     return found
   })
   const text = `${nameOf(account)} ${suspended ? 'is suspended; account unsuspend takes it back' : 'is let in again'}\n`

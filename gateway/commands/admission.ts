@@ -159,9 +159,13 @@ export async function claimName(tx: Tx, caller: Caller, machine: { id: number; n
 }
 
 /** A name that this account recorded by typing it too early is its to give up, but not one that its ssh sends. */
-export async function giveUpLobbyName(tx: Tx, { accountId, sshName }: Caller, name: string): Promise<void> {
-  await tx`delete from lobby_names where account_id = ${accountId} and name = ${name} and name <> ${sshName}
-    and not exists (select from keys where account_id = ${accountId} and comment like ${name} || '@%')`
+export async function giveUpLobbyName(tx: Tx, caller: Caller, name: string): Promise<void> {
+  const { accountId, sshName } = caller
+  const rows =
+    await tx`delete from lobby_names where account_id = ${accountId} and name = ${name} and name <> ${sshName}
+    and not exists (select from keys where account_id = ${accountId} and comment like ${name} || '@%')
+    returning name`
+  if (rows.length > 0) await recordEvent(tx, caller, 'account.name_forgotten', null, { name })
 }
 
 /** What a unique violation on a name means to the person; any other error unchanged. */

@@ -31,6 +31,8 @@ export type FlagSpec = {
   aliases?: readonly string[]
   /** taken for compatibility, not shown */
   hidden?: true
+  /** its value is kept out of the audit record */
+  secret?: true
 }
 
 export type ArgumentSpec = {

@@ -1,4 +1,5 @@
 import type { Sql } from '../../migrations/connect.ts'
+import { noteEvent } from '../accounts/events.ts'
 import type { App, Caller } from '../app.ts'
 import { type Machine, stageOf } from '../machines.ts'
 import type { Context } from './command.ts'
@@ -38,27 +39,22 @@ export async function noSuchMachine(app: App, caller: Caller, name: string): Pro
   })
 }
 
-/** Appends to the record that `audit` shows. */
+/**
+ * Appends to the record that `audit` shows.
+ * @param accountId whose record, where it is not the caller's own: the operator changes others' accounts
+ */
 export async function recordEvent(
   sql: Tx,
   caller: Caller,
   kind: string,
   machine: { id: number; name: string } | null,
   detail: Record<string, unknown> = {},
+  accountId = caller.accountId,
 ): Promise<void> {
-  await sql.unsafe(
-    `insert into events (account_id, machine_id, machine_name, actor, address, kind, detail)
-     values ($1, $2, $3, $4, $5, $6, $7::text::jsonb)`,
-    [
-      caller.accountId,
-      machine?.id ?? null,
-      machine?.name ?? null,
-      caller.scope?.tokenId === undefined ? `account:${caller.accountId}` : `token:${caller.scope.tokenId}`,
-      caller.address,
-      kind,
-      JSON.stringify(detail),
-    ],
-  )
+  const { scope, address, command, sessionId } = caller
+  const via = sessionId === undefined ? caller.via : 'web'
+  const actor = scope?.tokenId === undefined ? `account:${caller.accountId}` : `token:${scope.tokenId}`
+  await noteEvent(sql, { accountId, actor, kind, machine, address, via, command: command ?? null, detail })
 }
 
 /**

@@ -32,7 +32,13 @@ const FLAGS = {
     value: '20G',
     summary: 'disk; 20G unless given, it takes only what is written',
   },
-  env: { type: 'string', repeated: true, value: 'K=V', summary: 'a variable that every session and service sees' },
+  env: {
+    type: 'string',
+    repeated: true,
+    value: 'K=V',
+    secret: true,
+    summary: 'a variable that every session and service sees',
+  },
   tag: { type: 'string', repeated: true, value: 'T', summary: 'a word to group machines by' },
   comment: { type: 'string', value: 'S', summary: 'a line about it' },
   command: {
@@ -41,7 +47,12 @@ const FLAGS = {
     summary: "where the image has no init: auto runs the image's own program, none nothing; or a line for its shell",
     complete: () => ['auto', 'none'],
   },
-  'setup-script': { type: 'string', value: '-|S', summary: 'a script run once as its user, - reads it from stdin' },
+  'setup-script': {
+    type: 'string',
+    value: '-|S',
+    secret: true,
+    summary: 'a script run once as its user, - reads it from stdin',
+  },
   'sleep-after': {
     type: 'duration',
     never: true,

@@ -32,13 +32,7 @@ function readFlags(command: Command, specs: FlagSpecs, words: readonly string[])
   const many = words.find((word) => word.length > SHORT_FLAGS_MOST && /^-[^-]/.test(word))
   if (many && !command.passThrough) throw unknownFlag(command, specs, many)
   const own = command.passThrough ? beforeArguments(specs, words) : words
-  const { tokens } = parseArgs({
-    args: [...own],
-    options: parseArgsOptions(specs),
-    strict: false,
-    allowPositionals: true,
-    tokens: true,
-  })
+  const tokens = tokensOf(specs, own)
   const flags: Record<string, unknown> = {}
   for (const [name, spec] of Object.entries(specs)) flags[name] = spec.repeated ? [] : undefined
   const positionals: string[] = []
@@ -157,6 +151,17 @@ export function canonicalName(specs: FlagSpecs, typed: string): string | undefin
   return Object.keys(specs).find((name) => specs[name]?.aliases?.includes(typed))
 }
 
+/** A command's words one by one, to the first argument of one that passes the rest on. */
+export function optionTokens(command: Command, words: readonly string[]) {
+  const specs: FlagSpecs = { ...command.flags, ...COMMON_FLAGS }
+  return tokensOf(specs, command.passThrough ? beforeArguments(specs, words) : words)
+}
+
+function tokensOf(specs: FlagSpecs, words: readonly string[]) {
+  const options = parseArgsOptions(specs)
+  return parseArgs({ args: [...words], options, strict: false, allowPositionals: true, tokens: true }).tokens
+}
+
 function parseArgsOptions(specs: FlagSpecs): NonNullable<ParseArgsConfig['options']> {
   const options: NonNullable<ParseArgsConfig['options']> = {}
   for (const [name, spec] of Object.entries(specs)) {
@@ -169,14 +174,7 @@ function parseArgsOptions(specs: FlagSpecs): NonNullable<ParseArgsConfig['option
 
 /** The words up to and without the first argument's successor: what follows belongs to another program. */
 function beforeArguments(specs: FlagSpecs, words: readonly string[]): readonly string[] {
-  const { tokens } = parseArgs({
-    args: [...words],
-    options: parseArgsOptions(specs),
-    strict: false,
-    allowPositionals: true,
-    tokens: true,
-  })
-  const first = tokens.find((token) => token.kind === 'positional')
+  const first = tokensOf(specs, words).find((token) => token.kind === 'positional')
   return first ? words.slice(0, first.index + 1) : words
 }
 

@@ -12,6 +12,7 @@ import { asksForFamily, type Found, findCommand } from './lookup.ts'
 import { parseCommand } from './parse.ts'
 import { refuseBeyondScope } from './permission.ts'
 import { createProgress, SILENT, tellingProgress } from './progress.ts'
+import { recordedLine } from './recorded-line.ts'
 import { TABLE } from './table.ts'
 import { harmless, type View, viewOf, wrap } from './text.ts'
 import { LINE_LIMIT_BYTES, scanWords, splitWords } from './words.ts'
@@ -67,6 +68,7 @@ export async function runInSeat(
     }
     // No terminal line is rewritten above a document for a program.
     if (context.json) context.progress = io.tell ? tellingProgress(io.tell) : SILENT
+    context.caller = { ...caller, command: recordedLine(found.command, given) }
     return await show(context, await found.command.run(context, parsed))
   } catch (error) {
     context.progress.clear()

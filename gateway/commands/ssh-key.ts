@@ -88,7 +88,9 @@ export const sshKeyRename = defineCommand({
   summary: 'another name for a key',
   arguments: { key: { label: 'KEY', complete: keyNames }, name: { label: 'NAME' } },
   async run({ app, caller }, { args }) {
-    await told(() => renameKey(app.sql, caller.accountId, args.key, args.name))
+    const key = await told(() => renameKey(app.sql, caller.accountId, args.key, args.name))
+    const detail = { name: args.name, was: key.name, fingerprint: key.fingerprint }
+    if (key.name !== args.name) await recordEvent(app.sql, caller, 'key.renamed', null, detail)
     return { json: { old_name: args.key, new_name: args.name }, text: `${args.key} is called ${args.name} now\n` }
   },
 })

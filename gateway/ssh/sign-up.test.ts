@@ -63,8 +63,11 @@ describe('signing up on a terminal', () => {
     expect(await people(gateway)).toEqual([{ email: null, is_owner: true, keys: 1 }])
     expect(await gateway.sql`select name from lobby_names`).toEqual([{ name: 'alice' }])
     expect((await gateway.ssh({ key, user: 'alice', command: ['ls'] })).stdout).toBe('lobby of 1: ls\n')
-    const events = await gateway.sql`select kind, account_id, address from events`
-    expect(events).toEqual([{ kind: 'account.created', account_id: 1, address: '127.0.0.1' }])
+    const events = await gateway.sql`select kind, account_id, address, via from events order by id`
+    expect(events).toEqual([
+      { kind: 'account.created', account_id: 1, address: '127.0.0.1', via: 'ssh' },
+      { kind: 'account.name_learned', account_id: 1, address: null, via: null },
+    ])
   })
 
   it('takes a first join code once, and offers it to nobody when there is an owner', async () => {

@@ -108,7 +108,7 @@ export function sitePaths({ sql, domain, controlOrigin }: SitePathsOptions): Sit
     if (visit.method !== 'POST') return method('GET, POST')
     const foreign = foreignPage(visit)
     if (foreign) return { allow: false, problem: foreign }
-    const taken = await takeLink(sql, { machineId, host: visit.host, token })
+    const taken = await takeLink(sql, { machineId, host: visit.host, token, address: visit.remoteAddress })
     if (!taken) return gone()
     const maxAgeS = Math.max(1, Math.round((taken.expiresAt.getTime() - Date.now()) / 1000))
     const fields = pageFields().filter(([field]) => field !== NO_REFERRER[0])

@@ -25,7 +25,7 @@ export function addInvitations({ app, sql, installation, show, refuse, signIn, o
     if (!invitation) return refuse(context, GONE)
     const session = context.get('session')
     const accountId = session?.accountId ?? null
-    if (!(await acceptInvitation(sql, token, accountId))) return refuse(context, GONE)
+    if (!(await acceptInvitation(sql, token, accountId, context.get('address')))) return refuse(context, GONE)
     if (accountId === null && !session?.emails.includes(invitation.email)) {
       signIn(context, await createSession(sql, { accountId: null, email: invitation.email }, context.get('address')))
     }
@@ -35,8 +35,10 @@ export function addInvitations({ app, sql, installation, show, refuse, signIn, o
   app.post('/share/:id{[0-9]{1,9}}', async (context) => {
     const form = await formOf(context)
     const session = context.get('session')
-    if (!session || !(await acceptPending(sql, session.id, Number(context.req.param('id')))))
+    const shareId = Number(context.req.param('id'))
+    if (!session || !(await acceptPending(sql, session.id, shareId, context.get('address')))) {
       return refuse(context, GONE)
+    }
     return onward(context, nextPath(form('next')), ACCEPTED)
   })
 }

@@ -4,6 +4,7 @@
  * the same whether the address is known or not.
  */
 import { checkCode, EmailCodeError, mailCode } from '../../accounts/email-codes.ts'
+import { noteEvent } from '../../accounts/events.ts'
 import { isEmail } from '../../accounts/people.ts'
 import {
   createSession,
@@ -15,6 +16,7 @@ import {
   makeToken,
   peekSignInLink,
   takeSignInLink,
+  type WebSession,
 } from '../../accounts/web-sessions.ts'
 import { addressGroup } from '../../ssh/limits.ts'
 import { COOKIE, nextPath, setCookie } from '../access/fields.ts'
@@ -121,6 +123,12 @@ export function addSignIn(control: Control): void {
     return onward(context, nextPath(form('next')), SIGNED_IN)
   })
 
+  const noteSignOut = async (context: ControlContext, { accountId }: WebSession, browsers: number) => {
+    if (accountId === null) return
+    const [actor, address] = [`account:${accountId}`, context.get('address')]
+    await noteEvent(sql, { accountId, actor, address, via: 'web', kind: 'browser.signed_out', detail: { browsers } })
+  }
+
   const signedOut = async (context: ControlContext) => {
     context.header(...setCookie(COOKIE, '', 0), { append: true })
     const next = nextPath((await formOf(context))('next'))
@@ -129,13 +137,16 @@ export function addSignIn(control: Control): void {
 
   app.post('/signout', async (context) => {
     const session = context.get('session')
-    if (session) await endSession(sql, session.id)
+    if (session) {
+      await endSession(sql, session.id)
+      await noteSignOut(context, session, 1)
+    }
     return await signedOut(context)
   })
 
   app.post('/signout/everywhere', async (context) => {
     const session = context.get('session')
-    if (session?.accountId != null) await endAllSessions(sql, session.accountId)
+    if (session?.accountId != null) await noteSignOut(context, session, await endAllSessions(sql, session.accountId))
     else if (session) for (const email of session.emails) await endAllSessionsOfReader(sql, email)
     return await signedOut(context)
   })

@@ -124,7 +124,7 @@ export function addTerminal(control: Control): void {
       keyId: null,
       fingerprint: '',
       address: context.get('address'),
-      via: 'exec' as const,
+      via: 'web' as const,
       sshName: '',
     }
     const stdin = new PassThrough()
