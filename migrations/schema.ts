@@ -584,6 +584,21 @@ export const invoiceRuns = pgTable('invoice_runs', {
   finishedAt: time('finished_at'),
 })
 
+export const billingFailures = pgTable(
+  'billing_failures',
+  {
+    accountId: integer('account_id').notNull(),
+    task: text('task').$type<'invoice' | 'limit'>().notNull(),
+    month: date('month').notNull(),
+    attempts: integer('attempts').notNull().default(1),
+    problem: text('problem').notNull(),
+    firstAt: time('first_at').notNull(),
+    lastAt: time('last_at').notNull(),
+    nextAttemptAt: time('next_attempt_at').notNull(),
+  },
+  (t) => [primaryKey({ columns: [t.accountId, t.task, t.month] })],
+)
+
 export const spendLimits = pgTable(
   'spend_limits',
   {

@@ -4,6 +4,7 @@ import { execPath } from 'node:process'
 import { pino } from 'pino'
 import { expect, it } from 'vitest'
 import { closeDueMonths } from './closing.ts'
+import { readFailures } from './failures.ts'
 import { creditBalance, readCredits, readInvoice, readInvoices } from './invoices.ts'
 import { assignPlan, setPlan, setRate, soonest } from './plans.ts'
 import { proveInvoices } from './recompute.ts'
@@ -66,6 +67,66 @@ it('a gateway killed in the middle leaves no gap and no second invoice, and the 
   expect(row).toEqual({ numbers: Array.from({ length: 30 }, (_, n) => n + 1), last: 30 })
   expect(await ledger.owner`select account_id from invoices group by account_id having count(*) > 1`).toEqual([])
 }, 180_000)
+
+it('an account that fails holds up nobody, waits longer each time, and gets its months in order when it is mended', async () => {
+  await using ledger = await testLedger()
+  await ledger.account({ owner: true, email: 'operator@example.com' })
+  const [first, broken, last] = await users(ledger, 3)
+  for (const { machineId } of [first, broken, last].filter((user) => user !== undefined)) {
+    await ledger.spans([span(machineId, '2026-03-10T10:00:00Z', '2026-03-10T11:00:00Z')])
+  }
+  await ledger.gateway`insert into credits (account_id, micros, reason) values (${broken?.accountId ?? 0}, 100000, 'both months')`
+  await ledger.owner.unsafe(`create function break_one() returns trigger language plpgsql as $$ begin
+    if new.account_id = ${broken?.accountId} then raise exception 'this account is broken'; end if; return new; end $$;
+    create trigger break_one before insert on invoices for each row execute function break_one()`)
+  const at = (start: Date, minutes: number) => new Date(start.getTime() + minutes * 60_000)
+  const close = (now: Date) => closeDueMonths(ledger.gateway, now, never, log)
+  const failures = async () =>
+    (await readFailures(ledger.gateway)).map(({ month, attempts, nextAttemptAt, problem }) => {
+      return [month, attempts, problem, Math.round((nextAttemptAt.getTime() - MARCH.getTime()) / 60_000)]
+    })
+  const why = 'this account is broken'
+  expect(await close(MARCH)).toEqual([1, 2])
+  expect(await ledger.gateway`select month from invoice_runs where finished_at is null`).toEqual([])
+  expect(await failures()).toEqual([['2026-02', 1, why, 5]])
+  // Not before its time, and then alone.
+  expect(await close(at(MARCH, 4))).toEqual([])
+  expect(await failures()).toEqual([['2026-02', 1, why, 5]])
+  expect(await close(at(MARCH, 5))).toEqual([])
+  expect(await failures()).toEqual([['2026-02', 2, why, 15]])
+  for (const minutes of [15, 35, 75, 155, 315, 635]) await close(at(MARCH, minutes))
+  expect(await failures()).toEqual([['2026-02', 8, why, 635 + 360]])
+  expect(await ledger.gateway`select recipient from mails`).toEqual([{ recipient: 'operator@example.com' }])
+  const told = await ledger.gateway`select account_id, detail from events where kind = 'invoice.failed'`
+  expect(told).toEqual([{ account_id: null, detail: { account: broken?.accountId, month: '2026-02', problem: why } }])
+  // The next month is everybody's but its own.
+  expect(await close(APRIL)).toEqual([3, 4])
+  expect((await failures()).map(([month, attempts]) => [month, attempts])).toEqual([
+    ['2026-02', 9],
+    ['2026-03', 0],
+  ])
+  await ledger.owner`drop trigger break_one on invoices`
+  expect(await close(at(APRIL, 24 * 60))).toEqual([5, 6])
+  expect(await failures()).toEqual([])
+  const [fifth, sixth] = [await readInvoice(ledger.gateway, 5), await readInvoice(ledger.gateway, 6)]
+  expect([fifth?.invoice.month, sixth?.invoice.month]).toEqual(['2026-02', '2026-03'])
+  expect(fifth?.lines.find(({ kind }) => kind === 'credit')?.amount).toBe(-86_000n)
+  expect(sixth?.lines.find(({ kind }) => kind === 'credit')?.amount).toBe(-14_000n)
+  for await (const proof of proveInvoices(ledger.gateway, never)) expect(proof.problems).toEqual([])
+  expect(await close(at(APRIL, 25 * 60))).toEqual([])
+})
+
+it('a database that goes away in the middle is no failure of any account', async () => {
+  await using ledger = await testLedger()
+  await users(ledger, 3)
+  await ledger.owner.unsafe(`create function cut() returns trigger language plpgsql as $$ begin
+    if new.number = 2 then raise exception 'going away' using errcode = 'admin_shutdown'; end if; return new; end $$;
+    create trigger cut before insert on invoices for each row execute function cut()`)
+  await expect(closeDueMonths(ledger.gateway, MARCH, never, log)).rejects.toThrow(/going away/)
+  expect(await readFailures(ledger.gateway)).toEqual([])
+  await ledger.owner`drop trigger cut on invoices`
+  expect(await closeDueMonths(ledger.gateway, MARCH, never, log)).toEqual([2, 3])
+})
 
 it('what comes to light later is a correction on the next invoice, and then it is proved', async () => {
   await using ledger = await testLedger()

@@ -2,14 +2,18 @@
  * The first of the month in UTC, two hours after midnight: the month before is closed, account by account.
  *
  * One gateway does it, whichever has the lock; Postgres frees the lock of one that dies. An account's invoice is one
- * transaction, and a run is done over until it has come to its end, so a kill at any moment leaves each account with its
- * invoice or without, never with two, and no number unused. Months that nobody closed, because nothing ran, are closed
- * in order.
+ * transaction, and a run is gone through again until it has come to its end, so a kill at any moment leaves each account
+ * with its invoice or without, never with two, and no number unused. Months that nobody closed, because nothing ran, are
+ * closed in order.
+ *
+ * An account whose invoice cannot be closed is noted (failures.ts), and the run goes on to its end without it. It is
+ * tried again at later looks, alone; its months after that wait for it, for credits and corrections go from one to the next.
  */
 import type { Sql } from '../../migrations/connect.ts'
 import type { Log } from '../log.ts'
 import { addMonths, firstDay, type Month, monthOf, monthsBetween, startOfMonth } from './calendar.ts'
-import { closeMonth } from './invoices.ts'
+import { forgetFailure, noteFailure, noteWaiting, readFailures } from './failures.ts'
+import { type Closing, closeMonth } from './invoices.ts'
 import { type Db, readPriceList } from './terms.ts'
 
 /** Servers write down the last minutes of a month in the first ones of the next; what is later than this is corrected. */
@@ -26,9 +30,10 @@ export async function closeDueMonths(sql: Sql, now: Date, signal: AbortSignal, l
   const numbers: number[] = []
   for (const month of await dueMonths(sql, now)) {
     const closed = await closeAll(sql, month, now, signal, log)
-    if (closed === undefined) break
+    if (closed === undefined) return numbers
     numbers.push(...closed)
   }
+  numbers.push(...(await closeFailed(sql, now, signal, log)))
   return numbers
 }
 
@@ -52,35 +57,82 @@ async function closeAll(
 ): Promise<number[] | undefined> {
   const startedAt = performance.now()
   await sql`insert into invoice_runs (month, started_at) values (${firstDay(month)}::date, ${now}) on conflict do nothing`
-  const [before] = await sql<{ at: Date | null }[]>`
-    select max(started_at) as at from invoice_runs where month < ${firstDay(month)}::date`
-  const lateSince = new Date(before?.at ? before.at.getTime() - APPEND_MS : 0)
+  const lateSince = await lateSinceOf(sql, month)
   const list = await readPriceList(sql)
+  const failing = new Map((await readFailures(sql, 'invoice')).toReversed().map((one) => [one.accountId, one.month]))
   const numbers: number[] = []
-  let failed = 0
   for (const accountId of await accountsToClose(sql, month, lateSince)) {
     if (signal.aborted) return undefined
-    try {
-      const number = await closeMonth(sql, accountId, month, { list, now, lateSince })
-      if (number !== undefined) numbers.push(number)
-    } catch (error) {
-      // One account that cannot be computed does not keep the others from their invoices.
-      failed++
-      log.error({ err: error, account: accountId, month }, 'an invoice could not be closed and is tried again')
+    const earlier = failing.get(accountId)
+    if (earlier !== undefined) await noteWaiting(sql, accountId, month, earlier, now)
+    else {
+      const number = await closeOne(sql, accountId, month, { list, now, lateSince }, log)
+      if (typeof number === 'number') numbers.push(number)
     }
   }
-  if (failed > 0) return undefined
   await sql`update invoice_runs set finished_at = now() where month = ${firstDay(month)}::date`
   log.info({ month, invoices: numbers.length, tookMs: Math.round(performance.now() - startedAt) }, 'a month was closed')
   return numbers
 }
 
-/** Whoever may have something on an invoice and has none. */
+/** Those that failed and whose time has come, an account's months in order, and no further than the first that fails. */
+async function closeFailed(sql: Sql, now: Date, signal: AbortSignal, log: Log): Promise<number[]> {
+  const failures = await readFailures(sql, 'invoice')
+  const isDue = new Set(
+    failures
+      .filter(
+        ({ accountId, nextAttemptAt }, index) => nextAttemptAt <= now && failures[index - 1]?.accountId !== accountId,
+      )
+      .map(({ accountId }) => accountId),
+  )
+  if (isDue.size === 0) return []
+  const list = await readPriceList(sql)
+  const numbers: number[] = []
+  for (const { accountId, month } of failures) {
+    if (signal.aborted) break
+    if (!isDue.has(accountId)) continue
+    const lateSince = await lateSinceOf(sql, month)
+    const number = await closeOne(sql, accountId, month, { list, now, lateSince }, log)
+    if (number === 'failed') isDue.delete(accountId)
+    else {
+      await forgetFailure(sql, accountId, 'invoice', month)
+      if (number !== undefined) numbers.push(number)
+    }
+  }
+  return numbers
+}
+
+async function closeOne(
+  sql: Sql,
+  accountId: number,
+  month: Month,
+  closing: Closing,
+  log: Log,
+): Promise<number | undefined | 'failed'> {
+  try {
+    return await closeMonth(sql, accountId, month, closing)
+  } catch (error) {
+    await noteFailure(sql, { accountId, task: 'invoice', month }, error, closing.now)
+    log.error({ err: error, account: accountId, month }, 'an invoice could not be closed and is tried again')
+    return 'failed'
+  }
+}
+
+/** Facts that came in since then may be on no invoice yet. */
+async function lateSinceOf(db: Db, month: Month): Promise<Date> {
+  const [before] = await db<{ at: Date | null }[]>`
+    select max(started_at) as at from invoice_runs where month < ${firstDay(month)}::date`
+  return new Date(before?.at ? before.at.getTime() - APPEND_MS : 0)
+}
+
+/** Whoever may have something on an invoice, has none, and was not tried. */
 async function accountsToClose(db: Db, month: Month, lateSince: Date): Promise<number[]> {
   const [from, to] = [startOfMonth(month), startOfMonth(addMonths(month, 1))]
   const rows = await db<{ id: number }[]>`
     select id from accounts a
     where not exists (select from invoices i where i.account_id = a.id and i.month = ${firstDay(month)}::date)
+      and not exists (select from billing_failures f
+        where f.account_id = a.id and f.task = 'invoice' and f.month = ${firstDay(month)}::date)
       and (exists (select from account_plans p join plans on plans.name = p.plan
           where charged and effective && tstzrange(${from}, ${to})
             and (p.account_id = a.id or (p.account_id is null and not a.is_owner)))

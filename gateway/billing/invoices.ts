@@ -7,8 +7,10 @@
  */
 import type { Sql } from '../../migrations/connect.ts'
 import type { InvoiceLineKind } from '../../migrations/schema.ts'
+import { noteEvent } from '../accounts/events.ts'
 import { divideHalfEven, sum } from './arithmetic.ts'
 import { firstDay, type Month, monthOf, sayMonth } from './calendar.ts'
+import { sayMoney } from './money.ts'
 import { type Line, totalOf } from './pricing.ts'
 import { type Db, type PriceList, readSubscriber, type Subscriber } from './terms.ts'
 import { monthLines, type Source } from './usage.ts'
@@ -72,6 +74,8 @@ export async function closeMonth(
       select ${number}, l.* from jsonb_to_recordset(${JSON.stringify(lines.map(asRow))}::text::jsonb) as l(position integer,
         kind text, class text, month date, plan text, rate_id integer, quantity numeric, included numeric,
         machines jsonb, days jsonb, credit_id integer, amount_micros bigint)`
+    const detail = { number, month, total: sayMoney(totalOf(lines)) }
+    await noteEvent(tx, { accountId, actor: 'gateway', kind: 'invoice.closed', detail })
     return number
   })
 }

@@ -1,8 +1,11 @@
+import { pino } from 'pino'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { wakeMachine } from '../activity/wake.ts'
+import { readFailures } from './failures.ts'
 import { checkLimit, checkLimits, setLimit } from './limits.ts'
 import { type Ledger, span, testLedger } from './testing/ledger.ts'
 
+const log = pino({ level: 'silent' })
 const never = new AbortController().signal
 const FEBRUARY = new Date('2026-02-20T12:00:00Z')
 
@@ -31,13 +34,13 @@ describe('a limit', () => {
   it('is told of at 80 and at 100 percent, once each, and pauses nothing unless it is hard', async () => {
     await setLimit(ledger.gateway, accountId, 'own', { micros: 10_000_000n, hard: false })
     await runs('2026-02-01T00:00:00Z', '2026-02-01T07:59:59Z')
-    await checkLimits(ledger.gateway, FEBRUARY, never)
+    await checkLimits(ledger.gateway, FEBRUARY, never, log)
     expect(await mails()).toEqual([])
     await runs('2026-02-01T07:59:59Z', '2026-02-01T08:00:00Z')
-    await Promise.all([1, 2, 3].map(() => checkLimits(ledger.gateway, FEBRUARY, never)))
+    await Promise.all([1, 2, 3].map(() => checkLimits(ledger.gateway, FEBRUARY, never, log)))
     expect(await mails()).toEqual(['Berth: your machines have cost 80 % of your limit of $10.00'])
     await runs('2026-02-02T00:00:00Z', '2026-02-02T02:00:00Z')
-    for (let look = 0; look < 3; look++) await checkLimits(ledger.gateway, FEBRUARY, never)
+    for (let look = 0; look < 3; look++) await checkLimits(ledger.gateway, FEBRUARY, never, log)
     expect(await mails()).toEqual([
       'Berth: your machines have cost 80 % of your limit of $10.00',
       'Berth: your machines have reached your limit of $10.00',
@@ -58,15 +61,45 @@ describe('a limit', () => {
     expect(events.map(({ kind }) => kind)).toEqual(['account.over_limit', 'machine.paused'])
     // One that another gateway woke in the same moment.
     await ledger.owner`update machines set desired_state = 'running' where id = ${machineId}`
-    await checkLimits(ledger.gateway, FEBRUARY, never)
+    await checkLimits(ledger.gateway, FEBRUARY, never, log)
     expect(await wanted(machineId)).toBe('paused')
   })
 
   it('is no more in the next month, where what was paused waits for its people', async () => {
-    await checkLimits(ledger.gateway, new Date('2026-03-01T00:05:00Z'), never)
+    await checkLimits(ledger.gateway, new Date('2026-03-01T00:05:00Z'), never, log)
     expect(await wanted(machineId)).toBe('paused')
     expect(await wakeMachine(ledger.gateway, sleeper, 'an SSH session')).toBe(true)
     expect((await mails()).length).toBe(3)
+  })
+
+  it('of an account that cannot be looked at keeps no other from being reached, and the operator hears of it once', async () => {
+    await using other = await testLedger()
+    await other.account({ owner: true, email: 'operator@example.com' })
+    const limited = []
+    for (const email of ['first@example.com', 'second@example.com']) {
+      const account = await other.account({ plan: 'usage', email })
+      const machine = await other.machine(account)
+      await other.spans([span(machine, '2026-02-01T00:00:00Z', '2026-02-01T02:00:00Z', { cpus: 25 })])
+      await setLimit(other.gateway, account, 'own', { micros: 1_000_000n, hard: true })
+      limited.push({ account, machine })
+    }
+    const [broken, sound] = limited
+    await other.owner.unsafe(`create function break_one() returns trigger language plpgsql as $$ begin
+      if new.account_id = ${broken?.account} then raise exception 'this account is broken'; end if; return new; end $$;
+      create trigger break_one before insert on limit_notices for each row execute function break_one()`)
+    const states = async () =>
+      await other.gateway`select desired_state as state from machines where id in (${broken?.machine ?? 0}, ${sound?.machine ?? 0}) order by id`
+    for (let look = 0; look < 3; look++) await checkLimits(other.gateway, FEBRUARY, never, log)
+    expect(await states()).toEqual([{ state: 'running' }, { state: 'paused' }])
+    expect(await readFailures(other.gateway)).toMatchObject([
+      { accountId: broken?.account, task: 'limit', month: '2026-02', attempts: 3, problem: 'this account is broken' },
+    ])
+    const told = await other.gateway`select recipient from mails where subject like '%wants to be looked at'`
+    expect(told).toEqual([{ recipient: 'operator@example.com' }])
+    await other.owner`drop trigger break_one on limit_notices`
+    await checkLimits(other.gateway, FEBRUARY, never, log)
+    expect(await states()).toEqual([{ state: 'paused' }, { state: 'paused' }])
+    expect(await readFailures(other.gateway)).toEqual([])
   })
 
   it('counts what is charged: on plan house none is ever reached', async () => {

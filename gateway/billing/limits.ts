@@ -10,7 +10,9 @@
  * Each step can be done again: a machine that another gateway woke in the same moment is paused by the next look.
  */
 import type { Sql } from '../../migrations/connect.ts'
+import type { Log } from '../log.ts'
 import { firstDay, monthOf, sayMonth } from './calendar.ts'
+import { forgetFailure, noteFailure } from './failures.ts'
 import { sayMoney } from './money.ts'
 import { totalOf } from './pricing.ts'
 import type { Db } from './terms.ts'
@@ -48,12 +50,21 @@ export async function spentIn(db: Db, accountId: number, now: Date): Promise<big
 }
 
 /** Looks at every account that has a limit, or had one that it was over. */
-export async function checkLimits(sql: Sql, now: Date, signal: AbortSignal): Promise<void> {
-  const accounts = await sql<{ id: number }[]>`
-    select id from accounts where over_limit_at is not null or id in (select account_id from spend_limits) order by id`
-  for (const { id } of accounts) {
+export async function checkLimits(sql: Sql, now: Date, signal: AbortSignal, log: Log): Promise<void> {
+  const accounts = await sql<{ id: number; failed: boolean }[]>`
+    select id, id in (select account_id from billing_failures where task = 'limit') as failed
+    from accounts where over_limit_at is not null or id in (select account_id from spend_limits)
+      or id in (select account_id from billing_failures where task = 'limit') order by id`
+  for (const { id, failed } of accounts) {
     if (signal.aborted) return
-    await checkLimit(sql, id, now)
+    try {
+      await checkLimit(sql, id, now)
+      if (failed) await forgetFailure(sql, id, 'limit')
+    } catch (error) {
+      // What one account spends keeps nobody else's from being looked at; it is looked at again each time.
+      await noteFailure(sql, { accountId: id, task: 'limit', month: monthOf(now) }, error, now)
+      log.error({ err: error, account: id }, 'a limit could not be looked at')
+    }
   }
 }
 

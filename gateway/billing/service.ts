@@ -48,8 +48,11 @@ export async function billingRound(options: { sql: Sql; log: Log; signal: AbortS
     if (!turn?.mine) return false
     try {
       const now = options.now ?? turn.now
-      await closeDueMonths(sql, now, signal, log)
-      await checkLimits(sql, now, signal)
+      // Whatever is with the months, limits are looked at.
+      await closeDueMonths(sql, now, signal, log).catch((error: unknown) => {
+        if (!signal.aborted) log.error({ err: error }, 'months could not be closed, and are tried again')
+      })
+      await checkLimits(sql, now, signal, log)
       return true
     } finally {
       await session`select pg_advisory_unlock(hashtextextended('berth.billing', 0))`.catch(() => {})

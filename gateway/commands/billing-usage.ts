@@ -1,12 +1,17 @@
 import type { App } from '../app.ts'
 import { sum } from '../billing/arithmetic.ts'
 import { addDays, addMonths, dayOf, monthOf, sayMonth, startOfDay, startOfMonth } from '../billing/calendar.ts'
+import { assumptionsOf, dayOfReaching, daysOf, type Forecast, readForecast } from '../billing/forecast.ts'
+import { type Limit, readLimits } from '../billing/limits.ts'
 import { inUnits, unitName } from '../billing/meters.ts'
 import { plainAmount, sayMoney } from '../billing/money.ts'
+import type { Line } from '../billing/pricing.ts'
 import { type RangeLine, readRange } from '../billing/usage.ts'
+import { limitDocument } from './billing.ts'
 import { csv, sayPrice, sayQuantity, sayWhat } from './billing-words.ts'
 import { defineCommand } from './command.ts'
 import { type Column, table, type View, wrap } from './text.ts'
+import { sayList } from './values.ts'
 
 const RANGES = ['cycle', '24h', '7d', '30d'] as const
 const BY = ['kind', 'machine', 'day'] as const
@@ -16,7 +21,7 @@ export const billingUsage = defineCommand({
   group: 'you',
   summary: 'what was used and what it costs, by kind, machine or day',
   description:
-    'A month is a calendar month in UTC, and so are days; 24h goes back from now, 7d and 30d are whole days, today among them. What runs is counted every few minutes. Machines and days are shares of the lines of the invoice, so they sum to it.',
+    'A month is a calendar month in UTC, and so are days; 24h goes back from now, 7d and 30d are whole days, today among them. What runs is counted every few minutes. Machines and days are shares of the lines of the invoice, so they sum to it. For the month so far there is a forecast of its end too, with what it assumes.',
   flags: {
     range: { type: 'string', choices: RANGES, summary: 'cycle, the month so far, unless given' },
     by: { type: 'string', choices: BY, summary: 'kind unless given' },
@@ -31,6 +36,9 @@ export const billingUsage = defineCommand({
     const names = await machineNamesOf(app, caller.accountId)
     const total = sum(lines.map((line) => line.amount))
     const charged = sum(lines.filter((line) => line.charged).map((line) => line.amount))
+    const isCycle = (flags.range ?? 'cycle') === 'cycle'
+    const forecast = isCycle && !flags.csv ? await readForecast(app.sql, caller.accountId, now) : undefined
+    const limits = forecast ? await readLimits(app.sql, caller.accountId) : []
     if (flags.csv) return { json: { csv: asCsv(by, lines, names) }, text: asCsv(by, lines, names) }
     return {
       json: {
@@ -46,11 +54,13 @@ export const billingUsage = defineCommand({
           ...cellsDocument(cells),
         })),
         days: byDay(lines).map(({ name, cells }) => ({ day: name, ...cellsDocument(cells) })),
+        ...(forecast ? { forecast: forecastDocument(forecast, limits) } : {}),
       },
       text: (view) => {
-        if (lines.length === 0) return `nothing was used in ${title}; rates: billing rates\n`
+        const ahead = forecast ? sayForecast(forecast, limits, now, view) : ''
+        if (lines.length === 0) return `nothing was used in ${title}; rates: billing rates\n${ahead}`
         const head = `${title}, in UTC${charged === total ? '' : charged === 0n ? `: nothing is charged, this is what it would cost` : `: ${sayMoney(charged)} of it is charged`}`
-        return `${wrap(head, view.columns).map(view.style.dim).join('\n')}\n${asTable(by, lines, names, total, view)}`
+        return `${wrap(head, view.columns).map(view.style.dim).join('\n')}\n${asTable(by, lines, names, total, view)}${ahead}`
       },
     }
   },
@@ -79,7 +89,40 @@ async function machineNamesOf(app: App, accountId: number): Promise<Map<number, 
   return new Map(rows.map(({ id, name, away }) => [id, away ? `${name} (deleted)` : name]))
 }
 
-function lineDocument(line: RangeLine) {
+function forecastDocument(forecast: Forecast, limits: readonly Limit[]) {
+  return {
+    ...{ until: forecast.until.toISOString(), currency: 'USD' },
+    ...{ total_micros: Number(forecast.total), charged_micros: Number(forecast.charged) },
+    assumes: assumptionsOf(forecast),
+    lines: forecast.lines.map(lineDocument),
+    days: daysOf(forecast.lines).map(([day, amount]) => ({ day, amount_micros: Number(amount) })),
+    limits: limits.map((limit) => ({
+      ...limitDocument(limit),
+      reached_on: dayOfReaching(forecast, limit.micros) ?? null,
+    })),
+  }
+}
+
+/** Nothing where the month is as good as over, or nothing is there to cost. */
+function sayForecast(forecast: Forecast, limits: readonly Limit[], now: Date, view: View): string {
+  const { total, charged, until } = forecast
+  if (total === 0n) return ''
+  const verb = charged === 0n ? 'would have cost' : 'will have cost'
+  const of = charged === 0n ? total : charged
+  const head = `by the end of ${sayMonth(monthOf(now))} it ${verb} about ${sayMoney(of)}, if`
+  const reached = limits.flatMap((limit) => {
+    const day = dayOfReaching(forecast, limit.micros)
+    if (day === undefined || day < dayOf(now)) return []
+    const whose = limit.whose === 'own' ? 'your limit' : "the operator's limit"
+    const then = limit.hard ? ', where machines are paused' : ''
+    return [`${whose} of ${sayMoney(limit.micros)} is reached on ${day}${then}`]
+  })
+  const text = `${head} ${sayList(assumptionsOf(forecast), 8)} (until ${until.toISOString().slice(0, 16).replace('T', ' ')} UTC)`
+  const lines = [text, ...reached].flatMap((one) => wrap(one, view.columns)).map(view.style.dim)
+  return `\n${lines.join('\n')}\n`
+}
+
+function lineDocument(line: RangeLine | Line) {
   const { kind, month, rate } = line
   return {
     month,

@@ -6,6 +6,14 @@ import { runLine } from './run.ts'
 import { recordingIo, startWorld, type World } from './testing/world.ts'
 import { textWidth } from './width.ts'
 
+/** It runs since its last fact, as the stand-in server says. */
+const AHEAD = [
+  '',
+  'by the end of February 2026 it would have cost about $47.54, if the machine that',
+  'runs now runs on until then, disks and checkpoints stay as large as they are and',
+  'as much is sent as in the last 7 days (until 2026-03-01 00:00 UTC)',
+  '',
+]
 const never = new AbortController().signal
 
 describe('billing', () => {
@@ -58,7 +66,7 @@ describe('billing', () => {
         'transfer, direct             1.500 GB  $0.07 per GB         $0.10',
         'transfer, gateway            0.250 GB  $0.07 per GB         $0.02',
         'total                                                       $8.96',
-        '',
+        ...AHEAD,
       ].join('\n'),
     )
     expect(await onTerminal('billing usage --by machine', ada)).toBe(
@@ -67,7 +75,7 @@ describe('billing', () => {
         'machine    cpu  memory   disk  transfer   cost',
         'demo     $8.00   $0.60  $0.24     $0.12  $8.96',
         'total    $8.00   $0.60  $0.24     $0.12  $8.96',
-        '',
+        ...AHEAD,
       ].join('\n'),
     )
     expect(await document('billing usage')).toMatchObject({
@@ -76,10 +84,15 @@ describe('billing', () => {
       total_micros: 8_960_595,
       lines: [{ kind: 'cpu', amount_micros: 8_000_000, quantity: '200.000000', unit: 'vCPU-hour' }, {}, {}, {}, {}],
       machines: [{ vm_name: 'demo', amount_micros: 8_960_595 }],
+      forecast: {
+        ...{ until: '2026-03-01T00:00:00.000Z', total_micros: 47_541_929, charged_micros: 0, limits: [] },
+        assumes: ['the machine that runs now runs on until then', {}, {}].map(() => expect.any(String)),
+      },
     })
     expect((await run('billing usage --by day --csv')).stdout).toMatch(
       /^day,kind,class,plan,charged,unit,quantity,amount_usd\n2026-02-02,cpu,,house,no,vCPU-hour,48\.000000000,1\.920000\n/,
     )
+    expect(await document('billing usage --range 7d')).not.toHaveProperty('forecast')
     expect((await run('billing usage --range 24h')).stdout).toBe(
       'nothing was used in the last 24 hours; rates: billing rates\n',
     )
@@ -168,6 +181,30 @@ describe('billing', () => {
       '1 of 1 invoices are what the facts give, $20.960595 in all\n',
     )
     expect(await world.run('billing invoices 1', { caller: await world.account() })).toMatchObject({ status: 3 })
+    expect((await run('audit --kind invoice')).stdout).toMatch(
+      / invoice\.closed +gateway +month 2026-02, total \$15\.96, number 1\n/,
+    )
+    expect((await world.run('billing runs')).stdout).toMatch(/February 2026 +2026-03-01 +\S+ +1\n$/)
+  })
+
+  it('an invoice that fails is shown to the operator, who has it tried again', async () => {
+    await world.gateway
+      .sql`insert into billing_failures (account_id, task, month, problem, first_at, last_at, next_attempt_at)
+      values (${ada.accountId}, 'invoice', '2026-03-01', 'there is no rate for cpu', now(), now(), now() + interval '6 hours')`
+    expect((await world.run('billing runs')).stdout).toMatch(
+      /\nfailed\naccount.*\nada@example\.com +invoice 2026-03 +1 +in \S+ \S+ +there is no rate for cpu\n$/,
+    )
+    expect((await world.run('doctor')).stdout).toMatch(
+      /fix gateway: invoice of account \d+ for March 2026 failed once: there is no rate\s+for cpu\s+billing runs/,
+    )
+    expect(await run('billing runs')).toMatchObject({ status: 4 })
+    expect((await world.json('billing runs --retry')).document).toMatchObject({
+      retried: 1,
+      failures: [{ attempts: 1 }],
+    })
+    const [row] = await world.gateway.sql`select next_attempt_at <= now() as due from billing_failures`
+    expect(row?.due).toBe(true)
+    await world.gateway.sql`delete from billing_failures`
   })
 
   it('a hard limit that is reached pauses, and every way back says why', async () => {

@@ -1,6 +1,8 @@
 import { release } from 'node:os'
 import type { DoctorFinding } from '../../migrations/schema.ts'
 import type { App } from '../app.ts'
+import { sayMonth } from '../billing/calendar.ts'
+import { readFailures } from '../billing/failures.ts'
 import { defineCommand } from './command.ts'
 import { httpsFindings } from './doctor-https.ts'
 import { harmless, wrap } from './text.ts'
@@ -140,6 +142,16 @@ async function gatewayFindings(app: App): Promise<Finding[]> {
           'see BERTH_SMTP',
         ),
     ...(await httpsFindings(app, finding)),
+    await billingFinding(app, finding),
     finding('uptime', true, `serves since ${sayDuration(Date.now() - app.startedAt.getTime())}`),
   ]
+}
+
+async function billingFinding(app: App, finding: MakeFinding): Promise<Finding> {
+  const failures = (await readFailures(app.sql)).filter(({ attempts }) => attempts > 0)
+  const [first] = failures
+  if (!first) return finding('billing', true, 'no invoice and no limit waits for anything')
+  const more = failures.length === 1 ? '' : `, and ${failures.length - 1} more`
+  const text = `${first.task} of account ${first.accountId} for ${sayMonth(first.month)} failed ${first.attempts === 1 ? 'once' : `${first.attempts} times`}${more}: ${first.problem}`
+  return finding('billing', false, text, 'billing runs shows all; when it is mended: billing runs --retry')
 }

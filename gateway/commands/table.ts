@@ -5,6 +5,7 @@ import { audit } from './audit.ts'
 import { billingCredits, billingLimit, billingPlan, billingRates } from './billing.ts'
 import { billingInvoices } from './billing-invoices.ts'
 import { billingPlans, billingRecompute, billingSetPlan, billingSetRate } from './billing-operator.ts'
+import { billingRuns } from './billing-runs.ts'
 import { billingUsage } from './billing-usage.ts'
 import { browser, browserLs, browserRm } from './browser.ts'
 import { checkpoint, checkpointRm, checkpoints } from './checkpoint.ts'
@@ -134,6 +135,7 @@ export const TABLE: readonly Command[] = [
   billingSetPlan,
   billingSetRate,
   billingRecompute,
+  billingRuns,
   help,
   doc,
   exit,
