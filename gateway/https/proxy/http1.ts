@@ -144,7 +144,10 @@ export class Http1Client implements ClientConnection {
     this.#held = NOTHING
     while (buffer.length > 0) {
       // A client that sent CRLF behind its last body is forgiven once (RFC 9112, 2.2).
-      if (scanned === 0 && buffer[0] === CR && buffer[1] === LF) buffer = buffer.subarray(2)
+      if (scanned < 2 && buffer[0] === CR && buffer[1] === LF) {
+        buffer = buffer.subarray(2)
+        scanned = 0
+      }
       const end = buffer.indexOf('\r\n\r\n', Math.max(0, scanned - 3), 'latin1')
       if ((end < 0 ? buffer.length : end) > this.#context.limits.headBytes) {
         this.#refuseHead(new HeadError('request head too large', 431))

@@ -126,6 +126,18 @@ describe('HTTP/2 in front of HTTP/1.1', () => {
     expect([hinted.interims, hinted.status, hinted.body]).toEqual([[103], 200, 'ok'])
   })
 
+  it('a body where there can be none, of 205, is dropped, and the connections live on', async () => {
+    await using origin = await rawOrigin((wire, bytes) =>
+      wire.send(bytes.includes('/reset') ? OK.replace('200 OK', '205 Reset Content') : OK),
+    )
+    await using proxy = await world({ originPort: origin.port })
+    using client = session(proxy)
+    const reset = await ask(client, { ':path': '/reset' })
+    expect([reset.status, reset.headers['content-length'], reset.body]).toEqual([205, undefined, ''])
+    expect((await ask(client)).body).toBe('ok')
+    expect(origin.connections).toHaveLength(1)
+  })
+
   it.each([
     ['with a length', 'HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf'],
     ['in chunks', 'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n'],

@@ -174,6 +174,20 @@ describe('what is allowed is not refused', () => {
     expect(own.connections[0]?.text).toMatch(expected)
   })
 
+  it('CRLF before the request line that comes a byte at a time', async () => {
+    await using own = await rawOrigin((wire) => wire.socket.write(OK))
+    await using server = await world({ originPort: own.port })
+    const wire = await server.dial()
+    wire.socket.setNoDelay(true)
+    for (const byte of `\r\n${get('/')}`) {
+      wire.send(byte)
+      // Read by the other side of this process before the next is written.
+      for (let turns = 0; turns < 3; turns++) await new Promise(setImmediate)
+    }
+    await wire.until(/\r\n\r\nok$/)
+    expect(own.connections[0]?.text).toMatch(/^GET \/ HTTP/)
+  })
+
   it('requests sent ahead are answered in their order, each as a request of its own', async () => {
     const wire = await proxy.dial()
     const paths = Array.from({ length: 50 }, (_, n) => `/ahead/${n}`)

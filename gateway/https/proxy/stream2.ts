@@ -59,6 +59,7 @@ export class Stream2 implements ResponseReader {
   /** of the response, not taken by the client yet */
   #heldBytes = 0
   #paused = false
+  #isBodyDropped = false
   #responded = false
   #cutCode: CutError['code'] | undefined
   #stalledAtMs: number | undefined
@@ -251,8 +252,11 @@ export class Stream2 implements ResponseReader {
       this.#abandon()
       return
     }
-    const withBody = framing.kind !== 'none'
     const headers = headersOf(head, passedResponseFields(head))
+    // Node ends the stream behind this head, whatever the machine says of a body (RFC 9110, 15.3.6: there is none).
+    this.#isBodyDropped = head.status === constants.HTTP_STATUS_RESET_CONTENT
+    if (this.#isBodyDropped) delete headers['content-length']
+    const withBody = framing.kind !== 'none' && !this.#isBodyDropped
     try {
       // Waiting for trailers, whether or not there will be any, leaves END_STREAM to us: Node's close() ends the
       // writable side before it resets, and a cut body would look whole.
@@ -267,7 +271,7 @@ export class Stream2 implements ResponseReader {
   }
 
   bytes(bytes: Buffer): void {
-    if (this.#isOver) return
+    if (this.#isOver || this.#isBodyDropped) return
     this.#carried()
     this.#sentBytes += bytes.length
     this.#heldBytes += bytes.length
