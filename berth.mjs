@@ -13,7 +13,7 @@
 // Preparation, each step skipped when its result is there (a start with nothing to do takes milliseconds for it):
 //
 //     npm packages without their scripts -> the pinned Node -> Debian packages -> native parts built for that Node
-//     -> patches -> kernel, tools disk and images (vmhost/install)
+//     -> patches -> the dashboard (web/build.ts) -> kernel, tools disk and images (vmhost/install)
 //
 // Compilers come with the Debian packages, hence npm's scripts run after those.
 //
@@ -97,6 +97,7 @@ const VERBS = {
 async function setUp() {
   const environment = readEnvironment()
   await prepareModules()
+  await buildDashboard()
   await install([], environment)
   console.log(`Berth is set up. Next: ${bold('npm start')}`)
 }
@@ -106,6 +107,12 @@ async function install(flags, environment, known) {
   const code = await inherit(PINNED, ['vmhost/install/main.ts', ...flags], environment, known)
   if (code !== 0)
     throw new Stop('the set-up did not finish; what it finished is kept, so `npm start` goes on from there')
+}
+
+/** What browsers load; nothing is done where what is there was made of the same sources. */
+async function buildDashboard() {
+  if ((await inherit(PINNED, ['web/build.ts'], process.env)) !== 0)
+    throw new Stop('the dashboard could not be built: see above')
 }
 
 /**
@@ -308,7 +315,10 @@ async function start(sides) {
   for (const side of wanted) lock(join(directory, `launcher-${side}.lock`), directory)
   await prepareModules()
   await checkSettings(wanted, environment)
-  if (wanted.includes('gateway')) prepareGateway(directory)
+  if (wanted.includes('gateway')) {
+    prepareGateway(directory)
+    await buildDashboard()
+  }
 
   // Code stripped of its types and compiled, as trusted as the checkout that it lies in: 0.5 s and 20 MiB less.
   environment.NODE_COMPILE_CACHE ??= join(CACHE, 'compiled')
@@ -639,6 +649,7 @@ async function check() {
 /** Everything that must hold, and as the last line `N passed, N failed`: the two checks and every test count. */
 async function test(parameters) {
   await prepareModules()
+  await buildDashboard()
   const environment = { ...process.env, BERTH_TEST_CACHE: TEST_CACHE }
   await install(['--test', '--artifacts', TEST_ARTIFACTS], environment)
   if ((await inherit(PINNED, ['test/clients/python.ts'], environment)) !== 0)
@@ -670,6 +681,7 @@ async function test(parameters) {
 async function runTool(file, parameters) {
   if (!fs.existsSync(join(ROOT, file))) throw new Stop(`${file} is not there`)
   await prepareModules()
+  await buildDashboard()
   const environment = { ...process.env, BERTH_TEST_CACHE: TEST_CACHE }
   await install(['--test', '--artifacts', TEST_ARTIFACTS], environment)
   exit(await inherit(PINNED, [file, ...parameters], environment))

@@ -15,7 +15,7 @@ export default defineConfig({
         test: {
           name: 'unit',
           include: ['{gateway,vmhost,init,migrations,web}/**/*.test.ts', 'test/unit/**/*.test.ts'],
-          globalSetup: ['test/postgres.setup.ts'],
+          globalSetup: ['test/web.setup.ts', 'test/postgres.setup.ts'],
           testTimeout: 120_000,
           hookTimeout: 120_000,
         },

@@ -9,7 +9,7 @@ import { machineNames as completeNames } from './complete.ts'
 import { readDefaults } from './defaults.ts'
 import { CommandError } from './error.ts'
 import { idleTimeOf } from './idle-time.ts'
-import { awakeBecause, hostNames, httpsUrl, machineDocument, sshLine, statusInWords } from './machine-document.ts'
+import { awakeBecause, hostNames, httpsUrl, listedDocument, sshLine, statusInWords } from './machine-document.ts'
 import { type Column, harmless, table, type View, wrap } from './text.ts'
 import { sayBytes, sayWhen, shown } from './values.ts'
 
@@ -48,7 +48,7 @@ export const ls = defineCommand({
     return {
       json: {
         vms: rows.map(({ machine, cost }) => ({
-          ...machineDocument(machine, app.settings, hosts),
+          ...listedDocument(machine, app.settings, { hosts, defaults }),
           ...(cost === undefined ? {} : { cost_this_month_micros: Number(cost) }),
         })),
       },

@@ -1,6 +1,8 @@
 import type { App } from '../app.ts'
-import { isWaking, type Machine } from '../machines.ts'
+import { isWaking, type Machine, stageOf } from '../machines.ts'
 import type { Settings } from '../settings.ts'
+import type { Defaults } from './defaults.ts'
+import { idleTimeOf } from './idle-time.ts'
 import { quoteWord } from './words.ts'
 
 /** A machine as `--json` shows it; product.md fixes the names. Sizes in bytes, times in ISO 8601 UTC. */
@@ -67,6 +69,39 @@ export function machineDocument(machine: Machine, settings: Settings, hosts: Map
     host,
     ...(observedReason !== null ? { reason: observedReason } : {}),
     ...(setupState === null ? {} : { setup: setupDocument(machine) }),
+  }
+}
+
+/** What a list says of a machine besides: what it is doing, and why it is awake or asleep. */
+export type ListedDocument = MachineDocument & {
+  /** the status in words, and where it is going: `falling asleep` */
+  status_text: string
+  /** what a start or a wake is doing; null when there is none */
+  stage: string | null
+  /** nothing keeps it awake since then; null while something does, or it is not awake */
+  idle_since: string | null
+  /** it is never put to sleep for being idle */
+  never_sleeps: boolean
+  asleep_since: string | null
+  asleep_because: string | null
+}
+
+/** @param defaults those of the machine's account */
+export function listedDocument(
+  machine: Machine,
+  settings: Settings,
+  { hosts, defaults }: { hosts: Map<number, string>; defaults: Defaults },
+): ListedDocument {
+  const { observedState, observedIdleSince, observedAsleepAt, observedAsleepBecause } = machine
+  const words = statusInWords(machine)
+  return {
+    ...machineDocument(machine, settings, hosts),
+    status_text: words,
+    stage: ['creating', 'starting', 'waking'].includes(words) ? stageOf(machine) : null,
+    idle_since: (observedState === 'running' && observedIdleSince?.toISOString()) || null,
+    never_sleeps: idleTimeOf(machine, defaults).seconds === null,
+    asleep_since: (observedState === 'asleep' && observedAsleepAt?.toISOString()) || null,
+    asleep_because: observedState === 'asleep' ? observedAsleepBecause : null,
   }
 }
 

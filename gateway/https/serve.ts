@@ -15,6 +15,7 @@ import { type AccessLog, logAnswer } from './access-log.ts'
 import type { Challenges } from './acme/challenges.ts'
 import { startAcme } from './acme/service.ts'
 import { controlApp } from './control/app.ts'
+import { Events } from './dashboard/events.ts'
 import { ExecEndpoint } from './exec/exec.ts'
 import { answerHealth, type Readiness, serveMetrics } from './health.ts'
 import { hostsOf } from './hosts.ts'
@@ -156,6 +157,7 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     runLine: options.runLine,
     finished: (exchange) => options.access?.write(exchange),
   })
+  const events = new Events(app)
   const server = await startHttps({
     settings,
     log,
@@ -171,6 +173,7 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     controlHost(request, response) {
       if (answerHealth(request, response, readiness) || exec.answer(request, response)) return
       if (options.access) logAnswer(options.access, request, response)
+      if (events.answer(request, response)) return
       void control(request, response)
     },
     controlUpgrade: (request, socket, head) => terminals.upgrade(request, socket, head),
@@ -219,6 +222,7 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     async close(drainMs) {
       isStopping = true
       terminals.close()
+      events.close()
       await Promise.all([server.close(drainMs), redirects.close(), acme?.close()])
       clearInterval(sweep)
       for (const end of stop) end()

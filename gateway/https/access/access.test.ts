@@ -141,7 +141,7 @@ describe('other sites’ pages', () => {
       const noOrigin = await browser.send(`${site.control}${path}`, { method: 'POST' })
       expect([path, noOrigin.status]).toEqual([path, 403])
     }
-    expect((await browser.get(`${site.control}/`)).text).toContain('<h1>Machines</h1>')
+    expect((await browser.get(`${site.control}/list`)).text).toContain('<h1>Machines</h1>')
     // Whoever follows a link from there is let in.
     expect((await browser.get(`${site.machine()}/`, { from })).status).toBe(200)
     const logout = await browser.send(`${site.machine()}/__berth/logout`, { method: 'POST', from })

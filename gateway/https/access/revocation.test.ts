@@ -56,11 +56,11 @@ describe('what is taken away ends live connections within a second', () => {
     const other = endless(site, { cookie: cookieOf(two) })
     await other.started()
     await cut(site, { cookie: cookieOf(one) }, async () => {
-      await one.submit(await one.get(`${site.control}/`), {}, '/signout')
+      await one.submit(await one.get(`${site.control}/list`), {}, '/signout')
     })
     expect(other.isOpen()).toBe(true)
     const third = await site.signedIn()
-    await third.submit(await third.get(`${site.control}/`), {}, '/signout/everywhere')
+    await third.submit(await third.get(`${site.control}/list`), {}, '/signout/everywhere')
     await other.closed()
     expect((await two.get(`${site.control}/`)).text).toContain('<h1>Sign in</h1>')
   })
@@ -74,7 +74,7 @@ describe('what is taken away ends live connections within a second', () => {
     const port = second.https?.server.addresses[0]?.port ?? 0
     const visit = endless({ ...site, port }, { cookie: cookieOf(browser) })
     await visit.started()
-    await browser.submit(await browser.get(`${site.control}/`), {}, '/signout')
+    await browser.submit(await browser.get(`${site.control}/list`), {}, '/signout')
     const began = performance.now()
     await visit.closed()
     expect(performance.now() - began).toBeLessThan(SECOND_MS)

@@ -12,6 +12,7 @@ import type { App, RunLine } from '../../app.ts'
 import { answerWithin, faultOf } from '../../fault.ts'
 import type { Log } from '../../log.ts'
 import { COOKIE, NEXT_MOST, setCookie } from '../access/fields.ts'
+import { addDashboard, addDashboardAssets } from '../dashboard/routes.ts'
 import { html } from '../pages/html.ts'
 import { onwardField, pageFields } from '../pages/page.ts'
 import { addAssets, addTerminal } from '../terminal/routes.ts'
@@ -124,12 +125,14 @@ export function controlApp(options: ControlOptions) {
     return await next()
   })
   addAssets(control)
+  addDashboardAssets(control)
   app.use(async (context, next) => {
     const cookie = cookieIn(context, COOKIE)
     context.set('session', cookie === undefined ? undefined : await answerWithin(ANSWER_MS, findSession(sql, cookie)))
     return await next()
   })
   addMachines(control)
+  addDashboard(control)
   addSignIn(control)
   addOpen(control)
   addInvitations(control)

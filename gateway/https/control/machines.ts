@@ -1,11 +1,13 @@
 import { listPending } from '../../accounts/shares.ts'
 import { machinesOfSession } from '../../accounts/web-access.ts'
-import { type Control, wantsHtml } from './app.ts'
+import { showDashboard } from '../dashboard/routes.ts'
+import { type Control, type ControlContext, wantsHtml } from './app.ts'
 import { machinesPage, signInPage } from './pages.ts'
 
-/** `GET /`: the machines whose pages a person may see. */
-export function addMachines({ app, sql, installation, show, refuse }: Control): void {
-  app.get('/', async (context) => {
+/** `GET /`: the dashboard; for readers of a mailbox, for programs and at `/list` the machines whose pages they may see. */
+export function addMachines(control: Control): void {
+  const { app, sql, installation, show, refuse } = control
+  const list = async (context: ControlContext) => {
     const session = context.get('session')
     if (!session) {
       if (wantsHtml(context)) return show(context, 200, signInPage(installation, { next: '/' }))
@@ -26,5 +28,7 @@ export function addMachines({ app, sql, installation, show, refuse }: Control): 
         url: installation.machineUrl(name),
       })),
     })
-  })
+  }
+  app.get('/', (context) => showDashboard(control, context) ?? list(context))
+  app.get('/list', list)
 }

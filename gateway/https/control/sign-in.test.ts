@@ -169,7 +169,7 @@ describe('signing in by mail', () => {
     const page = await site.browser().get(hostile)
     expect(page.text).not.toContain('<script')
     await site.sql`update accounts set email = ${'<b>"x@example.com'}, email_proved_at = now() where id = ${site.ownerId}`
-    const home = await (await site.signedIn()).get(`${site.control}/`)
+    const home = await (await site.signedIn()).get(`${site.control}/list`)
     expect(home.text).not.toContain('<b>"x')
     expect(home.text).toContain('&#60;b&#62;')
   })
@@ -180,7 +180,7 @@ describe('the list of machines', () => {
     await using site = await startSite()
     await site.addMachine('off', site.ownerId, { state: 'stopped' })
     const browser = await site.signedIn()
-    const page = await browser.get(`${site.control}/`)
+    const page = await browser.get(`${site.control}/list`)
     expect(page.text).toMatch(/href="https:\/\/demo\.localhost:\d+\/">demo<\/a>\s*<span class="state well">running/)
     expect(page.text).toMatch(/>off<\/a>\s*<span class="state ">stopped/)
     const list = await browser.get(`${site.control}/`, { headers: { accept: 'application/json' } })
@@ -189,6 +189,6 @@ describe('the list of machines', () => {
       { name: 'off' },
     ])
     const nobody = await site.signedIn(await site.account())
-    expect((await nobody.get(`${site.control}/`)).text).toContain('new demo')
+    expect((await nobody.get(`${site.control}/list`)).text).toContain('new demo')
   })
 })

@@ -66,6 +66,15 @@ export class Exchange {
     return site !== undefined && site !== 'same-origin' && site !== 'none'
   }
 
+  /**
+   * A page of the control host itself asks. Who is signed in by a cookie must be asked so: browsers send it by themselves,
+   * and machines are on the same site as this host. All of them send Origin with a POST.
+   */
+  isOwnPage(): boolean {
+    const { origin, 'sec-fetch-site': site } = this.request.headers
+    return origin === `https://${this.host.replace(/:443$/, '')}` && (site === undefined || site === 'same-origin')
+  }
+
   /** What a line answered. */
   answer(text: string): void {
     if (this.output?.begun && !this.telling) this.output.fail('the command ended without a word')

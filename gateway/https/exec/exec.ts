@@ -2,7 +2,8 @@
  * `POST /exec` on the control host: the body is one line of the lobby, the answer its JSON document. `ssh NAME CMD`
  * streams what the command prints (output.ts). A line goes this way:
  *
- *   refused   by method, by a page of another site, without a good token, over the account's quota, by its body
+ *   refused   by method, by a page of another site, without a good token or, from the dashboard, a signed-in browser's
+ *             cookie, over the account's quota, by its body
  *   running   in the lobby, for at most 30 s unless it is `ssh`; the client's leaving, or its token's end, interrupts it
  *   attached  `ssh` has started something: the head is sent, then what it prints
  *   answered  with the document, or the stream's last line
@@ -19,11 +20,12 @@ import { TABLE } from '../../commands/table.ts'
 import { splitWords } from '../../commands/words.ts'
 import { answerWithin, faultOf } from '../../fault.ts'
 import { credentialOf } from '../access/credentials.ts'
+import { COOKIE, cookieOf } from '../access/fields.ts'
 import { Rate } from '../control/rate.ts'
 import type { Finished } from '../proxy/context.ts'
 import { BODY_LIMIT_BYTES, readBody } from './body.ts'
 import { Exchange, PATH } from './exchange.ts'
-import { findHolder, type Holder } from './holder.ts'
+import { findHolder, type Holder, holderOfSession } from './holder.ts'
 import { LiveRuns } from './live.ts'
 import { ProcessOutput } from './output.ts'
 import { type Place, Quota, type QuotaLimits } from './quota.ts'
@@ -40,6 +42,7 @@ const BAD_TOKENS_A_MINUTE = 300
 const MINUTE_S = 60
 
 const REVOKED = new CommandError('auth.invalid', 4, 'the token was taken back')
+const SIGNED_OUT = new CommandError('auth.invalid', 4, 'this browser was signed out')
 const EXPIRED = new CommandError('auth.invalid', 4, 'the token has expired')
 /** Node's timers take no more. */
 const TIMER_MOST_MS = 2 ** 31 - 1
@@ -107,7 +110,10 @@ export class ExecEndpoint {
       exchange.refuse(status, code, error, { 'Retry-After': String(retryAfterS) })
       return
     }
-    const forget = this.#live.add({ grant: holder.grant, revoke: () => exchange.interrupt(REVOKED) })
+    const forget = this.#live.add({
+      grant: holder.grant,
+      revoke: () => exchange.interrupt(holder.isBrowser ? SIGNED_OUT : REVOKED),
+    })
     const leftMs = holder.endsAtMs - Date.now()
     const overdue = leftMs > TIMER_MOST_MS ? undefined : setTimeout(() => exchange.interrupt(EXPIRED), leftMs)
     try {
@@ -133,16 +139,25 @@ export class ExecEndpoint {
       [value ?? []].flat().map((one) => ({ name, value: one })),
     )
     const token = credentialOf(fields)?.token
-    if (token === undefined) {
+    const cookie = token === undefined ? cookieOf(fields, COOKIE) : undefined
+    if (token === undefined && cookie === undefined) {
       exchange.challenge('auth.required', 'send a token, which token new makes')
       return undefined
     }
+    if (cookie !== undefined && !exchange.isOwnPage()) {
+      exchange.refuse(403, 'request.foreign_page', 'with a cookie this is asked for by Berth’s own pages only')
+      return undefined
+    }
     const host = app.settings.domain.toLowerCase()
-    const found = this.#live.stable(() => findHolder(app.sql, { token, host, address }))
+    const found = this.#live.stable(async () =>
+      token === undefined
+        ? await holderOfSession(app.sql, cookie ?? '', address)
+        : await findHolder(app.sql, { token, host, address }),
+    )
     const holder = await answerWithin(LOOK_UP_MS, found)
     if (!holder) {
       this.#badTokens.exceeded(address)
-      exchange.challenge('auth.invalid', 'this token is not good here')
+      exchange.challenge('auth.invalid', token === undefined ? 'signed out' : 'this token is not good here')
       return undefined
     }
     if (holder.isSuspended) {
@@ -157,7 +172,7 @@ export class ExecEndpoint {
     const line = await lineOf(exchange)
     if (line === undefined || signal.aborted) {
       place.end()
-      if (signal.reason === REVOKED || signal.reason === EXPIRED)
+      if ([REVOKED, SIGNED_OUT, EXPIRED].includes(signal.reason))
         exchange.challenge(signal.reason.code, signal.reason.message)
       return
     }

@@ -1,13 +1,15 @@
 /** Whose a token is, at the control host: there it runs commands, and at machines' hosts (access/grants.ts) it opens pages. */
 import type { Sql } from '../../../migrations/connect.ts'
-import { hashToken } from '../../accounts/web-sessions.ts'
+import { findSession, hashToken } from '../../accounts/web-sessions.ts'
 import type { Caller } from '../../app.ts'
 import { OFFLINE_PREFIX, OfflineTokenError, parseOfflineToken } from '../access/offline-token.ts'
 
 export type Holder = {
   caller: Caller
   isSuspended: boolean
-  /** the row behind it: `token:<id>`, or `key:<id>:<Unix ms>` of a token that no row says the end of */
+  /** the control host's own pages ask, by the cookie of whoever is signed in */
+  isBrowser: boolean
+  /** the row behind it: `token:<id>`, `session:<id>`, or `key:<id>:<Unix ms>` of a token that no row says the end of */
   grant: string
   /** Unix milliseconds */
   endsAtMs: number
@@ -25,6 +27,24 @@ export async function findHolder(
   return token.startsWith(OFFLINE_PREFIX)
     ? await findOffline(sql, token, host, address)
     : await findStored(sql, token, address)
+}
+
+/**
+ * Who is signed in at the control host in a browser: may do there what the account's key may do in the lobby.
+ * @returns undefined for a session that is over, and for the reader of a mailbox, who has no account
+ */
+export async function holderOfSession(sql: Sql, cookie: string, address: string): Promise<Holder | undefined> {
+  const session = await findSession(sql, cookie)
+  if (!session || session.accountId === null) return undefined
+  const { id, accountId, isOwner } = session
+  return {
+    grant: `session:${id}`,
+    // Each use puts its end off.
+    endsAtMs: Number.POSITIVE_INFINITY,
+    isSuspended: false,
+    isBrowser: true,
+    caller: { accountId, isOwner, keyId: null, fingerprint: '', address, via: 'exec', sshName: '' },
+  }
 }
 
 async function findStored(sql: Sql, token: string, address: string): Promise<Holder | undefined> {
@@ -52,6 +72,7 @@ async function findStored(sql: Sql, token: string, address: string): Promise<Hol
     grant: `token:${row.id}`,
     endsAtMs: row.expiresAt.getTime(),
     isSuspended: row.isSuspended,
+    isBrowser: false,
     caller: {
       accountId: row.accountId,
       isOwner: row.isOwner,
@@ -87,6 +108,7 @@ async function findOffline(sql: Sql, token: string, host: string, address: strin
       grant: `key:${keyId}:${expiresAtMs}`,
       endsAtMs: expiresAtMs,
       isSuspended,
+      isBrowser: false,
       caller: {
         accountId,
         isOwner,
@@ -111,6 +133,9 @@ export async function goodGrants(sql: Sql, grants: readonly string[]): Promise<S
   const rows = await sql<{ key: string }[]>`
     select 'token:' || t.id as key from tokens t join accounts a on a.id = t.account_id
     where t.id = any(${ids('token')}::int[]) and t.expires_at > now() and a.suspended_at is null
+    union all
+    select 'session:' || s.id from web_sessions s join accounts a on a.id = s.account_id
+    where s.id = any(${ids('session')}::int[]) and s.expires_at > now() and a.suspended_at is null
     union all
     select 'key:' || k.id from keys k join accounts a on a.id = k.account_id
     where k.id = any(${ids('key')}::int[]) and a.suspended_at is null`

@@ -90,9 +90,10 @@ describe('in a browser', () => {
   it('a link signs in, the list leads to the machine, and signing out everywhere ends both', async () => {
     const page = await browser.open()
     await signIn(page)
+    await page.goto(`${site.control}/list`)
     await page.getByRole('link', { name: 'demo', exact: true }).click()
     expect(await page.textContent('body')).toContain('machine says GET /')
-    await page.goto(site.control)
+    await page.goto(`${site.control}/list`)
     await page.getByRole('button', { name: 'Sign out everywhere' }).click()
     await page.goto(site.machine())
     await page.getByRole('heading', { name: 'Sign in' }).waitFor()
@@ -137,8 +138,8 @@ describe('in a browser', () => {
       open: async (page) => page.goto(`${site.control}/login/${await createSignInLink(site.sql, site.ownerId)}`),
       heading: /Sign this browser in\?/,
     },
-    { name: 'machines', as: 'owner', open: (page) => page.goto(site.control), heading: /Machines/ },
-    { name: 'no-machine-yet', as: 'other', open: (page) => page.goto(site.control), heading: /Machines/ },
+    { name: 'machines', as: 'owner', open: (page) => page.goto(`${site.control}/list`), heading: /Machines/ },
+    { name: 'no-machine-yet', as: 'other', open: (page) => page.goto(`${site.control}/list`), heading: /Machines/ },
     { name: 'stopped', as: 'owner', open: (page) => page.goto(site.machine('quiet-heron')), heading: /stopped/ },
     { name: 'starting', as: 'owner', open: (page) => page.goto(site.machine('new-here')), heading: /starting/ },
     { name: 'failed', as: 'owner', open: (page) => page.goto(site.machine('broken')), heading: /broken has failed/ },

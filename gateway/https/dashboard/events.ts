@@ -1,0 +1,304 @@
+/**
+ * `GET /events` on the control host: what a signed-in browser is told by itself, as server-sent events.
+ *
+ *     machines  {full?, set: {NUMBER: as ls --json has it}, gone: [NUMBER]}   at first all, then what changed
+ *     costs     {NUMBER: millionths of a dollar}                              this month, looked at each minute
+ *     news      {what: keys|hosts|grants}                                     worth another look
+ *     stale     {since}                                                       the database is not heard
+ *     alive     {}                                                            each 15 s, and when it is heard again
+ *     end       {}                                                            this browser was signed out
+ *
+ * An account's machines are read once for all of its browsers, by that account's own right, and again when Postgres says
+ * that one of them changed: another's are nowhere on the way. A browser that comes back says which event it heard last
+ * (`Last-Event-ID`, or `?after=`) and is told what is newer.
+ */
+import type { IncomingMessage, ServerResponse } from 'node:http'
+import { findSession } from '../../accounts/web-sessions.ts'
+import type { App } from '../../app.ts'
+import { answerWithin, faultOf } from '../../fault.ts'
+import { COOKIE, cookieOf } from '../access/fields.ts'
+import { sendDocument } from '../exec/answer.ts'
+import { LiveRuns } from '../exec/live.ts'
+import { EventStream, type Topic } from './event-stream.ts'
+import { Feed } from './feed.ts'
+import { readCosts, readDocuments, readSomeDocuments } from './machine-documents.ts'
+
+const PATH = '/events'
+
+export type EventLimits = {
+  /** streams of one browser, of one account and of all together */
+  perSession: number
+  perAccount: number
+  all: number
+  beatMs: number
+  costsMs: number
+  /** how long a feed is kept that nobody hears, for those who come back */
+  idleMs: number
+}
+
+export const EVENT_LIMITS: EventLimits = {
+  perSession: 16,
+  perAccount: 64,
+  all: 2_000,
+  beatMs: 15_000,
+  costsMs: 60_000,
+  idleMs: 120_000,
+}
+
+/** News come in bursts: a start is a handful of changes. */
+const GATHER_MS = 20
+/** After a look that failed. */
+const AGAIN_MS = 1_000
+const LOOK_UP_MS = 10_000
+const RETRY_S = 5
+
+type Channel = {
+  accountId: number
+  isOwner: boolean
+  feed: Feed
+  streams: Map<EventStream, number>
+  /** machines that changed and were not read yet; undefined: all may have */
+  changed: Set<number> | undefined
+  timer: NodeJS.Timeout | undefined
+  isReading: boolean
+  costs: string
+  costsTimer: NodeJS.Timeout | undefined
+  /** since when the database is not heard */
+  staleSince: Date | undefined
+  readAt: Date
+  idleTimer: NodeJS.Timeout | undefined
+}
+
+export class Events {
+  readonly #app: App
+  readonly #limits: EventLimits
+  readonly #live: LiveRuns
+  readonly #channels = new Map<number, Channel>()
+  readonly #perSession = new Map<number, number>()
+  readonly #stop: (() => void)[]
+  readonly #beat: NodeJS.Timeout
+  #count = 0
+  #isClosed = false
+
+  constructor(app: App, limits: Partial<EventLimits> = {}) {
+    this.#app = app
+    this.#limits = { ...EVENT_LIMITS, ...limits }
+    this.#live = new LiveRuns(app)
+    const { news } = app
+    this.#stop = [
+      news.on('machines', (id) => void this.#machineChanged(Number(id))),
+      news.on('keys', (accountId) => this.#tell('keys', (channel) => channel.accountId === Number(accountId))),
+      news.on('hosts', () => this.#tell('hosts', ({ isOwner }) => isOwner)),
+      news.onRescan(() => {
+        for (const channel of this.#channels.values()) this.#readAll(channel)
+      }),
+    ]
+    this.#beat = setInterval(() => {
+      for (const { streams } of this.#channels.values()) for (const stream of streams.keys()) stream.beat()
+    }, this.#limits.beatMs)
+    this.#beat.unref()
+  }
+
+  /** @returns false when the request is for something else */
+  answer(request: IncomingMessage, response: ServerResponse): boolean {
+    const { pathname, searchParams } = new URL(request.url ?? '/', 'https://control')
+    if (pathname !== PATH) return false
+    this.#serve(request, response, searchParams.get('after') ?? undefined).catch((error: unknown) => {
+      const { isAway, message } = faultOf(error, this.#app.log, 'a stream of events failed')
+      if (response.headersSent) response.destroy()
+      else refuse(response, isAway ? 503 : 500, isAway ? 'database.away' : 'gateway.failed', message)
+    })
+    return true
+  }
+
+  /** Ends all streams: their browsers come back to whoever serves then. */
+  close(): void {
+    this.#isClosed = true
+    clearInterval(this.#beat)
+    for (const stop of this.#stop) stop()
+    this.#live.close()
+    for (const channel of this.#channels.values()) {
+      for (const stream of channel.streams.keys()) stream.end(false)
+      forget(channel)
+    }
+    this.#channels.clear()
+  }
+
+  async #serve(request: IncomingMessage, response: ServerResponse, after: string | undefined): Promise<void> {
+    if (request.method !== 'GET') return refuse(response, 405, 'request.method', 'GET this', { Allow: 'GET' })
+    if (isForeign(request)) {
+      return refuse(response, 403, 'request.foreign_page', 'Berth’s own pages alone are told')
+    }
+    const cookie = cookieOf([{ name: 'cookie', value: request.headers.cookie ?? '' }], COOKIE)
+    const found = cookie === undefined ? undefined : this.#live.stable(() => findSession(this.#app.sql, cookie))
+    const session = found && (await answerWithin(LOOK_UP_MS, found))
+    if (!session || session.accountId === null) {
+      return refuse(response, 401, 'auth.required', 'sign in first')
+    }
+    if (this.#isClosed || response.destroyed) return response.destroy() as unknown as undefined
+    const { id, accountId, isOwner } = session
+    const channel = this.#channelOf(accountId, isOwner)
+    const { perSession, perAccount, all } = this.#limits
+    const ofSession = this.#perSession.get(id) ?? 0
+    if (ofSession >= perSession || channel.streams.size >= perAccount || this.#count >= all) {
+      return refuse(response, 429, 'request.too_many', 'too many pages are open; close one', {
+        'Retry-After': String(RETRY_S),
+      })
+    }
+    const lastId = request.headers['last-event-id']
+    const heard = channel.feed.positionOf(typeof lastId === 'string' && lastId !== '' ? lastId : after)
+    const stream = new EventStream(response, channel.feed, heard)
+    this.#count++
+    this.#perSession.set(id, ofSession + 1)
+    channel.streams.set(stream, id)
+    const forgetGrant = this.#live.add({ grant: `session:${id}`, revoke: () => stream.end(true) })
+    response.once('close', () => {
+      forgetGrant()
+      this.#count--
+      const left = (this.#perSession.get(id) ?? 1) - 1
+      if (left > 0) this.#perSession.set(id, left)
+      else this.#perSession.delete(id)
+      channel.streams.delete(stream)
+      this.#rest(channel)
+    })
+    stream.staleSince = channel.staleSince
+    if (channel.feed.isKnown) stream.tell()
+    else this.#readAll(channel)
+    if (channel.costs !== '') stream.costs = channel.costs
+  }
+
+  #channelOf(accountId: number, isOwner: boolean): Channel {
+    const known = this.#channels.get(accountId)
+    if (known) {
+      clearTimeout(known.idleTimer)
+      known.idleTimer = undefined
+      known.isOwner = isOwner
+      return known
+    }
+    const channel: Channel = {
+      ...{ accountId, isOwner, feed: new Feed(), streams: new Map(), changed: undefined, timer: undefined },
+      ...{ isReading: false, costs: '', costsTimer: undefined, staleSince: undefined, readAt: new Date() },
+      idleTimer: undefined,
+    }
+    this.#channels.set(accountId, channel)
+    return channel
+  }
+
+  /** Nobody hears it: it is kept for a while, as it is followed on. */
+  #rest(channel: Channel): void {
+    if (channel.streams.size > 0 || this.#isClosed) return
+    channel.idleTimer = setTimeout(() => {
+      forget(channel)
+      this.#channels.delete(channel.accountId)
+    }, this.#limits.idleMs)
+    channel.idleTimer.unref()
+  }
+
+  /** Whose a machine is, its row says: of one that is in no feed yet, and of one that changed hands. */
+  async #machineChanged(id: number): Promise<void> {
+    if (this.#channels.size === 0) return
+    for (const channel of this.#channels.values()) if (channel.feed.has(id)) this.#read(channel, id)
+    try {
+      const rows = await this.#app.sql<{ accountId: number }[]>`
+        select account_id as "accountId" from machines where id = ${id}`
+      const channel = this.#channels.get(rows[0]?.accountId ?? -1)
+      if (channel && !channel.feed.has(id)) this.#read(channel, id)
+    } catch {
+      for (const channel of this.#channels.values()) this.#readAll(channel)
+    }
+  }
+
+  #tell(topic: Topic, isFor: (channel: Channel) => boolean): void {
+    for (const channel of this.#channels.values()) {
+      if (isFor(channel)) for (const stream of channel.streams.keys()) stream.news(topic)
+    }
+  }
+
+  #read(channel: Channel, id: number): void {
+    channel.changed?.add(id)
+    this.#readSoon(channel, GATHER_MS)
+  }
+
+  #readAll(channel: Channel): void {
+    channel.changed = undefined
+    this.#readSoon(channel, 0)
+  }
+
+  #readSoon(channel: Channel, ms: number): void {
+    if (this.#isClosed || channel.isReading) return
+    channel.timer ??= setTimeout(() => void this.#readNow(channel), ms)
+  }
+
+  async #readNow(channel: Channel): Promise<void> {
+    channel.timer = undefined
+    channel.isReading = true
+    const { accountId, feed, streams } = channel
+    const ids = feed.isKnown ? channel.changed : undefined
+    channel.changed = new Set()
+    try {
+      const at = new Date()
+      if (ids === undefined) feed.replace(await answerWithin(LOOK_UP_MS, readDocuments(this.#app, accountId)))
+      else {
+        const documents = await answerWithin(LOOK_UP_MS, readSomeDocuments(this.#app, accountId, [...ids]))
+        feed.update(
+          documents,
+          [...ids].filter((id) => !documents.has(id)),
+        )
+      }
+      channel.readAt = at
+      this.#setStale(channel, undefined)
+      for (const stream of streams.keys()) stream.tell()
+      channel.isReading = false
+      if (channel.changed === undefined || channel.changed.size > 0) this.#readSoon(channel, GATHER_MS)
+      if (channel.costsTimer === undefined) void this.#readCosts(channel)
+    } catch (error) {
+      this.#app.log.warn({ err: error, account: accountId }, 'machines could not be read for their browsers')
+      channel.isReading = false
+      channel.changed = undefined
+      this.#setStale(channel, channel.staleSince ?? channel.readAt)
+      this.#readSoon(channel, AGAIN_MS)
+    }
+  }
+
+  #setStale(channel: Channel, since: Date | undefined): void {
+    channel.staleSince = since
+    for (const stream of channel.streams.keys()) stream.staleSince = since
+  }
+
+  async #readCosts(channel: Channel): Promise<void> {
+    channel.costsTimer = setTimeout(() => {
+      if (channel.streams.size > 0) void this.#readCosts(channel)
+      else channel.costsTimer = undefined
+    }, this.#limits.costsMs)
+    channel.costsTimer.unref()
+    try {
+      channel.costs = await readCosts(this.#app, channel.accountId)
+      for (const stream of channel.streams.keys()) stream.costs = channel.costs
+    } catch (error) {
+      // A price that cannot be computed keeps nobody from their machines.
+      this.#app.log.warn({ err: error, account: channel.accountId }, 'what machines cost could not be computed')
+    }
+  }
+}
+
+function forget({ timer, costsTimer, idleTimer }: Channel): void {
+  for (const one of [timer, costsTimer, idleTimer]) clearTimeout(one)
+}
+
+/** Another site's page could not read the stream, but hold places open. */
+function isForeign({ headers }: IncomingMessage): boolean {
+  const host = String(headers.host ?? headers[':authority'] ?? '').toLowerCase()
+  const { origin, 'sec-fetch-site': site } = headers
+  if (origin !== undefined && origin !== `https://${host.replace(/:443$/, '')}`) return true
+  return site !== undefined && site !== 'same-origin'
+}
+
+function refuse(
+  response: ServerResponse,
+  status: number,
+  code: string,
+  error: string,
+  fields: Record<string, string> = {},
+): void {
+  sendDocument(response, status, { error, code }, fields)
+}

@@ -1,0 +1,13 @@
+/** The dashboard: finds the page for the address, loads it, and keeps the machines live behind it. */
+import './style/tokens.css'
+import './style/base.css'
+import './style/parts.css'
+import { render } from 'preact'
+import { App } from './App.tsx'
+import { startLive } from './api/live.ts'
+import { startRouter } from './router.ts'
+
+startRouter()
+startLive()
+const root = document.getElementById('app')
+if (root) render(<App />, root)

@@ -1,0 +1,18 @@
+/** It did not work: why, and the way on. */
+export function Failed({ error, wayOn }: { error: Error; wayOn?: { label: string; act: () => void } | undefined }) {
+  return (
+    <div class="failed" role="alert">
+      <p>{sentence(error.message)}</p>
+      {wayOn && (
+        <button type="button" class="plain" onClick={wayOn.act}>
+          {wayOn.label}
+        </button>
+      )}
+    </div>
+  )
+}
+
+function sentence(text: string): string {
+  const begun = `${text.charAt(0).toUpperCase()}${text.slice(1)}`
+  return /[.?!]$/.test(begun) ? begun : `${begun}.`
+}
