@@ -45,6 +45,7 @@ import { sleepAfter } from './sleep-after.ts'
 import { ssh } from './ssh.ts'
 import { sshConfig } from './ssh-config.ts'
 import { sshKeyAdd, sshKeyGenerateApiKey, sshKeyList, sshKeyRemove, sshKeyRename } from './ssh-key.ts'
+import { stat } from './stat.ts'
 import { tag } from './tag.ts'
 import { tokenLs, tokenNew, tokenRm } from './token.ts'
 import { trash, untrash } from './trash.ts'
@@ -75,6 +76,7 @@ export const TABLE: readonly Command[] = [
   restore,
   checkpointRm,
   resize,
+  stat,
   logs,
   rm,
   trash,
