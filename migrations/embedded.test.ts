@@ -1,10 +1,12 @@
 import { spawn, spawnSync } from 'node:child_process'
-import { chmodSync, mkdtempSync, rmSync } from 'node:fs'
+import { chmodSync, existsSync, mkdtempSync, readFileSync, rmSync, statSync, truncateSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, it } from 'vitest'
 import { connect } from './connect.ts'
-import { embeddedUrl, postmasterPid, startEmbedded, stopEmbedded } from './embedded.ts'
+import { embeddedPaths, embeddedUrl, postmasterPid, startEmbedded, stopEmbedded } from './embedded.ts'
+
+const PATIENT = { timeout: 60_000 }
 
 describe('embedded Postgres', () => {
   let directory: string
@@ -57,7 +59,19 @@ describe('embedded Postgres', () => {
     const pid = postmasterPid(directory)
     if (!pid) throw new Error('no postmaster')
     process.kill(pid, 'SIGKILL')
-    await expect.poll(() => postmasterPid(directory), { timeout: 60_000 }).not.toBe(pid)
+    await expect.poll(() => postmasterPid(directory), PATIENT).not.toBe(pid)
+    const { log } = embeddedPaths(directory)
+    truncateSync(log, 2 ** 24)
+    await expect.poll(() => [statSync(log).size < 2 ** 24, existsSync(`${log}.1`)], PATIENT).toEqual([true, true])
+    const again = connect({ url: embeddedUrl(directory), role: 'owner', max: 1 })
+    await expect
+      .poll(
+        () => again`do $$ begin raise warning 'said afterwards'; end $$`.then(() => readFileSync(log, 'utf8'), String),
+        PATIENT,
+      )
+      .toContain('said afterwards')
+    expect(statSync(log).size).toBeLessThan(2 ** 20)
+    await again.end()
     const ended = new Promise((resolve) => watcher.once('exit', resolve))
     watcher.kill('SIGTERM')
     expect(await ended).toBe(0)

@@ -9,7 +9,7 @@
  *       bin-<version>/               the binaries, where their user can read them (a checkout may lie in /root)
  *       18/                          0700 berth-postgres, the cluster
  *       socket/                      0755 berth-postgres
- *       log                          what the server says
+ *       log, log.1                   what the server says, and said before that
  */
 import { execFile, spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
@@ -17,6 +17,7 @@ import {
   chmodSync,
   chownSync,
   closeSync,
+  copyFileSync,
   cpSync,
   existsSync,
   fsyncSync,
@@ -26,6 +27,7 @@ import {
   renameSync,
   rmSync,
   statSync,
+  truncateSync,
   writeFileSync,
 } from 'node:fs'
 import { createRequire } from 'node:module'
@@ -44,6 +46,7 @@ const START_TIMEOUT_S = 120
 const RETRY_MS = 500
 const RETRIES = 60
 const WATCH_INTERVAL_MS = 500
+const LOG_MOST_BYTES = 16 * 2 ** 20
 /** sockaddr_un.sun_path, less `/.s.PGSQL.5432` and a NUL */
 const LONGEST_SOCKET_DIRECTORY = 107 - 15
 
@@ -266,6 +269,16 @@ function postgresTool(paths: EmbeddedPaths, user: SystemUser, tool: string, para
   })
 }
 
+/**
+ * Keeps the log at one file before this one. The server goes on appending where it was opened: what it says between the copy
+ * and the cut is lost, which is a line at most.
+ */
+function boundLog({ log }: EmbeddedPaths) {
+  if (statSync(log).size < LOG_MOST_BYTES) return
+  copyFileSync(log, `${log}.1`)
+  truncateSync(log)
+}
+
 function lastWords(paths: EmbeddedPaths) {
   const lines = readFileSync(paths.log, 'utf8').trimEnd().split('\n')
   return lines.slice(-3).join(' / ') || `see ${paths.log}`
@@ -294,7 +307,9 @@ async function watch(dataDirectory: string) {
   process.send?.({ ready: true, url: await startEmbedded(dataDirectory) })
   while (!stopping) {
     await new Promise((resolve) => setTimeout(resolve, WATCH_INTERVAL_MS))
-    if (!stopping && postmasterPid(dataDirectory) === undefined) await startEmbedded(dataDirectory)
+    if (stopping) break
+    if (postmasterPid(dataDirectory) === undefined) await startEmbedded(dataDirectory)
+    boundLog(embeddedPaths(dataDirectory))
   }
   await stopEmbedded(dataDirectory)
   process.exit(0)
