@@ -1,5 +1,5 @@
 import { mkdirSync } from 'node:fs'
-import { readFile, stat } from 'node:fs/promises'
+import { readFile } from 'node:fs/promises'
 import { availableParallelism, totalmem } from 'node:os'
 import { join } from 'node:path'
 import pino, { type Logger } from 'pino'
@@ -13,6 +13,7 @@ import { bootId, nestedAvailable } from './hypervisor/probe.ts'
 import { qemuVersion } from './hypervisor/qemu.ts'
 import { type Images, openImages } from './images/images.ts'
 import { systemClocks } from './meter/clock.ts'
+import { lastSign } from './meter/last-sign.ts'
 import { LedgerRows } from './meter/ledger-rows.ts'
 import { Meter } from './meter/meter.ts'
 import { readKernel } from './network/kernel.ts'
@@ -131,7 +132,8 @@ async function main(): Promise<void> {
     rows: new LedgerRows(sql, lease),
     clocks: systemClocks(bootId()),
     readTransfer: () => network.readTransfer(),
-    lastWrite: async (id) => (await stat(join(store.directoryOf(id), 'root.raw'))).mtimeMs,
+    everyMs: settings.meterEveryMs,
+    lastWrite: (id) => lastSign(store.directoryOf(id)),
     log,
     onLeaseLost: () => stop.abort('lease lost'),
   })

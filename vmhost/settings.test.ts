@@ -15,6 +15,7 @@ describe('the settings of a vmhost', () => {
       hypervisor: 'auto',
       cloudHypervisor: undefined,
       accelerator: 'auto',
+      meterEveryMs: 60_000,
       logLevel: 'info',
       publicPorts: [],
     })
@@ -38,6 +39,8 @@ describe('the settings of a vmhost', () => {
     ['BERTH_RESOLVERS', '1.1.1.1,x', /^BERTH_RESOLVERS is "1\.1\.1\.1,x": expected IPv4 addresses/],
     ['BERTH_NTP', 'a b', 'BERTH_NTP is "a b": expected a host name or IPv4 address'],
     ['BERTH_NTP', 'a:eth1', 'BERTH_NTP is "a:eth1": expected a host name or IPv4 address'],
+    ['BERTH_METER', '1', 'BERTH_METER is "1": expected a duration such as 10s or 1m'],
+    ['BERTH_METER', '11m', 'BERTH_METER is "11m": expected at most 10m'],
     ['BERTH_SSH', '2222', /^BERTH_SSH is "2222": expected listen addresses/],
     ['BERTH_DATA', 'data', 'BERTH_DATA is "data": expected an absolute path'],
     ['BERTH_DATA', `/${'x'.repeat(80)}`, /: expected at most 64 bytes$/],

@@ -18,6 +18,8 @@ export type Settings = {
   /** the program, where it is not in PATH */
   readonly cloudHypervisor: string | undefined
   readonly accelerator: 'auto' | 'kvm' | 'tcg'
+  /** from one reading of what machines have sent to the next */
+  readonly meterEveryMs: number
   readonly logLevel: string
   /** what the gateway on this server listens on, if it can: of these, machines may reach those that it has; none without a gateway */
   readonly publicPorts: readonly PublicPort[]
@@ -69,6 +71,12 @@ const variables = z.object({
     .refine((path) => path.startsWith('/') && !path.includes('\0'), 'the absolute path of a program')
     .optional(),
   BERTH_ACCEL: z.enum(['auto', 'kvm', 'tcg'], 'auto, kvm or tcg').default('auto'),
+  BERTH_METER: z
+    .string()
+    .regex(/^[1-9]\d{0,3}[sm]$/, 'a duration such as 10s or 1m')
+    .default('1m')
+    .transform((text) => Number.parseInt(text, 10) * (text.endsWith('s') ? 1_000 : 60_000))
+    .refine((ms) => ms <= 600_000, 'at most 10m'),
   BERTH_LOG: z
     .enum(['trace', 'debug', 'info', 'warn', 'error', 'fatal', 'silent'], 'trace, debug, info, warn, error or fatal')
     .default('info'),
@@ -102,6 +110,7 @@ export function parseSettings(env: Readonly<Record<string, string | undefined>>)
     hypervisor: v.BERTH_HYPERVISOR,
     cloudHypervisor: v.CLOUD_HYPERVISOR,
     accelerator: v.BERTH_ACCEL,
+    meterEveryMs: v.BERTH_METER,
     logLevel: v.BERTH_LOG,
     // Without a gateway, what listens on these ports is a service of the server like any other.
     publicPorts: v.BERTH_SIDES.includes('gateway')

@@ -23,6 +23,7 @@ const meter = await Meter.open({
   path,
   rows: new LedgerRows(sql, { hostId: 1, hostName: 'bench', epoch: 1 }),
   clocks: systemClocks(bootId()),
+  everyMs: 60_000,
   readTransfer: () => network.readTransfer(),
   lastWrite: async () => undefined,
   log,

@@ -29,7 +29,9 @@ let counters: { series: string; machineId: number; bytes: number }[]
 let sequence: number
 let written: number | undefined
 let lost: number
-const boot = randomUUID()
+let boot: string
+let wallAheadMs: number
+let bootedAt: number
 
 beforeEach(async () => {
   db = await testDatabase()
@@ -43,6 +45,9 @@ beforeEach(async () => {
   folder = mkdtempSync(join(tmpdir(), 'berth-meter-'))
   path = join(folder, 'ledger.json')
   time = noon
+  boot = randomUUID()
+  wallAheadMs = 0
+  bootedAt = noon - 1_000
   isAway = false
   losesAnswers = false
   appended = 0
@@ -92,7 +97,8 @@ async function vmhost(machines: Record<number, MachineStanding>, file = path): P
   const meter = await Meter.open({
     path: file,
     rows: new Way(file),
-    clocks: { wallMs: () => time, monotonicMs: () => time - noon + 1_000, boot },
+    clocks: { wallMs: () => time + wallAheadMs, monotonicMs: () => time - bootedAt, boot },
+    everyMs: minute,
     readTransfer: async (): Promise<TransferReadings> => ({ sequence: ++sequence, readings: counters.map(toReading) }),
     lastWrite: async () => written,
     log: pino({ level: 'silent' }),
@@ -249,6 +255,67 @@ test('the last reading of counters is in the file before they are removed', asyn
   time += minute
   await next.look()
   await expect.poll(() => JSON.parse(readFileSync(path, 'utf8')).readings).toEqual([])
+})
+
+test('a host that lost its power and boots again has lost what came after the last look, and nothing is there twice', async () => {
+  // No process of this host: when it was started nobody knows.
+  const unknown = { ...runs, pid: 2 ** 30 }
+  const [before, after] = [randomUUID(), randomUUID()]
+  const asleep: MachineStanding = { ...stopped, state: 'asleep' }
+  counters = [{ series: before, machineId: 1, bytes: 1_000 }]
+  const meter = await vmhost({ 1: unknown, 2: asleep })
+  isAway = true
+  time += minute
+  await meter.look()
+  for (const one of counters) one.bytes += 500
+  time += minute / 2
+  const firstBoot = boot
+  boot = randomUUID()
+  bootedAt = time + 4 * minute
+  time += 5 * minute
+  sequence = 0
+  isAway = false
+  // The same number of a process is another process.
+  const next = await vmhost({ 1: unknown, 2: asleep })
+  counters = [{ series: after, machineId: 1, bytes: 70 }]
+  await next.look()
+  time += minute
+  next.note(1, undefined)
+  next.note(2, undefined)
+  await expect.poll(() => used()).toBe(1_070)
+  await expect
+    .poll(() => spans(1))
+    .toEqual([
+      ['running', 0, 1],
+      ['running', 6.5, 1],
+    ])
+  await expect.poll(() => spans(2)).toEqual([['asleep', 0, 7.5]])
+  const boots = await sql`select series, host_boot from transfer_readings order by direct_out_bytes`
+  expect([...boots]).toEqual([
+    { series: after, host_boot: boot },
+    { series: before, host_boot: firstBoot },
+  ])
+})
+
+test('a clock that is put forward and back makes no time and takes none', async () => {
+  const meter = await vmhost({ 1: runs })
+  const fiveMinutes = async () => {
+    time += 5 * minute
+    await meter.look()
+  }
+  await fiveMinutes()
+  wallAheadMs += 60 * minute
+  await fiveMinutes()
+  await fiveMinutes()
+  wallAheadMs -= 30 * minute
+  await fiveMinutes()
+  const pieces = async () => {
+    const [found] = await sql<{ all: string }[]>`
+      select range_agg(during)::text as all from machine_spans where machine_id = 1`
+    return found?.all.replaceAll('2026-03-31 ', '').replaceAll(':00+00', '')
+  }
+  // Twenty minutes, as many as went by.
+  await expect.poll(pieces).toBe('{["12:00","12:10"),["13:10","13:20")}')
 })
 
 test('counters that were set back count on, also where the file was lost with what was known of them', async () => {

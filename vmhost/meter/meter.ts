@@ -19,7 +19,7 @@ import { isSameSize, nextMidnight, type Piece, Spans, type Standing } from './sp
  *
  * so that a kill -9 at any moment has the next vmhost send again what may have arrived, word for word, which the ledger
  * takes for what it is. Counters lose nothing by a kill -9: they are the kernel's. A power cut loses what came after the
- * last writing of the file, a minute at most.
+ * last writing of the file, `everyMs` at most.
  */
 
 export type MeterOptions = {
@@ -30,8 +30,10 @@ export type MeterOptions = {
     'appendSpans' | 'missingOf' | 'appendReadings' | 'fellBehind' | 'ends' | 'checkpointBytes'
   >
   readonly clocks: Clocks
+  /** from one look at everything to the next */
+  readonly everyMs: number
   readTransfer(): Promise<TransferReadings>
-  /** @returns when a machine's disk was last written, in milliseconds since 1970: so long its hypervisor was there */
+  /** @returns until when a machine's hypervisor is known to have been there, in milliseconds since 1970 */
   lastWrite(machineId: number): Promise<number | undefined>
   readonly log: Pick<Logger, 'info' | 'warn' | 'error'>
   /** another vmhost has taken over this server */
@@ -48,7 +50,6 @@ export type MachineStanding = {
   readonly pid?: number | undefined
 }
 
-const everyMs = 60_000
 const batchMost = 500
 /** Days of a hundred machines, since pieces that wait are joined where they touch. */
 const waitingMost = 50_000
@@ -118,13 +119,13 @@ export class Meter {
     await this.#save()
   }
 
-  /** Begins to look every minute. */
+  /** Begins to look by itself. */
   start(): void {
     this.#tickLater()
     void this.#send()
   }
 
-  /** Looks at everything, as it does every minute. What is new is kept when this returns, and on its way. */
+  /** Looks at everything, as it does by itself. What is new is kept when this returns, and on its way. */
   async look(): Promise<void> {
     const { log, readTransfer } = this.#options
     const jump = this.#clock.adjust()
@@ -177,7 +178,7 @@ export class Meter {
       () => {
         this.#ticking = this.look().finally(() => this.#tickLater())
       },
-      Math.min(everyMs, nextMidnight(now) - now + 1),
+      Math.min(this.#options.everyMs, nextMidnight(now) - now + 1),
     )
   }
 
