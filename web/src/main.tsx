@@ -5,9 +5,11 @@ import './style/parts.css'
 import { render } from 'preact'
 import { App } from './App.tsx'
 import { startLive } from './api/live.ts'
+import { startKeyboard } from './keyboard.ts'
 import { startRouter } from './router.ts'
 
 startRouter()
+startKeyboard()
 startLive()
 const root = document.getElementById('app')
 if (root) render(<App />, root)

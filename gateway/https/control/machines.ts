@@ -4,7 +4,10 @@ import { showDashboard } from '../dashboard/routes.ts'
 import { type Control, type ControlContext, wantsHtml } from './app.ts'
 import { machinesPage, signInPage } from './pages.ts'
 
-/** `GET /`: the dashboard; for readers of a mailbox, for programs and at `/list` the machines whose pages they may see. */
+/**
+ * `GET /`: the dashboard; for readers of a mailbox, for programs and at `/list` the machines whose pages they may see.
+ * `?of=others` leaves the person's own out.
+ */
 export function addMachines(control: Control): void {
   const { app, sql, installation, show, refuse } = control
   const list = async (context: ControlContext) => {
@@ -14,18 +17,26 @@ export function addMachines(control: Control): void {
       return refuse(context, { status: 401, code: 'auth.required', title: 'Not signed in', detail: 'Sign in first.' })
     }
     const machines = await machinesOfSession(sql, session.id)
-    if (wantsHtml(context)) {
-      const pending = await listPending(sql, session.id)
-      return show(context, 200, machinesPage(installation, { session, machines, pending }))
-    }
+    const pending = await listPending(sql, session.id)
+    if (wantsHtml(context)) return show(context, 200, machinesPage(installation, { session, machines, pending }))
+    const isOthersOnly = context.req.query('of') === 'others'
     context.header('Cache-Control', 'no-store')
     return context.json({
-      machines: machines.map(({ name, state, isOwn, isPublic }) => ({
-        name,
-        state,
-        own: isOwn,
-        public: isPublic,
-        url: installation.machineUrl(name),
+      machines: machines
+        .filter(({ isOwn }) => !isOwn || !isOthersOnly)
+        .map(({ name, state, isOwn, isPublic, ownerEmail }) => ({
+          name,
+          state,
+          own: isOwn,
+          public: isPublic,
+          owner: isOwn ? null : ownerEmail,
+          url: installation.machineUrl(name),
+        })),
+      offered: pending.map(({ shareId, machineName, email, ownerEmail }) => ({
+        share: shareId,
+        name: machineName,
+        email,
+        owner: ownerEmail,
       })),
     })
   }

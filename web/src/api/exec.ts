@@ -68,6 +68,8 @@ export async function stream(
 
 const CUT = 'the connection to Berth was cut; what the command began may go on'
 
+type Words = readonly string[]
+
 /** A command that somebody gave here, for the bar that shows what was done. */
 export type Run = {
   id: number
@@ -78,8 +80,8 @@ export type Run = {
   endedAtMs?: number
   /** the reason, when it failed */
   error?: string
-  /** what takes it back */
-  undo?: readonly string[]
+  /** what takes it back: one command after the other */
+  undo?: readonly Words[]
 }
 
 /** The last ones, the newest first. */
@@ -93,7 +95,7 @@ let lastRun = 0
  */
 export async function run<T = unknown>(
   words: readonly string[],
-  { undo, signal }: ExecOptions & { undo?: readonly string[] | undefined } = {},
+  { undo, signal }: ExecOptions & { undo?: Words | readonly Words[] | undefined } = {},
 ): Promise<T> {
   const id = ++lastRun
   const line = commandLine(words)
@@ -106,12 +108,22 @@ export async function run<T = unknown>(
     // A command on several machines answers for each; the first that failed says why.
     const failed = failureIn(document)
     if (failed !== undefined) throw new ExecError(failed, { code: 'exec.partial', status: 200 })
-    end(undo ? { undo } : {})
+    end(undo && undo.length > 0 ? { undo: isOne(undo) ? [undo] : undo } : {})
     return document
   } catch (error) {
     end({ error: error instanceof Error ? error.message : String(error) })
     throw error
   }
+}
+
+function isOne(undo: Words | readonly Words[]): undo is Words {
+  return typeof undo[0] === 'string'
+}
+
+/** Takes a command back; then it cannot be taken back once more. */
+export async function takeBack({ id, undo = [] }: Run): Promise<void> {
+  runs.value = runs.value.map(({ undo, ...one }) => (one.id === id || !undo ? one : { ...one, undo }))
+  for (const words of undo) await run(words)
 }
 
 /** A command as one types it in one's own shell: `ssh -p 2222 host stop demo`. */
@@ -160,12 +172,14 @@ function errorOf(document: unknown, status: number): ExecError {
   })
 }
 
-/** `{"errors": [..]}` or `{"error": ..}` in a document of a command that went well for others. */
+/** `errors`, by machine, or `error` in a document of a command that went well for others. */
 function failureIn(document: unknown): string | undefined {
   const { error, errors } = (document ?? {}) as { error?: unknown; errors?: unknown }
-  if (typeof error === 'string') return error
-  const first = Array.isArray(errors) ? (errors[0] as { error?: unknown } | undefined) : undefined
-  return typeof first?.error === 'string' ? first.error : undefined
+  if (typeof errors === 'object' && errors !== null && !Array.isArray(errors)) {
+    const all = Object.entries(errors).map(([name, why]) => `${name}: ${why}`)
+    if (all.length > 0) return all.join('; ')
+  }
+  return typeof error === 'string' ? error : undefined
 }
 
 async function* linesOf(body: ReadableStream<Uint8Array>): AsyncGenerator<string> {

@@ -19,6 +19,7 @@ export type Machine = {
   /** the status in a word or two, also of what is on its way: `falling asleep` */
   status_text: string
   ssh_dest: string
+  ssh_port: number
   https_url: string
   image: string
   tags: string[]

@@ -1,9 +1,28 @@
-import { machineIds, machineOf } from '../api/live.ts'
-import { Dot } from '../parts/Dot.tsx'
+import './machines/machines.css'
+import { useSignal } from '@preact/signals'
+import { useCallback, useEffect, useRef } from 'preact/hooks'
+import { costOfAll, live, machineIds } from '../api/live.ts'
+import { CommandButton } from '../parts/CommandButton.tsx'
 import { Empty } from '../parts/Empty.tsx'
+import { Failed } from '../parts/Failed.tsx'
 import { Frame } from '../parts/Frame.tsx'
+import { Money } from '../parts/figures.tsx'
+import { helpIsOpen } from '../parts/Help.tsx'
+import { isPhone } from '../parts/media.ts'
 import { Skeleton } from '../parts/Skeleton.tsx'
+import { Virtual } from '../parts/Virtual.tsx'
+import { ACTIONS } from './machines/actions.ts'
+import { active, chosen, chosenMachines, filter, opened, setFilter, shownIds } from './machines/choice.ts'
+import { listKey, move } from './machines/keyboard.ts'
+import { Row } from './machines/Row.tsx'
+import { Shared } from './machines/Shared.tsx'
 
+/** As style/machines.css has them. */
+const ROW_PX = { desktop: 40, phone: 68 }
+/** What an open row takes until it was measured. */
+const OPENED_PX = 232
+
+/** The home page: every machine, what it is doing and why, and what it has cost. */
 export function Page() {
   const ids = machineIds.value
   return (
@@ -11,28 +30,207 @@ export function Page() {
       title="Machines"
       wide
       actions={
-        <a class="button" href="/new">
-          New machine
-        </a>
+        <div class="buttons">
+          {ids !== undefined && ids.length > 0 && <Filter />}
+          <a class="button" href="/new">
+            New machine
+          </a>
+        </div>
       }
     >
-      {ids === undefined && <Skeleton lines={6} />}
-      {ids?.length === 0 && <Empty words={['new', 'demo']}>You have no machine yet.</Empty>}
-      <ul>
-        {ids?.map((id) => (
-          <Row key={id} id={id} />
-        ))}
-      </ul>
+      {ids === undefined && <Waiting />}
+      {ids?.length === 0 && (
+        <Empty
+          words={['new', 'demo']}
+          action={
+            <a class="button" href="/new">
+              Make the first
+            </a>
+          }
+        >
+          You have no machine yet. One is a Linux of your own, there in seconds: reached over SSH, shown on the web,
+          asleep while nobody needs it.
+        </Empty>
+      )}
+      {ids !== undefined && ids.length > 0 && <List />}
+      <Shared />
     </Frame>
   )
 }
 
-function Row({ id }: { id: number }) {
-  const machine = machineOf(id)?.value
-  if (!machine) return null
+function Waiting() {
+  if (live.value.state !== 'stale') return <Skeleton lines={8} label="Loading the machines" />
   return (
-    <li>
-      <a href={`/machines/${machine.vm_name}`}>{machine.vm_name}</a> <Dot status={machine.status_text} />
-    </li>
+    <Failed
+      error={new Error('The machines could not be read: Berth, or its database, does not answer. They go on')}
+      wayOn={{ label: 'Try again', act: () => location.reload() }}
+    />
+  )
+}
+
+function Filter() {
+  return (
+    <input
+      id="filter"
+      type="search"
+      aria-label="Filter"
+      placeholder="Filter: name, status, tag, image"
+      autocomplete="off"
+      autocapitalize="none"
+      spellcheck={false}
+      value={filter.value}
+      onInput={(event) => setFilter(event.currentTarget.value)}
+      onKeyDown={(event) => {
+        if (event.key === 'Escape') {
+          setFilter('')
+          event.currentTarget.blur()
+        } else if (event.key === 'Enter' || event.key === 'ArrowDown') {
+          event.preventDefault()
+          move(0, isPhone.peek() ? ROW_PX.phone : ROW_PX.desktop)
+        } else return
+        event.stopPropagation()
+      }}
+    />
+  )
+}
+
+function List() {
+  const shown = shownIds.value ?? []
+  const extra = useSignal<ReadonlyMap<number, number>>(new Map())
+  const rowHeight = isPhone.value ? ROW_PX.phone : ROW_PX.desktop
+  useEffect(() => {
+    const onKey = (event: KeyboardEvent) => listKey(event, rowHeight)
+    addEventListener('keydown', onKey)
+    return () => removeEventListener('keydown', onKey)
+  }, [rowHeight])
+  const onHeight = useCallback(
+    (id: number, px: number) => {
+      if (extra.peek().get(id) !== px) extra.value = new Map(extra.peek()).set(id, px)
+    },
+    [extra],
+  )
+  const isAnyActive = shown.includes(active.value ?? -1)
+  return (
+    <>
+      <div
+        role="treegrid"
+        class="machines"
+        aria-label="Machines"
+        aria-rowcount={shown.length + 1}
+        aria-multiselectable="true"
+      >
+        <div role="row" class="machine head" aria-rowindex={1}>
+          <div role="columnheader" class="choose">
+            <ChooseAll shown={shown} />
+          </div>
+          <div role="columnheader" class="name">
+            Name
+          </div>
+          <div role="columnheader" class="status">
+            Status
+          </div>
+          <div role="columnheader" class="why">
+            Why
+          </div>
+          <div role="columnheader" class="size">
+            Size
+          </div>
+          <div role="columnheader" class="cost" title="This month so far, in UTC">
+            This month
+          </div>
+        </div>
+        <Virtual
+          count={shown.length}
+          rowHeight={rowHeight}
+          extraOf={(index) => {
+            const id = shown[index] ?? -1
+            return opened.value.has(id) ? (extra.value.get(id) ?? OPENED_PX) : 0
+          }}
+          row={(index) => {
+            const id = shown[index] ?? -1
+            return <Row key={id} id={id} index={index} isFirst={!isAnyActive && index === 0} onHeight={onHeight} />
+          }}
+          attributes={{ role: 'rowgroup' }}
+        />
+      </div>
+      {shown.length === 0 && (
+        <p class="none">
+          No machine fits.{' '}
+          <button type="button" class="small" onClick={() => setFilter('')}>
+            Show all
+          </button>
+        </p>
+      )}
+      <Sum shown={shown.length} />
+      <Chosen />
+    </>
+  )
+}
+
+function ChooseAll({ shown }: { shown: readonly number[] }) {
+  const box = useRef<HTMLInputElement>(null)
+  const count = shown.filter((id) => chosen.value.has(id)).length
+  useEffect(() => {
+    if (box.current) box.current.indeterminate = count > 0 && count < shown.length
+  })
+  return (
+    <input
+      ref={box}
+      type="checkbox"
+      aria-label="Choose all that are shown"
+      checked={count > 0 && count === shown.length}
+      onChange={() => {
+        chosen.value = count === shown.length ? new Set() : new Set(shown)
+      }}
+    />
+  )
+}
+
+function Sum({ shown }: { shown: number }) {
+  const all = machineIds.value?.length ?? 0
+  return (
+    <p class="sum dim">
+      <span role="status">
+        {shown === all ? `${all} ${all === 1 ? 'machine' : 'machines'}` : `${shown} of ${all} machines`}
+      </span>
+      {costOfAll.value > 0 && (
+        <>
+          , <Money micros={costOfAll.value} /> this month so far (UTC)
+        </>
+      )}
+      .{' '}
+      <button type="button" class="small" onClick={() => (helpIsOpen.value = true)}>
+        Keyboard
+      </button>
+    </p>
+  )
+}
+
+/** What can be done to the chosen ones, all at once. */
+function Chosen() {
+  const machines = chosenMachines.value
+  if (machines.length === 0) return null
+  return (
+    <div class="chosen" role="toolbar" aria-label="With the chosen machines">
+      <span>{machines.length} chosen</span>
+      {ACTIONS.map(({ label, fits, words, undo }) => {
+        const names = machines.filter(fits).map(({ vm_name }) => vm_name)
+        if (names.length === 0) return null
+        return (
+          <CommandButton key={label} words={words(names)} undo={undo?.(names)}>
+            {names.length === machines.length ? label : `${label} ${names.length}`}
+          </CommandButton>
+        )
+      })}
+      <button
+        type="button"
+        class="small"
+        onClick={() => {
+          chosen.value = new Set()
+        }}
+      >
+        Choose none
+      </button>
+    </div>
   )
 }

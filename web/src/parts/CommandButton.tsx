@@ -9,8 +9,8 @@ export type CommandButtonProps = {
   words: readonly string[] | (() => readonly string[])
   /** what it does: `Stop` */
   children: ComponentChildren
-  /** the command that takes it back; then nobody is asked beforehand */
-  undo?: readonly string[]
+  /** the command, or commands, that take it back; then nobody is asked beforehand */
+  undo?: readonly string[] | readonly (readonly string[])[] | undefined
   /** what cannot be undone asks for this to be typed: a machine's name */
   confirm?: string
   kind?: 'main' | 'plain' | 'danger'
@@ -21,17 +21,18 @@ export type CommandButtonProps = {
 
 /**
  * A button that runs a command. The bar at the foot of the page shows the command while the button is pointed at or has
- * the keyboard, while it runs, and after it, ready to copy, with the way back.
+ * the keyboard, while it runs, and after it, ready to copy, with the way back. A finger cannot point: its first tap shows
+ * the command, with a button that runs it. One of kind `main` runs at once: show its command beside it (CommandLine).
  */
 export function CommandButton(props: CommandButtonProps) {
   const { words, children, undo, confirm, kind = 'plain', disabled = false, onDone, onFailed } = props
   const isRunning = useSignal(false)
   const now = () => (typeof words === 'function' ? words() : words)
   const show = () => {
-    pointedAt.value = now()
+    pointedAt.value = { words: now() }
   }
   const hide = () => {
-    pointedAt.value = undefined
+    if (!pointedAt.peek()?.act) pointedAt.value = undefined
   }
   const act = async () => {
     if (isRunning.peek()) return
@@ -51,13 +52,22 @@ export function CommandButton(props: CommandButtonProps) {
       class={kind === 'main' ? undefined : kind}
       disabled={disabled}
       aria-busy={isRunning.value}
-      onClick={act}
-      onPointerEnter={show}
+      onClick={(event) => {
+        // Where there is nothing to point with, the first tap is the pointing.
+        if (kind !== 'main' && isTouch(event)) pointedAt.value = { words: now(), act }
+        else void act()
+      }}
+      onPointerEnter={(event) => event.pointerType === 'mouse' && show()}
       onPointerLeave={hide}
-      onFocus={show}
+      onFocus={(event) => event.currentTarget.matches(':focus-visible') && show()}
       onBlur={hide}
     >
       {children}
     </button>
   )
+}
+
+/** A click by a finger; by the keyboard, and by a screen reader's own click, there is no pointer at all. */
+function isTouch(event: MouseEvent): boolean {
+  return (event as PointerEvent).pointerType === 'touch'
 }

@@ -3,13 +3,19 @@
  * what one would type, so each can be copied; what can be taken back has its button here.
  */
 import { signal } from '@preact/signals'
-import { commandLine, type Run, run, runs } from '../api/exec.ts'
+import { commandLine, type Run, runs, takeBack } from '../api/exec.ts'
 import { Copy } from './Copy.tsx'
 import { nowMs } from './time.tsx'
 import { sayDuration } from './words.ts'
 
+export type Preview = {
+  words: readonly string[]
+  /** runs it: where nothing can be pointed at, a first tap shows the command, and this is the second */
+  act?: () => void
+}
+
 /** the command of the button that is pointed at or has the keyboard */
-export const pointedAt = signal<readonly string[] | undefined>(undefined)
+export const pointedAt = signal<Preview | undefined>(undefined)
 
 /** whether all of the last commands are shown */
 const isOpen = signal(false)
@@ -28,7 +34,33 @@ export function Commands() {
       {preview && (
         <div class="preview">
           <span class="dim">Runs</span>
-          <code>{commandLine(preview)}</code>
+          {preview.act ? (
+            <>
+              <Copy text={commandLine(preview.words)} label="Copy the command" />
+              <span class="buttons">
+                <button
+                  type="button"
+                  onClick={() => {
+                    pointedAt.value = undefined
+                    preview.act?.()
+                  }}
+                >
+                  Run
+                </button>
+                <button
+                  type="button"
+                  class="plain"
+                  onClick={() => {
+                    pointedAt.value = undefined
+                  }}
+                >
+                  Leave it
+                </button>
+              </span>
+            </>
+          ) : (
+            <code>{commandLine(preview.words)}</code>
+          )}
         </div>
       )}
       <div role="log" aria-label="Commands" class="runs">
@@ -81,7 +113,7 @@ function RunLine({ one }: { one: Run }) {
       </span>
       <Copy text={line} label="Copy the command" />
       {undo && (
-        <button type="button" class="small" onClick={() => void run(undo).catch(() => {})}>
+        <button type="button" class="small" onClick={() => void takeBack(one).catch(() => {})}>
           Undo
         </button>
       )}

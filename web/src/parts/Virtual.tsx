@@ -1,0 +1,82 @@
+import { useSignal } from '@preact/signals'
+import type { ComponentChildren, HTMLAttributes } from 'preact'
+import { useEffect, useLayoutEffect, useRef } from 'preact/hooks'
+
+/** Rows beyond the window that are drawn all the same, so that scrolling a little draws nothing. */
+const BEYOND = 12
+/** Scrolling draws anew once in so many rows. */
+const STEP = 6
+
+export type VirtualProps = {
+  count: number
+  /** of a row that is closed, px */
+  rowHeight: number
+  /** what a row takes besides, px; 0 for most */
+  extraOf: (index: number) => number
+  row: (index: number) => ComponentChildren
+  /** attributes of the element that holds the rows */
+  attributes?: HTMLAttributes<HTMLDivElement>
+}
+
+/**
+ * A long list, of which only what can be seen is drawn; it scrolls with the page. All rows but those that are open have
+ * one height, so that where each stands is known without drawing it.
+ */
+export function Virtual({ count, rowHeight, extraOf, row, attributes }: VirtualProps) {
+  const element = useRef<HTMLDivElement>(null)
+  const range = useSignal<readonly [first: number, last: number]>([0, Math.min(count, 2 * BEYOND)])
+  const tops = topsOf(count, rowHeight, extraOf)
+  const current = useRef(tops)
+  current.current = tops
+
+  const look = () => {
+    if (!element.current) return
+    const above = -element.current.getBoundingClientRect().top
+    const first = Math.max(0, roundDown(indexAt(current.current, above) - BEYOND))
+    const last = Math.min(count, roundDown(indexAt(current.current, above + innerHeight) + BEYOND) + STEP)
+    const [was, wasLast] = range.peek()
+    if (first !== was || last !== wasLast) range.value = [first, last]
+  }
+  useLayoutEffect(look)
+  useEffect(() => {
+    addEventListener('scroll', look, { passive: true })
+    addEventListener('resize', look)
+    return () => {
+      removeEventListener('scroll', look)
+      removeEventListener('resize', look)
+    }
+  })
+
+  const [first, last] = range.value
+  const indexes = Array.from({ length: Math.max(0, Math.min(last, count) - first) }, (_, offset) => first + offset)
+  return (
+    <div {...attributes} ref={element} style={{ height: `${tops[count] ?? 0}px` }} class="virtual">
+      <div role="presentation" style={{ transform: `translateY(${tops[Math.min(first, count)] ?? 0}px)` }}>
+        {indexes.map((index) => row(index))}
+      </div>
+    </div>
+  )
+}
+
+/** Where each row begins, and where the last one ends. */
+function topsOf(count: number, rowHeight: number, extraOf: (index: number) => number): number[] {
+  const tops = [0]
+  for (let index = 0; index < count; index++) tops.push((tops[index] ?? 0) + rowHeight + extraOf(index))
+  return tops
+}
+
+/** The row at a distance from the top of the list. */
+function indexAt(tops: readonly number[], distance: number): number {
+  let low = 0
+  let high = tops.length - 1
+  while (low < high) {
+    const middle = (low + high + 1) >> 1
+    if ((tops[middle] ?? 0) <= distance) low = middle
+    else high = middle - 1
+  }
+  return low
+}
+
+function roundDown(index: number): number {
+  return Math.floor(index / STEP) * STEP
+}

@@ -1,0 +1,8 @@
+import { signal } from '@preact/signals'
+
+/** one column, thumbs: the width at which style/ changes over, too */
+const narrow = matchMedia('(max-width: 640px)')
+export const isPhone = signal(narrow.matches)
+narrow.addEventListener('change', () => {
+  isPhone.value = narrow.matches
+})
