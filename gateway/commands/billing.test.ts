@@ -159,7 +159,9 @@ describe('billing', () => {
     )
     for (const line of page.split('\n')) expect(textWidth(line)).toBeLessThanOrEqual(80)
     expect(page).toMatch(/\ncredit: the outage of T… +-\$5\.000000\n/)
-    expect(page).toMatch(/\nrounding to cents +-?\$0\.00\d{4}\ntotal +\$15\.96\n$/)
+    expect(page).toMatch(
+      /\nrounding to cents +-?\$0\.00\d{4}\ntotal +\$15\.96\nto print it: https:\/\/localhost:8443\/invoices\/1\n$/,
+    )
     expect(await document('billing invoices 1')).toMatchObject({
       number: 1,
       total_micros: 15_960_000,

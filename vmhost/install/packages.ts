@@ -37,7 +37,8 @@ export const HOST_PACKAGES = [
 
 /**
  * What `npm test` needs besides: the SSH clients and servers that users have, what they drive through them, dig, an
- * ACME directory, a registry of images and what looks into them, and a browser with a font of known shape.
+ * ACME directory, a registry of images and what looks into them, and a browser with a font of known shape and what reads
+ * what it prints.
  */
 export const TEST_PACKAGES = [
   'attr',
@@ -52,6 +53,7 @@ export const TEST_PACKAGES = [
   'openssh-sftp-server',
   'openssl',
   'pebble',
+  'poppler-utils',
   'putty-tools',
   'python3-asyncssh',
   'python3-paramiko',

@@ -46,13 +46,6 @@ export const ROUTES: readonly Route[] = [
     title: 'Billing',
     menu: 'Billing',
   },
-  { path: '/invoices', source: 'pages/invoices.tsx', load: () => import('./pages/invoices.tsx'), title: 'Invoices' },
-  {
-    path: '/invoices/:number',
-    source: 'pages/invoice.tsx',
-    load: () => import('./pages/invoice.tsx'),
-    title: 'Invoice',
-  },
   { path: '/audit', source: 'pages/audit.tsx', load: () => import('./pages/audit.tsx'), title: 'Audit', menu: 'Audit' },
   {
     path: '/hosts',

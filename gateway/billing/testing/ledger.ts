@@ -33,7 +33,11 @@ export type Ledger = {
 }
 
 export async function testLedger(): Promise<Ledger> {
-  const database = await testDatabase()
+  return await ledgerOver(await testDatabase())
+}
+
+/** The same over a database that is there for more. */
+export async function ledgerOver(database: TestDatabase): Promise<Ledger> {
   const [owner, gateway, vmhost] = [database.as('owner'), database.as('berth_gateway'), database.as('berth_vmhost')]
   await owner`insert into hosts (name) values ('server1') on conflict do nothing`
   let machines = 0

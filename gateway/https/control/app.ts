@@ -17,6 +17,7 @@ import { html } from '../pages/html.ts'
 import { onwardField, pageFields } from '../pages/page.ts'
 import { addAssets, addTerminal } from '../terminal/routes.ts'
 import { addInvitations } from './invitations.ts'
+import { addInvoices } from './invoices.ts'
 import { addMachines } from './machines.ts'
 import { addOpen, type OpenOptions } from './open.ts'
 import { type Installation, messagePage, onwardPage } from './pages.ts'
@@ -136,6 +137,7 @@ export function controlApp(options: ControlOptions) {
   addSignIn(control)
   addOpen(control)
   addInvitations(control)
+  addInvoices(control)
   addTerminal(control)
   if (options.root !== undefined) {
     const { root } = options

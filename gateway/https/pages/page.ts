@@ -3,9 +3,16 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { Html, html } from './html.ts'
 
+/** A style of ours as pages carry it; its hash lets it, and no other, count. */
+export type Sheet = { text: string; hash: string }
+
 /** Read while the process may still read its checkout: it gives root up before it serves. */
-const STYLE = squeeze(readFileSync(join(import.meta.dirname, '../../../web/pages/page.css'), 'utf8'))
-const STYLE_HASH = createHash('sha256').update(STYLE).digest('base64')
+export function readSheet(name: string): Sheet {
+  const text = squeeze(readFileSync(join(import.meta.dirname, '../../../web/pages', name), 'utf8'))
+  return { text, hash: createHash('sha256').update(text).digest('base64') }
+}
+
+const STYLE = readSheet('page.css')
 
 export type Page = {
   title: string
@@ -16,10 +23,12 @@ export type Page = {
   corner?: Html | undefined
   /** the page looks again by itself after this long */
   refreshS?: number | undefined
+  /** for this page alone, after that of all; pageFields must know of it */
+  sheet?: Sheet | undefined
 }
 
 /** A whole page: one file, no script, nothing to be fetched. */
-export function page({ title, domain, body, corner, refreshS }: Page): string {
+export function page({ title, domain, body, corner, refreshS, sheet }: Page): string {
   return html`<!doctype html>
 <html lang="en">
 <head>
@@ -28,8 +37,8 @@ export function page({ title, domain, body, corner, refreshS }: Page): string {
 <meta name="color-scheme" content="light dark">
 <meta name="robots" content="noindex">
 ${refreshS === undefined ? undefined : html`<meta http-equiv="refresh" content="${refreshS}">\n`}<title>${title} · ${domain}</title>
-<style>${new Html(STYLE)}</style>
-</head>
+<style>${new Html(STYLE.text)}</style>
+${sheet && html`<style>${new Html(sheet.text)}</style>\n`}</head>
 <body>
 <header><span>Berth at <span class="mono">${domain}</span></span>${corner}</header>
 <main>
@@ -44,11 +53,12 @@ ${body}
  * What every page of ours is sent with: never kept, never framed, nothing loaded, forms only to where they belong.
  * The referrer stays on the origin: with `no-referrer` a form's Origin would be `null`.
  */
-export function pageFields(): [name: string, value: string][] {
+export function pageFields(sheet?: Sheet): [name: string, value: string][] {
+  const hashes = [STYLE, sheet].flatMap((one) => (one ? `'sha256-${one.hash}'` : []))
   return [
     [
       'Content-Security-Policy',
-      `default-src 'none'; style-src 'sha256-${STYLE_HASH}'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'`,
+      `default-src 'none'; style-src ${hashes.join(' ')}; form-action 'self'; frame-ancestors 'none'; base-uri 'none'`,
     ],
     ['X-Frame-Options', 'DENY'],
     ['X-Content-Type-Options', 'nosniff'],

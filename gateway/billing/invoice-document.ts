@@ -1,0 +1,129 @@
+/** An invoice as it is shown: with names, rates and words. The same for the command, the page, CSV and JSON. */
+import { csv, sayWhat } from '../commands/billing-words.ts'
+import { harmless } from '../commands/text.ts'
+import { addMonths, firstDay, sayMonth } from './calendar.ts'
+import { type Invoice, type InvoiceLine, readCredits, readInvoice } from './invoices.ts'
+import { inUnits, unitName } from './meters.ts'
+import { plainAmount } from './money.ts'
+import { dayShares, machineShares } from './pricing.ts'
+import { type Db, type Rate, readPriceList } from './terms.ts'
+
+export type Row = {
+  line: InvoiceLine
+  /** undefined for credits and rounding */
+  rate: Rate | undefined
+  isCorrection: boolean
+  /** `vCPU`, `credit: the outage of Tuesday` */
+  what: string
+}
+
+export type InvoiceView = {
+  invoice: Invoice
+  email: string | null
+  rows: Row[]
+  /** of the account's machines, those that are gone too */
+  names: ReadonlyMap<number, string>
+}
+
+/** @returns undefined where there is no such invoice; whose it is, the caller looks at */
+export async function readInvoiceView(db: Db, number: number): Promise<InvoiceView | undefined> {
+  const found = await readInvoice(db, number)
+  if (!found) return undefined
+  const { invoice, lines } = found
+  const { rates } = await readPriceList(db)
+  const reasons = new Map((await readCredits(db, invoice.accountId)).map(({ id, reason }) => [id, reason]))
+  const machines = await db<{ id: number; name: string }[]>`
+    select id, name from machines where account_id = ${invoice.accountId}`
+  const [account] = await db<{ email: string | null }[]>`select email from accounts where id = ${invoice.accountId}`
+  return {
+    ...{ invoice, email: account?.email ?? null },
+    rows: lines.map((line) => rowOf(line, invoice, rates, reasons)),
+    names: new Map(machines.map(({ id, name }) => [id, name])),
+  }
+}
+
+function rowOf(line: InvoiceLine, invoice: Invoice, rates: readonly Rate[], reasons: Map<number, string>): Row {
+  const isCorrection = line.month !== invoice.month
+  const what =
+    line.kind === 'credit'
+      ? `credit: ${harmless(reasons.get(line.creditId ?? 0) ?? '').replaceAll('\n', ' ')}`
+      : `${sayWhat(line)}${isCorrection ? `, ${sayMonth(line.month)}` : ''}`
+  return { line, rate: rates.find(({ id }) => id === line.rateId), isCorrection, what }
+}
+
+export function invoiceHead({ number, month, closedAt, total }: Invoice) {
+  return { number, month, closed_at: closedAt.toISOString(), total_micros: Number(total) }
+}
+
+/** What falls to machines and days; a correction may take from one and give to another, and has no shares. */
+export function sharesOf({ line, rate, isCorrection }: Row): {
+  machines: [machineId: number, amount: bigint][]
+  days: [day: string, amount: bigint][]
+} {
+  if (!rate || isCorrection) return { machines: [], days: [] }
+  return { machines: machineShares(line), days: dayShares(line) }
+}
+
+export function invoiceDocument({ invoice, email, rows }: InvoiceView) {
+  return {
+    ...invoiceHead(invoice),
+    period: {
+      from: `${firstDay(invoice.month)}T00:00:00.000Z`,
+      to: `${firstDay(addMonths(invoice.month, 1))}T00:00:00.000Z`,
+    },
+    ...{ currency: 'USD', account: invoice.accountId, email },
+    lines: rows.map((row) => {
+      const { line, rate, isCorrection, what } = row
+      return {
+        ...{ kind: line.kind, class: line.class, month: line.month, what, correction: isCorrection, plan: line.plan },
+        ...(rate
+          ? {
+              ...{ rate_micros: Number(rate.micros), unit: unitName(rate.kind) },
+              quantity: inUnits(rate.kind, line.quantity, line.month, 6),
+              included: inUnits(rate.kind, line.included, line.month, 6),
+              // The facts: what of the ledger, by machine and by day, in microseconds times vCPUs or bytes, and bytes.
+              exact_quantity: String(line.quantity),
+              facts: { machines: texts(line.machines), days: texts(line.days) },
+            }
+          : {}),
+        amount_micros: Number(line.amount),
+      }
+    }),
+  }
+}
+
+const texts = (pairs: InvoiceLine['machines'] | InvoiceLine['days']) =>
+  pairs.map(([key, quantity]) => [key, String(quantity)])
+
+const FIELDS = [
+  'invoice',
+  'month',
+  'kind',
+  'class',
+  'machine_id',
+  'machine',
+  'unit',
+  'quantity',
+  'rate_usd',
+  'amount_usd',
+]
+
+/** By machine, whose amounts sum to the lines, which sum to the invoice. */
+export function invoiceCsv({ invoice, rows, names }: InvoiceView): string {
+  return csv(
+    FIELDS,
+    rows.flatMap((row) => {
+      const { line, rate } = row
+      const head = [String(invoice.number), line.month, line.kind, line.class]
+      const price = rate ? plainAmount(rate.micros) : ''
+      const amounts = new Map(sharesOf(row).machines)
+      if (!rate || amounts.size === 0) {
+        return [[...head, '', '', rate ? unitName(rate.kind) : '', '', price, plainAmount(line.amount)]]
+      }
+      return line.machines.map(([machineId, quantity]) => [
+        ...[...head, String(machineId), names.get(machineId) ?? '', unitName(rate.kind)],
+        ...[inUnits(rate.kind, quantity, line.month, 9), price, plainAmount(amounts.get(machineId) ?? 0n)],
+      ])
+    }),
+  )
+}
