@@ -220,9 +220,9 @@ function largest(values: readonly (number | null)[]): number {
   return values.reduce<number>((most, value) => Math.max(most, value ?? 0), 0)
 }
 
-/** As of the last two steps: one that has just begun may have nothing yet. */
+/** As of the last three steps: one has only just begun, and one may be on its way here. */
 function newest(values: readonly (number | null)[]): number | null {
-  return values.at(-1) ?? values.at(-2) ?? null
+  return values.slice(-3).findLast((value) => value !== null) ?? null
 }
 
 function unitOf(top: number, unit: 'GiB' | 'vCPU' | undefined): { name: string; size: number } {

@@ -1,11 +1,12 @@
 import { Frame } from '../parts/Frame.tsx'
+import { MachineLoad } from '../parts/MachineLoad.tsx'
+import type { PageProps } from '../routes.ts'
 
-export function Page() {
+export function Page({ params }: PageProps) {
+  const name = params.name ?? ''
   return (
-    <Frame title="Machine">
-      <p class="dim">
-        This page is not there yet. The lobby has the same: <code>help</code> lists its commands.
-      </p>
+    <Frame title={name}>
+      <MachineLoad name={name} />
     </Frame>
   )
 }
