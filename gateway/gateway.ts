@@ -8,6 +8,7 @@ import { LastUsed } from './accounts/keys.ts'
 import { Outbox } from './accounts/outbox.ts'
 import type { App, RunLine, RunLobby } from './app.ts'
 import { startBilling } from './billing/service.ts'
+import { startStripe } from './billing/stripe/service.ts'
 import { startSetups } from './commands/setup/runner.ts'
 import { createApp } from './create-app.ts'
 import type { DnsServer } from './dns/server.ts'
@@ -89,6 +90,7 @@ export async function startGateway(options: GatewayOptions): Promise<Gateway> {
   const lastUsed = new LastUsed(sql, log)
   const setups = startSetups(app)
   const billing = startBilling(app)
+  const stripe = settings.stripe && startStripe(app)
   const outbox = settings.smtp
     ? new Outbox({
         sql,
@@ -138,7 +140,7 @@ export async function startGateway(options: GatewayOptions): Promise<Gateway> {
       await Promise.all([ssh.drain(drainMs), https?.close(drainMs), dns?.close()])
       challenges.close()
       access?.close()
-      await Promise.all([setups.close(), billing.close()])
+      await Promise.all([setups.close(), billing.close(), stripe?.close()])
       await outbox?.close()
       await lastUsed.close()
       await closeApp()

@@ -14,6 +14,7 @@ const CHANNELS = [
   'certificates',
   'challenges',
   'events',
+  'stripe',
 ] as const
 export type NewsChannel = (typeof CHANNELS)[number]
 

@@ -37,6 +37,30 @@ describe('the gateway’s settings', () => {
     expect(parse({ BERTH_SSH: '' }).ssh).toEqual([{ port: 2222 }])
   })
 
+  it('take payments only with a key of Stripe’s, and send it in the clear to loopback alone', () => {
+    const key = { BERTH_STRIPE_KEY: 'rk_live_abc' }
+    expect(parse({ BERTH_STRIPE_HOST: 'api.example.com' }).stripe).toBeUndefined()
+    expect(parse(key).stripe).toEqual({ key: 'rk_live_abc', host: undefined, webhookSecrets: [] })
+    const given = { ...key, BERTH_STRIPE_HOST: 'api.example.com:8443', BERTH_STRIPE_WEBHOOK: 'whsec_a, whsec_b' }
+    expect(parse(given).stripe).toEqual({
+      key: 'rk_live_abc',
+      host: { protocol: 'https', host: 'api.example.com', port: 8443 },
+      webhookSecrets: ['whsec_a', 'whsec_b'],
+    })
+    expect(parse({ ...key, BERTH_STRIPE_HOST: 'http://127.0.0.1:12111' }).stripe?.host).toEqual({
+      ...{ protocol: 'http', host: '127.0.0.1', port: 12111 },
+    })
+    for (const [name, value] of Object.entries({
+      BERTH_STRIPE_KEY: 'pk_live_abc',
+      BERTH_STRIPE_HOST: 'http://api.example.com',
+      BERTH_STRIPE_WEBHOOK: 'secret',
+    })) {
+      expect(() => parse({ ...key, [name]: value })).toThrow(name)
+    }
+    expect(() => parse({ BERTH_STRIPE_KEY: 'pk_live_abc' })).toThrow(/not shown/)
+    expect(() => parse({ ...key, BERTH_STRIPE_WEBHOOK: 'secret' })).toThrow(/not shown/)
+  })
+
   it('have names as hosts are compared: in lower case', () => {
     const { domain, machineDomain } = parse({ BERTH_DOMAIN: 'Berth.Example.com', BERTH_MACHINE_DOMAIN: 'VM.example' })
     expect([domain, machineDomain]).toEqual(['berth.example.com', 'vm.example'])

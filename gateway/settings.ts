@@ -27,10 +27,19 @@ export type Settings = {
   owner: string | undefined
   signup: 'invite' | 'open' | 'closed'
   smtp: string | undefined
-  stripe: { key: string; host: string | undefined } | undefined
+  stripe: StripeSettings | undefined
   metrics: Listen[]
   logLevel: string
   drainMs: number
+}
+
+export type StripeSettings = {
+  /** secret or restricted key; it says whether money is moved (`_live_`) or it is a test */
+  key: string
+  /** Stripe's own unless given */
+  host: { protocol: 'http' | 'https'; host: string; port: number } | undefined
+  /** what the webhook's events are signed with; several while one takes another's place */
+  webhookSecrets: readonly string[]
 }
 
 /** `message` is one line: the variable, its value, what was expected. */
@@ -44,7 +53,7 @@ const LETS_ENCRYPT = {
 }
 
 /** Values of these hold credentials; an error shows the name alone. */
-const SECRET = new Set(['DATABASE_URL', 'BERTH_SMTP', 'BERTH_STRIPE_KEY'])
+const SECRET = new Set(['DATABASE_URL', 'BERTH_SMTP', 'BERTH_STRIPE_KEY', 'BERTH_STRIPE_WEBHOOK'])
 
 /**
  * Reads the gateway's variables of product.md, "Configuration". Also those that later rooms use, so that a bad value
@@ -73,7 +82,9 @@ export function parseSettings(env: Record<string, string | undefined>): Settings
     owner: v.BERTH_OWNER,
     signup: v.BERTH_SIGNUP,
     smtp: v.BERTH_SMTP,
-    stripe: v.BERTH_STRIPE_KEY ? { key: v.BERTH_STRIPE_KEY, host: v.BERTH_STRIPE_HOST } : undefined,
+    stripe: v.BERTH_STRIPE_KEY
+      ? { key: v.BERTH_STRIPE_KEY, host: v.BERTH_STRIPE_HOST, webhookSecrets: v.BERTH_STRIPE_WEBHOOK }
+      : undefined,
     metrics: v.BERTH_METRICS,
     logLevel: v.BERTH_LOG,
     drainMs: v.BERTH_DRAIN,
@@ -107,6 +118,17 @@ export function parseDurationMs(text: string): number | undefined {
   const unit = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 }[match[2] ?? 's'] ?? 1000
   const durationMs = Math.round(Number(match[1]) * unit)
   return Number.isSafeInteger(durationMs) ? durationMs : undefined
+}
+
+/** `host`, `host:port`; without TLS on loopback alone, since the key goes with each call. */
+function parseApiHost(text: string): NonNullable<StripeSettings['host']> | undefined {
+  const match = /^(?:(https?):\/\/)?([a-z0-9.-]+)(?::(\d{1,5}))?\/?$/i.exec(text)
+  if (!match) return undefined
+  const [, scheme = 'https', host = '', digits] = match
+  const protocol = scheme.toLowerCase() === 'http' ? 'http' : 'https'
+  if (!isHostName(host) || (protocol === 'http' && host !== '127.0.0.1' && host !== 'localhost')) return undefined
+  const port = digits === undefined ? (protocol === 'http' ? 80 : 443) : Number(digits)
+  return port > 0 && port < 65536 ? { protocol, host: host.toLowerCase(), port } : undefined
 }
 
 const listenList = (fallback: string) =>
@@ -164,8 +186,26 @@ const variables = z.object({
   BERTH_OWNER: z.string().optional(),
   BERTH_SIGNUP: choice('invite', 'open', 'closed').default('invite'),
   BERTH_SMTP: url('smtp', 'smtps').optional(),
-  BERTH_STRIPE_KEY: z.string().regex(/^\S+$/, 'expected a Stripe secret key').optional(),
-  BERTH_STRIPE_HOST: hostName.optional(),
+  BERTH_STRIPE_KEY: z
+    .string()
+    .regex(
+      /^(sk|rk)_([a-z]+_)?(test|live)_[A-Za-z0-9]+$/,
+      'expected a secret or restricted key of Stripe: sk_… or rk_…',
+    )
+    .optional(),
+  BERTH_STRIPE_HOST: z
+    .string()
+    .optional()
+    .transform((text, ctx) =>
+      text === undefined
+        ? undefined
+        : (parseApiHost(text) ?? expected(ctx, 'a host such as api.stripe.com or api.example.com:8443')),
+    ),
+  BERTH_STRIPE_WEBHOOK: z
+    .string()
+    .default('')
+    .transform((text) => text.split(',').flatMap((piece) => piece.trim() || []))
+    .refine((secrets) => secrets.every((secret) => /^whsec_\S+$/.test(secret)), 'expected signing secrets: whsec_…'),
   BERTH_LOG: choice('fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent').default('info'),
   BERTH_DRAIN: z
     .string()

@@ -692,3 +692,73 @@ export const loadMarks = pgTable(
   },
   (t) => [primaryKey({ columns: [t.machineId, t.at] })],
 )
+
+export const stripeModes = pgTable('stripe_modes', {
+  livemode: boolean('livemode').primaryKey(),
+  installation: uuid('installation').notNull().defaultRandom(),
+  since: time('since').notNull().defaultNow(),
+})
+
+export const stripeCustomers = pgTable(
+  'stripe_customers',
+  {
+    accountId: integer('account_id').notNull(),
+    livemode: boolean('livemode').notNull(),
+    customer: text('customer'),
+    generation: integer('generation').notNull().default(0),
+    email: text('email'),
+    method: jsonb('method').$type<StripeMethod>(),
+    setupSession: text('setup_session'),
+    links: integer('links').notNull().default(0),
+    refreshedAt: time('refreshed_at'),
+  },
+  (t) => [primaryKey({ columns: [t.accountId, t.livemode] })],
+)
+
+/** What is paid with, as people know it; the card's figures are Stripe's alone. */
+export type StripeMethod = {
+  id: string
+  kind: string
+  brand: string | null
+  last4: string | null
+  /** `2027-03` */
+  expires: string | null
+}
+
+export type StripeStatus = 'waiting' | 'draft' | 'open' | 'paid' | 'void' | 'uncollectible'
+
+export const stripeInvoices = pgTable(
+  'stripe_invoices',
+  {
+    invoice: integer('invoice').notNull(),
+    livemode: boolean('livemode').notNull(),
+    stripeId: text('stripe_id'),
+    status: text('status').$type<StripeStatus>().notNull().default('waiting'),
+    generation: integer('generation').notNull().default(0),
+    paymentsAsked: integer('payments_asked').notNull().default(0),
+    collect: boolean('collect').notNull().default(false),
+    paidCents: int8('paid_cents').notNull().default(0),
+    refundedCents: int8('refunded_cents').notNull().default(0),
+    disputed: boolean('disputed').notNull().default(false),
+    failure: text('failure'),
+    url: text('url'),
+    problem: text('problem'),
+    attempts: integer('attempts').notNull().default(0),
+    nextAttemptAt: time('next_attempt_at').notNull().defaultNow(),
+    refreshedAt: time('refreshed_at'),
+  },
+  (t) => [primaryKey({ columns: [t.invoice, t.livemode] })],
+)
+
+export const stripeEvents = pgTable('stripe_events', {
+  id: text('id').primaryKey(),
+  livemode: boolean('livemode').notNull(),
+  type: text('type').notNull(),
+  object: text('object'),
+  paymentIntent: text('payment_intent'),
+  receivedAt: time('received_at').notNull().defaultNow(),
+  handledAt: time('handled_at'),
+  attempts: integer('attempts').notNull().default(0),
+  nextAttemptAt: time('next_attempt_at').notNull().defaultNow(),
+  problem: text('problem'),
+})

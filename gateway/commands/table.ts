@@ -5,6 +5,7 @@ import { audit } from './audit.ts'
 import { billingCredits, billingLimit, billingPlan, billingRates } from './billing.ts'
 import { billingInvoices } from './billing-invoices.ts'
 import { billingPlans, billingRecompute, billingSetPlan, billingSetRate } from './billing-operator.ts'
+import { billingMethod, billingPay, billingPayments, billingSend, billingStripe } from './billing-payments.ts'
 import { billingRuns } from './billing-runs.ts'
 import { billingUsage } from './billing-usage.ts'
 import { browser, browserLs, browserRm } from './browser.ts'
@@ -120,6 +121,9 @@ export const TABLE: readonly Command[] = [
   billingCredits,
   billingRates,
   billingLimit,
+  billingPayments,
+  billingPay,
+  billingMethod,
   audit,
   doctor,
   mail,
@@ -138,6 +142,8 @@ export const TABLE: readonly Command[] = [
   billingSetRate,
   billingRecompute,
   billingRuns,
+  billingStripe,
+  billingSend,
   help,
   doc,
   exit,

@@ -11,7 +11,7 @@ export type Body = { line: string } | { problem: 'too_long' | 'too_slow' | 'not_
 
 /** The request's body, at most 64 KiB of UTF-8 without NUL. */
 export async function readBody(request: IncomingMessage, timeoutMs = BODY_MS): Promise<Body> {
-  const bytes = await readBytes(request, timeoutMs)
+  const bytes = await readBytes(request, { timeoutMs })
   if ('problem' in bytes) return bytes
   try {
     const line = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(bytes)
@@ -23,14 +23,19 @@ export async function readBody(request: IncomingMessage, timeoutMs = BODY_MS): P
 
 /** Lets a client send what it is sending, for a moment: closed at once, it would not see why it was refused. */
 export async function discardBody(request: IncomingMessage): Promise<void> {
-  if (!request.complete && !request.destroyed && !request.isPaused()) await readBytes(request, DISCARD_MS)
+  if (!request.complete && !request.destroyed && !request.isPaused())
+    await readBytes(request, { timeoutMs: DISCARD_MS })
 }
 
-function readBytes(request: IncomingMessage, timeoutMs: number): Promise<Buffer | Extract<Body, { problem: string }>> {
+/** The bytes as they came. */
+export function readBytes(
+  request: IncomingMessage,
+  { timeoutMs, limitBytes = BODY_LIMIT_BYTES }: { timeoutMs: number; limitBytes?: number },
+): Promise<Buffer | Extract<Body, { problem: string }>> {
   return new Promise((resolve) => {
     const chunks: Buffer[] = []
     let totalBytes = 0
-    const isTooLong = () => totalBytes > BODY_LIMIT_BYTES
+    const isTooLong = () => totalBytes > limitBytes
     const end = (result: Parameters<typeof resolve>[0]) => {
       clearTimeout(timer)
       request.off('data', onData).off('end', onEnd).off('close', onClose).off('error', onClose)

@@ -1,0 +1,218 @@
+/**
+ * Customers: one of Stripe's for an account, made when it is needed first. What is paid with is given on pages of
+ * Stripe's and never passes through Berth; a row keeps what people know it by.
+ */
+import type { Stripe } from 'stripe'
+import type { Sql } from '../../../migrations/connect.ts'
+import type { StripeMethod } from '../../../migrations/schema.ts'
+import { CommandError } from '../../commands/error.ts'
+import type { Db } from '../terms.ts'
+import { failureOf, keyOf, type Mode, type Payments } from './client.ts'
+
+export type Customer = {
+  accountId: number
+  customer: string | null
+  generation: number
+  email: string | null
+  method: StripeMethod | null
+  setupSession: string | null
+  links: number
+  refreshedAt: Date | null
+}
+
+export async function readCustomer(db: Db, accountId: number, livemode: boolean): Promise<Customer | undefined> {
+  const [row] = await db<Customer[]>`select ${columns(db)} from stripe_customers
+    where account_id = ${accountId} and livemode = ${livemode}`
+  return row
+}
+
+function columns(db: Db) {
+  return db`account_id as "accountId", customer, generation, email, method, setup_session as "setupSession", links,
+    refreshed_at as "refreshedAt"`
+}
+
+/** @returns undefined while somebody else is at it */
+async function locked(tx: Db, accountId: number, livemode: boolean): Promise<Customer | undefined> {
+  const [row] = await tx<Customer[]>`select ${columns(tx)} from stripe_customers
+    where account_id = ${accountId} and livemode = ${livemode} for update skip locked`
+  return row
+}
+
+export function busy(): CommandError {
+  return new CommandError('payment.busy', 5, 'Stripe is being asked about this already', {
+    wayOn: 'try again in a moment',
+  })
+}
+
+/**
+ * The account's customer, made when there is none. Stripe keeps an idempotency key for a day; a customer of longer ago
+ * that this database does not know, because an older one came back, is found by what it was marked with.
+ * @returns its number at Stripe
+ * @throws CommandError 'payment.busy'
+ */
+export async function ensureCustomer({ stripe }: Payments, sql: Sql, mode: Mode, accountId: number): Promise<string> {
+  const { livemode } = mode
+  const known = await readCustomer(sql, accountId, livemode)
+  if (known?.customer) return known.customer
+  await sql`insert into stripe_customers (account_id, livemode) values (${accountId}, ${livemode}) on conflict do nothing`
+  try {
+    return await sql.begin(async (tx) => {
+      const row = await locked(tx, accountId, livemode)
+      if (!row) throw busy()
+      if (row.customer) return row.customer
+      const metadata = { berth: mode.installation, berth_account: String(accountId) }
+      const customer =
+        (await findCustomer(stripe, metadata)) ??
+        // Nothing but what never changes: Stripe refuses a repeat with other parameters under the same key.
+        (await stripe.customers.create({ metadata }, keyOf(mode, 'account', accountId, 'customer', row.generation)))
+      const email = await updateEmail(tx, stripe, accountId, customer)
+      await tx`update stripe_customers set customer = ${customer.id}, email = ${email}
+        where account_id = ${accountId} and livemode = ${livemode}`
+      return customer.id
+    })
+  } catch (error) {
+    // Stripe would give the same answer for a day. Nothing was made by then, or it is found.
+    if (failureOf(error)?.isKept) {
+      await sql`update stripe_customers set generation = generation + 1
+        where account_id = ${accountId} and livemode = ${livemode} and customer is null`
+    }
+    throw error
+  }
+}
+
+async function findCustomer(stripe: Stripe, metadata: Record<string, string>): Promise<Stripe.Customer | undefined> {
+  const query = Object.entries(metadata)
+    .map(([key, value]) => `metadata['${key}']:'${value}'`)
+    .join(' AND ')
+  const { data } = await stripe.customers.search({ query, limit: 10 })
+  // The search may still know one that was deleted.
+  return data.filter((one) => !('deleted' in one)).sort((a, b) => a.created - b.created)[0]
+}
+
+/** @returns what Stripe writes to */
+async function updateEmail(
+  tx: Db,
+  stripe: Stripe,
+  accountId: number,
+  customer: Stripe.Customer,
+): Promise<string | null> {
+  const [account] = await tx<{ email: string | null }[]>`select email from accounts where id = ${accountId}`
+  const email = account?.email ?? null
+  if (email === null || email === customer.email) return customer.email
+  await stripe.customers.update(customer.id, { email })
+  return email
+}
+
+/**
+ * Looks at Stripe what an account pays with. What was given on a page of Stripe's is what is paid with from then on, and
+ * what is open is collected from it.
+ * @returns undefined where there is no customer
+ * @throws CommandError 'payment.busy'
+ */
+export async function refreshCustomer(
+  { stripe, livemode }: Payments,
+  sql: Sql,
+  accountId: number,
+): Promise<Customer | undefined> {
+  return await sql.begin(async (tx) => {
+    const row = await locked(tx, accountId, livemode)
+    if (!row) {
+      if (await readCustomer(tx, accountId, livemode)) throw busy()
+      return undefined
+    }
+    if (row.customer === null) return undefined
+    const found = await stripe.customers.retrieve(row.customer, { expand: ['invoice_settings.default_payment_method'] })
+    if (found.deleted) {
+      // The next invoice makes another one.
+      const none = { customer: null, generation: row.generation + 1, method: null, setup_session: null }
+      await tx`update stripe_customers set ${tx(none)}, refreshed_at = now()
+        where account_id = ${accountId} and livemode = ${livemode}`
+      return undefined
+    }
+    const { given, isOver } = await givenOnPage(stripe, row.setupSession)
+    const method = await chosenMethod(stripe, found, given)
+    const email = await updateEmail(tx, stripe, accountId, found)
+    const setupSession = isOver ? null : row.setupSession
+    await tx`
+      update stripe_customers set method = ${method && tx.json(method)}, email = ${email}, setup_session = ${setupSession},
+        refreshed_at = now() where account_id = ${accountId} and livemode = ${livemode}`
+    if (method && method.id !== row.method?.id) {
+      await tx`
+        update stripe_invoices set collect = true, next_attempt_at = now()
+        where livemode = ${livemode} and status = 'open'
+          and invoice in (select number from invoices where account_id = ${accountId})`
+    }
+    return { ...row, method, email, setupSession, refreshedAt: new Date() }
+  })
+}
+
+/** @returns what was given on a page to set it up, and whether that page is over */
+async function givenOnPage(
+  stripe: Stripe,
+  session: string | null,
+): Promise<{ given?: string | undefined; isOver: boolean }> {
+  if (session === null) return { isOver: true }
+  const { status, setup_intent: intent } = await stripe.checkout.sessions.retrieve(session, {
+    expand: ['setup_intent'],
+  })
+  const method = typeof intent === 'object' ? intent?.payment_method : undefined
+  return { given: typeof method === 'object' ? method?.id : method, isOver: status !== 'open' }
+}
+
+/** What invoices are paid with; where nothing is, what was given last. */
+async function chosenMethod(
+  stripe: Stripe,
+  { id, invoice_settings: { default_payment_method: chosen } }: Stripe.Customer,
+  given: string | undefined,
+): Promise<StripeMethod | null> {
+  if (typeof chosen === 'object' && chosen !== null && (given === undefined || chosen.id === given))
+    return describe(chosen)
+  const { data } = await stripe.customers.listPaymentMethods(id, { limit: 100 })
+  const next = data.find((method) => method.id === given) ?? data[0]
+  if (!next) return null
+  await stripe.customers.update(id, { invoice_settings: { default_payment_method: next.id } })
+  return describe(next)
+}
+
+function describe(method: Stripe.PaymentMethod): StripeMethod {
+  const { id, type: kind, card, sepa_debit: debit, us_bank_account: account } = method
+  const expires = card ? `${card.exp_year}-${String(card.exp_month).padStart(2, '0')}` : null
+  const brand = card?.display_brand ?? card?.brand ?? account?.bank_name ?? null
+  return { id, kind, brand, last4: card?.last4 ?? debit?.last4 ?? account?.last4 ?? null, expires }
+}
+
+export type Page = 'setup' | 'portal'
+
+/**
+ * A page of Stripe's, good for one visit: one to give something to pay with, or the account's own with what it paid.
+ * Asked for twice at once it is the same one.
+ * @param back where it leads when it is done
+ * @throws CommandError 'payment.busy'
+ */
+export async function openPage(
+  payments: Payments,
+  sql: Sql,
+  mode: Mode,
+  { accountId, page, back }: { accountId: number; page: Page; back: string },
+): Promise<string> {
+  const customer = await ensureCustomer(payments, sql, mode, accountId)
+  const { stripe, livemode } = payments
+  return await sql.begin(async (tx) => {
+    const row = await locked(tx, accountId, livemode)
+    if (!row) throw busy()
+    const key = keyOf(mode, 'account', accountId, page, row.links)
+    if (page === 'portal') {
+      const { url } = await stripe.billingPortal.sessions.create({ customer, return_url: back }, key)
+      await tx`update stripe_customers set links = links + 1 where account_id = ${accountId} and livemode = ${livemode}`
+      return url
+    }
+    const { id, url } = await stripe.checkout.sessions.create(
+      { mode: 'setup', currency: 'usd', customer, success_url: back, cancel_url: back },
+      key,
+    )
+    if (!url) throw new Error('Stripe made a page without an address')
+    await tx`update stripe_customers set links = links + 1, setup_session = ${id}
+      where account_id = ${accountId} and livemode = ${livemode}`
+    return url
+  })
+}

@@ -1,0 +1,74 @@
+/** What is kept of payments, as commands and pages show it. */
+import type { StripeStatus } from '../../../migrations/schema.ts'
+import type { Month } from '../calendar.ts'
+import type { Db } from '../terms.ts'
+import { CENT_MICROS } from './lines.ts'
+
+export type Payment = {
+  invoice: number
+  accountId: number
+  month: Month
+  total: bigint
+  status: StripeStatus
+  paid: bigint
+  refunded: bigint
+  disputed: boolean
+  /** why the last payment was not had */
+  failure: string | null
+  /** Stripe's page of it */
+  url: string | null
+  /** why it is not at Stripe, for the operator */
+  problem: string | null
+  refreshedAt: Date | null
+}
+
+type Row = Omit<Payment, 'total' | 'paid' | 'refunded'> & { total: number; paid: number; refunded: number }
+
+/** Newest first. @param accountId null: of all */
+export async function readPayments(
+  db: Db,
+  livemode: boolean,
+  accountId: number | null,
+  limit = 1000,
+): Promise<Payment[]> {
+  const rows = await db<Row[]>`
+    select s.invoice, i.account_id as "accountId", to_char(month, 'YYYY-MM') as month, total_micros as total, status,
+      paid_cents as paid, refunded_cents as refunded, disputed, failure, url, problem, refreshed_at as "refreshedAt"
+    from stripe_invoices s join invoices i on i.number = s.invoice
+    where livemode = ${livemode} and (${accountId}::integer is null or i.account_id = ${accountId})
+    order by s.invoice desc limit ${limit}`
+  return rows.map((row) => ({
+    ...row,
+    total: BigInt(row.total),
+    paid: BigInt(row.paid) * CENT_MICROS,
+    refunded: BigInt(row.refunded) * CENT_MICROS,
+  }))
+}
+
+export type Counts = Record<StripeStatus, number> & { problems: number; events: number; lastEventAt: Date | null }
+
+/** How things stand at Stripe, over all accounts. */
+export async function countPayments(db: Db, livemode: boolean): Promise<Counts> {
+  const counts: Counts = {
+    ...{ waiting: 0, draft: 0, open: 0, paid: 0, void: 0, uncollectible: 0 },
+    ...{ problems: 0, events: 0, lastEventAt: null },
+  }
+  const rows = await db<{ status: StripeStatus; count: number; problems: number }[]>`
+    select status, count(*)::integer as count, count(problem)::integer as problems from stripe_invoices
+    where livemode = ${livemode} group by status`
+  for (const { status, count, problems } of rows) {
+    counts[status] = count
+    counts.problems += problems
+  }
+  const [events] = await db<{ waiting: number; last: Date | null }[]>`
+    select count(*) filter (where handled_at is null)::integer as waiting, max(received_at) as last
+    from stripe_events where livemode = ${livemode}`
+  return { ...counts, events: events?.waiting ?? 0, lastEventAt: events?.last ?? null }
+}
+
+/** Sends an invoice that was closed before Stripe was switched on. @returns false when it is on its way already */
+export async function enlistInvoice(db: Db, livemode: boolean, number: number): Promise<boolean> {
+  const rows = await db`
+    insert into stripe_invoices (invoice, livemode) values (${number}, ${livemode}) on conflict do nothing returning invoice`
+  return rows.length > 0
+}

@@ -1,0 +1,8 @@
+/** Seconds until what failed at Stripe is tried again; then daily. */
+const WAITS = [30, 120, 600, 1800, 3600, 3 * 3600, 6 * 3600, 12 * 3600]
+const DAILY = 24 * 3600
+
+/** @param attempts that failed before this one */
+export function waitSeconds(attempts: number): number {
+  return WAITS[attempts] ?? DAILY
+}
