@@ -132,3 +132,15 @@ it('a machine without figures says when they come', async () => {
   await page.getByText('No figures of this time').waitFor()
   expect(await desk.faults(page)).toEqual([])
 })
+
+it('the list has the last hour of each at a glance', async () => {
+  const page = await desk.open('/')
+  const spark = page.getByRole('row', { name: /demo/ }).getByRole('img', { name: /^cpu in the last hour: .* of 2$/ })
+  await spark.waitFor()
+  // It slept for a quarter of an hour and more: the line is cut.
+  expect((await spark.locator('path').getAttribute('d'))?.match(/M/g)?.length).toBeGreaterThanOrEqual(2)
+  expect(await page.getByRole('row', { name: /quiet/ }).getByRole('img').count()).toBe(0)
+  expect(await desk.faults(page)).toEqual([])
+  await desk.pictures(page, 'list-load')
+  expect(desk.complaints).toEqual([])
+})

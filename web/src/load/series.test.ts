@@ -61,5 +61,10 @@ test('figures have the unit of their axis, and exactly as many digits as are kno
   expect(unitFor('rate', 0).name).toBe('B/s')
   expect(exactly(null, 'memory')).toBe('not known')
   expect([0, 3, 1e6].map(niceTop)).toEqual([1, 5, 1e6])
-  expect([newest([1, 2, null]), newest([1, null, null]), newest([1, null, null, null]), newest(undefined)]).toEqual([2, 1, null, null])
+  expect([newest([1, 2, null]), newest([1, null, null]), newest([1, null, null, null]), newest(undefined)]).toEqual([
+    2,
+    1,
+    null,
+    null,
+  ])
 })

@@ -2,6 +2,7 @@ import './machines/machines.css'
 import { useSignal } from '@preact/signals'
 import { useCallback, useEffect, useRef } from 'preact/hooks'
 import { costOfAll, live, machineIds } from '../api/live.ts'
+import { useGlances } from '../load/glance.ts'
 import { CommandButton } from '../parts/CommandButton.tsx'
 import { Empty } from '../parts/Empty.tsx'
 import { Failed } from '../parts/Failed.tsx'
@@ -95,6 +96,7 @@ function Filter() {
 }
 
 function List() {
+  useGlances()
   const shown = shownIds.value ?? []
   const extra = useSignal<ReadonlyMap<number, number>>(new Map())
   const rowHeight = isPhone.value ? ROW_PX.phone : ROW_PX.desktop
@@ -134,6 +136,9 @@ function List() {
           </div>
           <div role="columnheader" class="size">
             Size
+          </div>
+          <div role="columnheader" class="glance">
+            CPU, 1 h
           </div>
           <div role="columnheader" class="cost" title="This month so far, in UTC">
             This month

@@ -1,11 +1,14 @@
 import { useEffect, useRef } from 'preact/hooks'
 import { costs, type Machine, machineOf } from '../../api/live.ts'
+import { glances } from '../../load/glance.ts'
+import { newest } from '../../load/series.ts'
 import { CommandButton } from '../../parts/CommandButton.tsx'
 import { Copy } from '../../parts/Copy.tsx'
 import { Dot } from '../../parts/Dot.tsx'
 import { Money } from '../../parts/figures.tsx'
+import { Spark } from '../../parts/Spark.tsx'
 import { Ago } from '../../parts/time.tsx'
-import { sayBytes } from '../../parts/words.ts'
+import { figure, sayBytes } from '../../parts/words.ts'
 import { ACTIONS } from './actions.ts'
 import { active, chosen, opened, toggled } from './choice.ts'
 
@@ -77,12 +80,28 @@ export function Row({
         <div role="gridcell" class="size dim">
           {machine.allocated_cpus} cpu, {sayBytes(machine.memory_capacity_bytes)}
         </div>
+        <div role="gridcell" class="glance">
+          <Load name={name} cpus={machine.allocated_cpus} />
+        </div>
         <div role="gridcell" class="cost">
           <Cost id={id} />
         </div>
       </div>
       {isOpen && <Opened id={id} machine={machine} onHeight={onHeight} />}
     </>
+  )
+}
+
+function Load({ name, cpus }: { name: string; cpus: number }) {
+  const values = glances.value.get(name)
+  if (!values) return null
+  const now = newest(values)
+  const most = Math.max(...values.map((value) => value ?? 0))
+  const label = `cpu in the last hour: ${now === null ? 'not known' : figure(now)} now, ${figure(most)} at most, of ${cpus}`
+  return (
+    <span title={label}>
+      <Spark values={values} most={Math.max(cpus, most)} label={label} />
+    </span>
   )
 }
 
