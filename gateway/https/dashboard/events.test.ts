@@ -1,0 +1,170 @@
+import { afterAll, afterEach, beforeAll, expect, it } from 'vitest'
+import { createSession, endAllSessions } from '../../accounts/web-sessions.ts'
+import type { Caller } from '../../app.ts'
+import { startWorld, type World } from '../../commands/testing/world.ts'
+import { type Listener, listen, type ServerEvent } from './testing/listener.ts'
+
+let world: World
+let eve: Caller
+let url: string
+const listeners: Listener[] = []
+beforeAll(async () => {
+  world = await startWorld({ https: true })
+  eve = await world.account()
+  url = `https://localhost:${world.gateway.https?.server.addresses[0]?.port}/events`
+  await world.run('new demo --memory 256M --no-wait')
+  await world.run('new spare --memory 256M --no-wait')
+})
+afterEach(() => {
+  for (const one of listeners.splice(0)) one.leave()
+})
+afterAll(async () => {
+  await world?.[Symbol.asyncDispose]()
+})
+
+const signIn = async (accountId = world.owner.accountId): Promise<string> =>
+  `__Host-berth=${await createSession(world.gateway.sql, { accountId, email: null }, '127.0.0.1')}`
+
+async function open(cookie: string, headers: Record<string, string> = {}, query = ''): Promise<Listener> {
+  const listener = await listen(`${url}${query}`, { cookie, ...headers })
+  listeners.push(listener)
+  return listener
+}
+
+type Machines = { full?: true; set: Record<string, { vm_name: string; comment: string }>; gone: number[] }
+const machinesIn = (event: ServerEvent) => event.said as unknown as Machines
+const namesIn = (event: ServerEvent) => Object.values(machinesIn(event).set).map(({ vm_name }) => vm_name)
+const shows = (name: string) => (event: ServerEvent) => event.name === 'machines' && namesIn(event).includes(name)
+const isFull = (event: ServerEvent) => event.name === 'machines' && machinesIn(event).full === true
+
+async function idOf(name: string): Promise<number> {
+  const [row] = await world.gateway.sql<{ id: number }[]>`select id from machines where name = ${name} order by id desc`
+  return row?.id ?? 0
+}
+
+it('tells all machines at first, then each change as ls shows it, and what is gone', async () => {
+  const one = await open(await signIn())
+  expect([one.status, one.headers['content-type']]).toEqual([200, 'text/event-stream'])
+  expect(namesIn(await one.until(isFull)).sort()).toEqual(['demo', 'spare'])
+  await world.run('comment demo for Tuesday')
+  const change = await one.until(
+    (event) => shows('demo')(event) && Object.values(machinesIn(event).set)[0]?.comment === 'for Tuesday',
+  )
+  expect(namesIn(change)).toEqual(['demo'])
+  const listed = (await world.json('ls demo')).document as { vms: Record<string, unknown>[] }
+  const { cost_this_month_micros: _cost, ...document } = listed.vms[0] ?? {}
+  expect(machinesIn(change).set[String(await idOf('demo'))]).toEqual(document)
+  await world.run('new short --memory 256M --no-wait')
+  await one.until(shows('short'))
+  const id = await idOf('short')
+  await world.run('rm short')
+  await one.until((event) => event.name === 'machines' && machinesIn(event).gone.includes(id))
+})
+
+it('nothing of another account is ever told, whatever happens to it', async () => {
+  const hers = await open(await signIn(eve.accountId))
+  expect(namesIn(await hers.until(isFull))).toEqual([])
+  const mine = await open(await signIn())
+  await mine.until(isFull)
+  await world.run('comment demo a secret')
+  await world.run('new hidden --memory 256M --no-wait')
+  await mine.until(shows('hidden'))
+  await world.run('rm hidden')
+  await world.run('ssh-key add "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJl3dIeudNqd0DPMRD6OIh65tjkxFNOtwGcWB2gCgh3b x"')
+  await mine.until(({ name, said }) => name === 'news' && said.what === 'keys')
+  await world.gateway.sql`select pg_notify('machines', id::text) from machines`
+  // Her own change comes after all of that, so all of that has passed her by.
+  await world.run('new hers --memory 256M --no-wait', { caller: eve })
+  await hers.until(shows('hers'))
+  const told = hers.events.filter(({ name }) => name === 'machines')
+  expect(told.flatMap(namesIn).every((name) => name === 'hers')).toBe(true)
+  expect(told.flatMap((event) => machinesIn(event).gone)).toEqual([])
+  expect(hers.events.filter(({ name }) => name === 'news')).toEqual([])
+  expect(JSON.stringify(hers.events)).not.toContain('secret')
+})
+
+it('a machine that goes to another account leaves the one and comes to the other', async () => {
+  const [mine, hers] = [await open(await signIn()), await open(await signIn(eve.accountId))]
+  await Promise.all([mine.until(isFull), hers.until(isFull)])
+  await world.run('new traded --memory 256M --no-wait')
+  await mine.until(shows('traded'))
+  const id = await idOf('traded')
+  await world.gateway.sql`update machines set account_id = ${eve.accountId} where id = ${id}`
+  await hers.until(shows('traded'))
+  await mine.until((event) => event.name === 'machines' && machinesIn(event).gone.includes(id))
+})
+
+it('one that comes back is told what it missed and no more, by either way of saying where it was', async () => {
+  const cookie = await signIn()
+  const before = await open(cookie)
+  const { id } = await before.until(isFull)
+  const keeps = await open(cookie)
+  await keeps.until(isFull)
+  before.leave()
+  await before.ended
+  await world.run('new missed --memory 256M --no-wait')
+  await keeps.until(shows('missed'))
+  for (const back of [await open(cookie, { 'last-event-id': id }), await open(cookie, {}, `?after=${id}`)]) {
+    const first = await back.until(({ name }) => name === 'machines')
+    expect([machinesIn(first).full, namesIn(first)]).toEqual([undefined, ['missed']])
+  }
+  const stranger = await open(cookie, { 'last-event-id': 'AAAAAAAA.3' })
+  expect(namesIn(await stranger.until(({ name }) => name === 'machines'))).toEqual(
+    expect.arrayContaining(['demo', 'missed', 'spare']),
+  )
+  await world.run('rm missed')
+})
+
+it('signed out, suspended: the stream ends at once and says so, and nobody else’s does', async () => {
+  const cookies = [await signIn(), await signIn(eve.accountId)]
+  const [mine, hers] = [await open(cookies[0] ?? ''), await open(cookies[1] ?? '')]
+  await Promise.all([mine.until(isFull), hers.until(isFull)])
+  await endAllSessions(world.gateway.sql, world.owner.accountId)
+  await mine.until(({ name }) => name === 'end')
+  await mine.ended
+  expect((await open(cookies[0] ?? '')).status).toBe(401)
+  await world.run('new after --memory 256M --no-wait', { caller: eve })
+  await hers.until(shows('after'))
+  expect(mine.events.some(shows('after'))).toBe(false)
+  await world.gateway.sql`update accounts set suspended_at = now() where id = ${eve.accountId}`
+  await hers.until(({ name }) => name === 'end')
+  await hers.ended
+  await world.gateway.sql`update accounts set suspended_at = null where id = ${eve.accountId}`
+})
+
+it('is for signed-in browsers of these pages alone', async () => {
+  const cookie = await signIn()
+  expect((await open('')).status).toBe(401)
+  expect((await open(`__Host-berth=${'a'.repeat(43)}`)).status).toBe(401)
+  expect((await open(cookie, { 'sec-fetch-site': 'same-site' })).status).toBe(403)
+  expect((await open(cookie, { 'sec-fetch-site': 'cross-site' })).status).toBe(403)
+  expect((await open(cookie, { origin: 'https://demo.localhost' })).status).toBe(403)
+  const mail = await createSession(world.gateway.sql, { accountId: null, email: 'ada@example.com' }, '127.0.0.1')
+  expect((await open(`__Host-berth=${mail}`)).status).toBe(401)
+})
+
+it('one browser has so many and no more, and a place is free again when a page is closed', async () => {
+  const cookie = await signIn()
+  const many = await Promise.all(Array.from({ length: 16 }, () => open(cookie)))
+  expect(many.map(({ status }) => status)).toEqual(Array(16).fill(200))
+  const refused = await open(cookie)
+  expect([refused.status, refused.headers['retry-after']]).toEqual([429, '5'])
+  expect((await open(await signIn())).status).toBe(200)
+  many[0]?.leave()
+  await expect.poll(async () => (await open(cookie)).status, { timeout: 10_000 }).toBe(200)
+})
+
+it('says since when it hears nothing of the database, and that it hears again', async () => {
+  const one = await open(await signIn())
+  await one.until(isFull)
+  await world.gateway.sql.begin(async (tx) => {
+    await tx`lock table machine_names in access exclusive mode`
+    await tx`lock table accounts in access exclusive mode`
+    await tx`lock table hosts in access exclusive mode`
+    await world.gateway.database.as('owner')`select pg_notify('machines', ${String(await idOf('demo'))})`
+    const { said } = await one.until(({ name }) => name === 'stale')
+    expect(Date.parse(String(said.since))).toBeLessThanOrEqual(Date.now())
+  })
+  const stale = one.events.findIndex(({ name }) => name === 'stale')
+  await expect.poll(() => one.events.slice(stale).some(({ name }) => name === 'alive'), { timeout: 20_000 }).toBe(true)
+})
