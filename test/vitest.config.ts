@@ -9,6 +9,8 @@ export default defineConfig({
     root: new URL('..', import.meta.url).pathname,
     pool: 'forks',
     maxWorkers: 2,
+    // What is to happen happens later beside others.
+    expect: { poll: { timeout: 60_000 } },
     projects: [
       {
         extends: true,

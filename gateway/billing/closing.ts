@@ -18,6 +18,8 @@ import { type Db, readPriceList } from './terms.ts'
 
 /** Servers write down the last minutes of a month in the first ones of the next; what is later than this is corrected. */
 const CLOSES_AFTER_MS = 2 * 3_600_000
+/** While the database writes one account's invoice the next is computed; more would be in the way of who signs in. */
+const ACCOUNTS_AT_ONCE = 3
 /** Longer than any transaction that appends facts. */
 const APPEND_MS = 3_600_000
 
@@ -61,15 +63,21 @@ async function closeAll(
   const list = await readPriceList(sql)
   const failing = new Map((await readFailures(sql, 'invoice')).toReversed().map((one) => [one.accountId, one.month]))
   const numbers: number[] = []
-  for (const accountId of await accountsToClose(sql, month, lateSince)) {
-    if (signal.aborted) return undefined
-    const earlier = failing.get(accountId)
-    if (earlier !== undefined) await noteWaiting(sql, accountId, month, earlier, now)
-    else {
-      const number = await closeOne(sql, accountId, month, { list, now, lateSince }, log)
-      if (typeof number === 'number') numbers.push(number)
+  const accounts = (await accountsToClose(sql, month, lateSince)).values()
+  const closeNext = async () => {
+    for (const accountId of accounts) {
+      if (signal.aborted) return
+      const earlier = failing.get(accountId)
+      if (earlier !== undefined) await noteWaiting(sql, accountId, month, earlier, now)
+      else {
+        const number = await closeOne(sql, accountId, month, { list, now, lateSince }, log)
+        if (typeof number === 'number') numbers.push(number)
+      }
     }
   }
+  const ends = await Promise.allSettled(Array.from({ length: ACCOUNTS_AT_ONCE }, closeNext))
+  for (const end of ends) if (end.status === 'rejected') throw end.reason
+  if (signal.aborted) return undefined
   await sql`update invoice_runs set finished_at = now() where month = ${firstDay(month)}::date`
   log.info({ month, invoices: numbers.length, tookMs: Math.round(performance.now() - startedAt) }, 'a month was closed')
   return numbers

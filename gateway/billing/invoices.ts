@@ -52,29 +52,38 @@ export async function closeMonth(
   { list, now, lateSince }: Closing,
 ): Promise<number | undefined> {
   return await sql.begin(async (tx) => {
-    // Whoever else closes for this account, or spends its credits, waits here.
-    await tx`select from accounts where id = ${accountId} for no key update`
-    const [there] = await tx<{ number: number }[]>`
-      select number from invoices where account_id = ${accountId} and month = ${firstDay(month)}::date`
+    // Asked at once and answered in this order: whoever else closes for this account, or spends its credits, waits at
+    // the first.
+    const [, [there], subscriber, late, credits] = await Promise.all([
+      tx`select from accounts where id = ${accountId} for no key update`,
+      tx<{ number: number }[]>`
+        select number from invoices where account_id = ${accountId} and month = ${firstDay(month)}::date`,
+      readSubscriber(tx, accountId),
+      lateMonths(tx, accountId, month, lateSince),
+      creditsLeft(tx, accountId),
+    ])
     if (there) return there.number
-    const subscriber = await readSubscriber(tx, accountId)
     const lines = (await chargedLines(tx, month, subscriber, list)).map(asInvoiceLine)
-    lines.push(...(await corrections(tx, month, subscriber, list, lateSince)))
+    for (const earlier of late) lines.push(...(await corrections(tx, earlier, subscriber, list)))
     if (lines.length === 0) return undefined
-    lines.push(...(await settlement(tx, accountId, month, totalOf(lines))))
+    lines.push(...(await settlement(tx, accountId, month, totalOf(lines), credits)))
+    const total = totalOf(lines)
     // Last, because from here on whoever else wants a number waits.
-    const [counter] = await tx<{ last: number }[]>`update invoice_counter set last = last + 1 returning last`
-    if (!counter) throw new Error('there is no counter of invoices')
-    const { last: number } = counter
-    await tx`insert into invoices (number, account_id, month, closed_at, total_micros)
-      values (${number}, ${accountId}, ${firstDay(month)}::date, ${now}, ${String(totalOf(lines))}::bigint)`
-    await tx`
-      insert into invoice_lines (invoice, position, kind, class, month, plan, rate_id, quantity, included, machines, days,
-        credit_id, amount_micros)
-      select ${number}, l.* from jsonb_to_recordset(${JSON.stringify(lines.map(asRow))}::text::jsonb) as l(position integer,
-        kind text, class text, month date, plan text, rate_id integer, quantity numeric, included numeric,
-        machines jsonb, days jsonb, credit_id integer, amount_micros bigint)`
-    const detail = { number, month, total: sayMoney(totalOf(lines)) }
+    const [written] = await tx<{ number: number }[]>`
+      with counter as (update invoice_counter set last = last + 1 returning last),
+        invoice as (
+          insert into invoices (number, account_id, month, closed_at, total_micros)
+          select last, ${accountId}, ${firstDay(month)}::date, ${now}, ${String(total)}::bigint from counter returning number),
+        lines as (
+          insert into invoice_lines (invoice, position, kind, class, month, plan, rate_id, quantity, included, machines,
+            days, credit_id, amount_micros)
+          select number, l.* from invoice, jsonb_to_recordset(${JSON.stringify(lines.map(asRow))}::text::jsonb) as l(
+            position integer, kind text, class text, month date, plan text, rate_id integer, quantity numeric,
+            included numeric, machines jsonb, days jsonb, credit_id integer, amount_micros bigint))
+      select number from invoice`
+    if (!written) throw new Error('there is no counter of invoices')
+    const { number } = written
+    const detail = { number, month, total: sayMoney(total) }
     await noteEvent(tx, { accountId, actor: 'gateway', kind: 'invoice.closed', detail })
     return number
   })
@@ -112,23 +121,17 @@ function asRow(line: InvoiceLine, index: number) {
   }
 }
 
-async function corrections(
-  tx: Db,
-  before: Month,
-  subscriber: Subscriber,
-  list: PriceList,
-  since: Date,
-): Promise<InvoiceLine[]> {
-  const { accountId } = subscriber
-  const late = await tx<{ month: string }[]>`
+/** Months before this one for which facts came in since then. */
+async function lateMonths(db: Db, accountId: number, before: Month, since: Date): Promise<Month[]> {
+  const rows = await db<{ month: string }[]>`
     select to_char(month, 'YYYY-MM') as month from late_usage
     where account_id = ${accountId} and month < ${firstDay(before)}::date and at >= ${since} order by month`
-  const lines: InvoiceLine[] = []
-  for (const { month } of late) {
-    const now = (await chargedLines(tx, month, subscriber, list)).map(asInvoiceLine)
-    lines.push(...differences(now, await billedLines(tx, accountId, month)))
-  }
-  return lines
+  return rows.map(({ month }) => month)
+}
+
+async function corrections(tx: Db, month: Month, subscriber: Subscriber, list: PriceList): Promise<InvoiceLine[]> {
+  const now = (await chargedLines(tx, month, subscriber, list)).map(asInvoiceLine)
+  return differences(now, await billedLines(tx, subscriber.accountId, month))
 }
 
 /** All that was charged for a month, corrections added to what they correct. */
@@ -188,7 +191,13 @@ function mergedPairs<K extends number | string>(
 }
 
 /** Credits, oldest first, and cents; what came out below zero becomes a credit. */
-async function settlement(tx: Db, accountId: number, month: Month, total: bigint): Promise<InvoiceLine[]> {
+async function settlement(
+  tx: Db,
+  accountId: number,
+  month: Month,
+  total: bigint,
+  credits: readonly CreditLeft[],
+): Promise<InvoiceLine[]> {
   const line = (kind: InvoiceLineKind, amount: bigint, creditId: number | null): InvoiceLine => ({
     ...{ kind, class: '', month, plan: null, rateId: null, ...NOTHING },
     ...{ creditId, amount },
@@ -201,7 +210,7 @@ async function settlement(tx: Db, accountId: number, month: Month, total: bigint
   }
   const lines: InvoiceLine[] = []
   let due = total
-  for (const { id, left } of await creditsLeft(tx, accountId)) {
+  for (const { id, left } of credits) {
     if (due === 0n) break
     let used = left
     if (used > due) used = due
@@ -213,8 +222,10 @@ async function settlement(tx: Db, accountId: number, month: Month, total: bigint
   return lines
 }
 
+type CreditLeft = { id: number; left: bigint }
+
 /** Credits with something left, oldest first. */
-async function creditsLeft(db: Db, accountId: number): Promise<{ id: number; left: bigint }[]> {
+async function creditsLeft(db: Db, accountId: number): Promise<CreditLeft[]> {
   const credits = await readCredits(db, accountId)
   return credits.filter(({ left }) => left > 0n)
 }

@@ -54,11 +54,14 @@ export type Terms = {
 }
 
 export async function readPriceList(db: Db): Promise<PriceList> {
-  const rates = await db<(Omit<Rate, 'micros' | 'included'> & { micros: number; included: number })[]>`
-    select id, plan, kind, micros, included, ${bounds(db)} from rates order by id`
-  const plans = await db<{ name: string; charged: boolean }[]>`select name, charged from plans`
-  const others = await db<(Between & { plan: string })[]>`
-    select plan, ${bounds(db)} from account_plans where account_id is null`
+  const [rates, plans, others] = await Promise.all([
+    db<(Omit<Rate, 'micros' | 'included'> & { micros: number; included: number })[]>`
+      select id, plan, kind, micros, included, ${bounds(db)} from rates order by id`,
+    db<{ name: string; charged: boolean }[]>`select name, charged from plans`,
+    // The index of account_plans_one_at_a_time begins with coalesce(account_id, 0).
+    db<(Between & { plan: string })[]>`
+      select plan, ${bounds(db)} from account_plans where coalesce(account_id, 0) = 0`,
+  ])
   return {
     rates: rates.map((rate) => ({ ...rate, micros: BigInt(rate.micros), included: BigInt(rate.included) })),
     charged: new Map(plans.map(({ name, charged }) => [name, charged])),
@@ -74,12 +77,13 @@ function bounds(db: Db) {
 
 /** @throws RangeError for an account that there is not */
 export async function readSubscriber(db: Db, accountId: number): Promise<Subscriber> {
-  const [account] = await db<{ isOwner: boolean; createdAt: Date }[]>`
-    select is_owner as "isOwner", created_at as "createdAt" from accounts where id = ${accountId}`
+  const [[account], plans] = await Promise.all([
+    db<{ isOwner: boolean; createdAt: Date }[]>`
+      select is_owner as "isOwner", created_at as "createdAt" from accounts where id = ${accountId}`,
+    db<(Between & { plan: string })[]>`
+      select plan, ${bounds(db)} from account_plans where coalesce(account_id, 0) = ${accountId}`,
+  ])
   if (!account) throw new RangeError(`there is no account ${accountId}`)
-  // The index of account_plans_one_at_a_time begins with coalesce(account_id, 0).
-  const plans = await db<(Between & { plan: string })[]>`
-    select plan, ${bounds(db)} from account_plans where coalesce(account_id, 0) = ${accountId}`
   return { accountId, isOwner: account.isOwner, createdOn: dayOf(new Date(account.createdAt)), plans: [...plans] }
 }
 

@@ -11,9 +11,10 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { connect } from '../../migrations/connect.ts'
-import { embeddedUrl, postmasterPid, startEmbedded, stopEmbedded } from '../../migrations/embedded.ts'
+import { embeddedUrl, startEmbedded, stopEmbedded } from '../../migrations/embedded.ts'
 import { migrate } from '../../migrations/migrate.ts'
-import { cpuSeconds, report, show, spread, surroundings } from './ssh-lab.ts'
+import { backendsSeconds } from './backends.ts'
+import { report, show, spread, surroundings } from './ssh-lab.ts'
 
 /** Holds each tap as its machine's user, and sends a datagram a second from each. */
 const sender = `
@@ -55,15 +56,6 @@ function withChildrenSeconds(pid: number): number {
   return fields.slice(11, 15).reduce((sum, ticks) => sum + Number(ticks), 0) / 100
 }
 
-function backendsSeconds(): number {
-  const postmaster = postmasterPid(folder)
-  const pids = execFileSync('ps', ['-o', 'pid=', '--ppid', String(postmaster)], { encoding: 'utf8' })
-  return pids
-    .split('\n')
-    .filter(Boolean)
-    .reduce((sum, pid) => sum + cpuSeconds(Number(pid)), 0)
-}
-
 try {
   execFileSync('ip', ['netns', 'add', namespace])
   execFileSync('ip', ['-n', namespace, 'link', 'set', 'lo', 'up'])
@@ -92,10 +84,10 @@ try {
   const each: number[] = []
   const database: number[] = []
   for (let minute = 0; minute < minutes; minute++) {
-    const before = [withChildrenSeconds(pid), backendsSeconds()] as const
+    const before = [withChildrenSeconds(pid), backendsSeconds(folder)] as const
     await sleep(60_000)
     each.push(((withChildrenSeconds(pid) - before[0]) / 60) * 100)
-    database.push(((backendsSeconds() - before[1]) / 60) * 100)
+    database.push(((backendsSeconds(folder) - before[1]) / 60) * 100)
   }
   const [{ readings, spans } = { readings: 0, spans: 0 }] = await owner<{ readings: number; spans: number }[]>`
     select (select count(*) from transfer_readings)::int as readings, (select count(*) from machine_spans)::int as spans`
