@@ -38,7 +38,8 @@ const CACHE = join(ROOT, '.cache')
 const STAMP = join(MODULES, '.berth.json')
 const PINNED = join(MODULES, 'node/bin/node')
 const PINNED_VERSION = fs.readFileSync(join(ROOT, '.node-version'), 'utf8').trim()
-const PATCHES = 'gateway/ssh/patches'
+/** Each beside the room that needs it. */
+const PATCHES = ['gateway/ssh/patches', 'migrations/patches']
 /**
  * How every process of Berth is run, benchmarks too. What a process reads while it starts makes V8 grow its young
  * generation to 96 MiB, which an idle process never gives back: resident 240 MiB instead of 160.
@@ -145,7 +146,9 @@ async function prepareModules() {
   }
   note({ lock: wanted.lock })
   if (stamp.patches !== wanted.patches) {
-    await step('patches', applyPatches)
+    await step('patches', async () => {
+      for (const directory of PATCHES) await applyPatches(directory)
+    })
     // A patch may change the source of a native part
     note({ patches: wanted.patches, native: undefined })
   }
@@ -184,16 +187,14 @@ function modulesMatchLock() {
  * patch-package on fresh copies: a package that an older version of the patch was applied to cannot be patched again.
  * Files that the package does not ship (its compiled part) stay.
  */
-async function applyPatches() {
-  const folder = join(ROOT, PATCHES)
-  const files = fs.existsSync(folder) ? fs.readdirSync(folder).filter((name) => name.endsWith('.patch')) : []
-  if (files.length === 0) return
+async function applyPatches(directory) {
+  const files = fs.readdirSync(join(ROOT, directory)).filter((name) => name.endsWith('.patch'))
   const work = fs.mkdtempSync(join(ensureFolder(CACHE), 'patch-'))
   try {
     for (const file of files) {
       // name+1.2.3.patch, @scope+name+1.2.3.patch, and name+1.2.3+001+why.patch for a series
       const [, name, version] = /^((?:@[^+]+\+)?[^+]+)\+([^+]+?)(?:\+\d+.*)?\.patch$/.exec(file) ?? []
-      if (!name) throw new Stop(`${PATCHES}/${file} is not named as patch-package names patches`)
+      if (!name) throw new Stop(`${directory}/${file} is not named as patch-package names patches`)
       const path = name.replace('+', '/')
       if (files.findIndex((other) => other.startsWith(`${name}+`)) !== files.indexOf(file)) continue
       await npm(['pack', '--silent', '--prefer-offline', `${path}@${version}`, '--pack-destination', work])
@@ -204,7 +205,7 @@ async function applyPatches() {
     await capture(process.execPath, [
       join(MODULES, 'patch-package/index.js'),
       '--patch-dir',
-      PATCHES,
+      directory,
       '--error-on-fail',
     ])
   } finally {
@@ -262,10 +263,9 @@ function pinnedVersion() {
 }
 
 function hashPatches() {
-  const folder = join(ROOT, PATCHES)
   const hash = createHash('sha256')
-  if (!fs.existsSync(folder)) return ''
-  for (const name of fs.readdirSync(folder).sort()) hash.update(name).update(fs.readFileSync(join(folder, name)))
+  for (const folder of PATCHES.map((directory) => join(ROOT, directory)))
+    for (const name of fs.readdirSync(folder).sort()) hash.update(name).update(fs.readFileSync(join(folder, name)))
   return hash.digest('hex')
 }
 
