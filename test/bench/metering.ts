@@ -1,6 +1,6 @@
 /**
- * What metering costs: 200 taps that all carry something, no guests, a real ledger. Counted is what the process that
- * meters takes, and every `nft` that it runs; of Postgres its back ends, apart.
+ * What metering costs, of money and of load: 200 taps that all carry something, no guests, a real database. Counted is
+ * what the process that meters takes, and every `nft` that it runs; of Postgres its back ends, apart.
  *
  *   node test/bench/metering.ts [minutes, default 10] [machines, default 200]
  */
@@ -68,12 +68,15 @@ try {
   await owner`
     insert into machines (account_id, host_id, name, image, cpus, memory_bytes, disk_bytes, observed_state)
     select 1, 1, 'm' || n, 'base', 1, 1, 1, 'running' from generate_series(1, ${machines}::int) n`
+  const hypervisors = inside(process.execPath, join(import.meta.dirname, 'metering-qmp.ts'), folder, String(machines))
+  await once(hypervisors, 'message')
   const meter = inside(
     process.execPath,
     join(import.meta.dirname, 'metering-vmhost.ts'),
     embeddedUrl(folder),
     join(folder, 'ledger.json'),
     String(machines),
+    folder,
   )
   await once(meter, 'message')
   const traffic = inside('python3', '-c', sender, String(machines))
@@ -89,14 +92,21 @@ try {
     each.push(((withChildrenSeconds(pid) - before[0]) / 60) * 100)
     database.push(((backendsSeconds(folder) - before[1]) / 60) * 100)
   }
-  const [{ readings, spans } = { readings: 0, spans: 0 }] = await owner<{ readings: number; spans: number }[]>`
-    select (select count(*) from transfer_readings)::int as readings, (select count(*) from machine_spans)::int as spans`
+  type Written = { readings: number; spans: number; samples: number; bytes: number }
+  const [written] = await owner<Written[]>`
+    select (select count(*) from transfer_readings)::int as readings, (select count(*) from machine_spans)::int as spans,
+      (select count(*) from load_samples)::int as samples, (
+        select sum(pg_total_relation_size(c.oid))::bigint from pg_class c join pg_namespace n on n.oid = relnamespace
+        where nspname = 'partitions' and relkind = 'r' and relname like 'load_samples%') as bytes`
+  const { readings, spans, samples, bytes } = written ?? { readings: 0, spans: 0, samples: 0, bytes: 0 }
   await owner.end()
   const figures = { 'metering, % of a core': spread(each), 'its database, % of a core': spread(database) }
   const rows = Object.fromEntries(Object.entries(figures).map(([name, figure]) => [name, show(figure)]))
-  const facts = `${readings} readings, ${spans} spans of ${machines} machines in ${minutes} minutes`
+  const each10s = `${Math.round(bytes / Math.max(samples, 1))} bytes each with their index`
+  const facts = `${readings} readings, ${spans} spans, ${samples} samples (${each10s}) of ${machines} machines in ${minutes} minutes`
   report('Metering', await surroundings(), { ...rows, facts }, figures)
-  if (readings < machines || (minutes > 5 && spans < machines)) throw new Error('nothing was metered')
+  if (readings < machines || samples < machines * 5 * minutes || (minutes > 5 && spans < machines))
+    throw new Error('nothing was metered')
 } finally {
   for (const child of children) {
     if (child.exitCode !== null || child.signalCode !== null) continue

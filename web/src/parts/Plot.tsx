@@ -143,7 +143,7 @@ function optionsOf(latest: Latest, width: number): uPlot.Options {
         width: 1,
         ...(line.dashed ? { dash: [4, 3] } : {}),
         ...(line.filled ? { fill: () => `color-mix(in srgb, ${color(line.color)} 16%, transparent)` } : {}),
-        points: { show: false },
+        points: { show: true, size: 3, filter: (made, index) => alone(made.data[index] ?? []) },
       })),
     ],
     hooks: {
@@ -151,6 +151,12 @@ function optionsOf(latest: Latest, width: number): uPlot.Options {
       setCursor: [(made) => latest.current.onPoint(made.cursor.idx ?? null)],
     },
   }
+}
+
+/** Where a line has no length: between two gaps. */
+function alone(values: readonly (number | null | undefined)[]): number[] {
+  const isKnown = (index: number) => (values[index] ?? null) !== null
+  return [...values.keys()].filter((index) => isKnown(index) && !isKnown(index - 1) && !isKnown(index + 1))
 }
 
 function evenly(top: number, parts: number): number[] {

@@ -13,7 +13,8 @@ export function Spark({ values, most, label }: { values: readonly (number | null
       continue
     }
     const y = height - 1 - Math.min(1, value / (most || 1)) * (height - 2)
-    path += `${isDrawing ? 'L' : 'M'}${(index * step).toFixed(1)} ${y.toFixed(1)}`
+    // What stands alone between gaps is a dot.
+    path += `${isDrawing ? 'L' : 'M'}${(index * step).toFixed(1)} ${y.toFixed(1)}${isDrawing ? '' : 'h0'}`
     isDrawing = true
   }
   return (
