@@ -239,6 +239,29 @@ describe('a vmhost', () => {
     await nothingLeftOf(id)
   })
 
+  test('samples what a machine does, from the counters of its hypervisor and its tap, also once it was adopted', async () => {
+    const id = await bootingMachine()
+    const count = async () => (await server.sql`select from load_samples where machine_id = ${id}`).length
+    await expect.poll(count, { timeout: 60_000 }).toBeGreaterThanOrEqual(2)
+    await server.end('SIGKILL')
+    await server.start()
+    const before = await count()
+    await expect.poll(count, { timeout: 60_000 }).toBeGreaterThan(before)
+    const samples = await server.sql`select * from load_samples where machine_id = ${id} order by at`
+    // Its guest halts and has no agent: its firmware has read nothing either, since its kernel was given to it.
+    for (const sample of samples) {
+      expect(sample).toMatchObject({ cpus: 2, memory_limit_bytes: 128 * MiB, memory_used_bytes: null })
+      expect(sample).toMatchObject({ disk_read_bytes: 0, disk_written_bytes: 0, network_out_bytes: 0 })
+      expect(sample.memory_held_bytes).toBeGreaterThan(MiB)
+      expect(sample.at.getTime() % 10_000).toBe(0)
+    }
+    // What its hypervisor took to come up.
+    expect(samples[0]?.cpu_ms).toBeGreaterThan(0)
+    expect(await server.sql`select state from load_marks where machine_id = ${id}`).toEqual([{ state: 'running' }])
+    await server.update(id, { desired_state: 'gone' })
+    await nothingLeftOf(id)
+  })
+
   test('what changed while it was away is put right: gone, killed, half made, not ours', async () => {
     const kept = await bootingMachine()
     await server.end('SIGKILL')

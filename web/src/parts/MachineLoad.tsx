@@ -200,8 +200,8 @@ type OnePlotProps = {
 function OnePlot({ stat, title, kind, lines, top, beside, pointed, onPoint }: OnePlotProps) {
   const { at } = stat.columns
   const reached = largest(lines.map(({ values }) => values))
-  // Emulation takes more than its machine is allowed to, which nobody should have to guess.
-  const axis = top === undefined ? niceTop(reached) : Math.max(top, reached)
+  // Hypervisors take something beside their machines, above all where they emulate them: by quarters of the limit.
+  const axis = top ? (top * Math.ceil(Math.max(4, (reached / top) * 4))) / 4 : niceTop(reached)
   const unit = unitFor(kind, axis)
   const sleeps = stat.states.filter(({ state }) => state === 'asleep')
   const shown = (line: PlotLine) => (pointed === null ? newest(line.values) : (line.values[pointed] ?? null))
@@ -230,7 +230,7 @@ function OnePlot({ stat, title, kind, lines, top, beside, pointed, onPoint }: On
         lines={lines}
         top={axis}
         say={(value) => onAxis(value, unit)}
-        parts={kind === 'memory' ? 4 : undefined}
+        parts={kind === 'memory' && top ? Math.round((axis / top) * 4) : undefined}
         shaded={sleeps.map(({ from, to }) => [asSeconds(from), asSeconds(to)])}
         marks={stat.starts.map(asSeconds)}
         group={`load-${stat.vm_name}`}
