@@ -72,20 +72,9 @@ export function qemuArguments(spec: MachineSpec, settings: QemuSettings): string
     ['-chardev', `socket,id=agent,path=${files.agent},server=on,wait=off`],
     ['-device', 'virtserialport,chardev=agent,name=berth.agent,bus=serial.0,nr=1'],
     ['-device', 'pvpanic-pci'],
-    ...(settings.stateDescriptor === undefined ? [] : goesOn(settings.stateDescriptor)),
+    ...(settings.stateDescriptor === undefined ? [] : [['-incoming', `fd:${settings.stateDescriptor}`]]),
   ]
   return args.flat()
-}
-
-/**
- * QEMU would tell the network where its guest is now, in five packets by the guest's tap. Nobody has to learn it, and
- * the guest would pay for what it did not send.
- */
-function goesOn(stateDescriptor: number): string[][] {
-  return [
-    ['-incoming', `fd:${stateDescriptor}`],
-    ['-global', 'migration.announce-rounds=0'],
-  ]
 }
 
 /** A full store must not look like a broken disk: the guest stands still, people are told, and then it goes on. */

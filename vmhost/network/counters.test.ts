@@ -125,6 +125,15 @@ test('what leaves is counted to the byte as its own card counts it, in two class
   expect(beside - (await ownCount('out_direct'))).toBeLessThan(5_000)
 })
 
+test('what a hypervisor announces by itself when its guest goes on is not the guest’s', async () => {
+  await talk()
+  await everythingCounted()
+  await inside.ask({ do: 'frame', hex: `ffffffffffff02be0a2a00058035${'00'.repeat(46)}` })
+  await inside.ask({ do: 'udp', address: '198.51.100.10', port: 9, count: 5 })
+  const missing = async () => (await sentByCard()) - (await counted('directOut')) - (await counted('gatewayOut'))
+  await expect.poll(missing).toBe(46)
+})
+
 test('what arrives is counted in the same classes', async () => {
   await talk()
   await expect.poll(async () => (await counted('directIn')) - (await ownCount('in_direct'))).toBe(0)
