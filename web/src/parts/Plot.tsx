@@ -143,7 +143,7 @@ function optionsOf(latest: Latest, width: number): uPlot.Options {
         width: 1,
         ...(line.dashed ? { dash: [4, 3] } : {}),
         ...(line.filled ? { fill: () => `color-mix(in srgb, ${color(line.color)} 16%, transparent)` } : {}),
-        points: { show: true, size: 3, filter: (made, index) => alone(made.data[index] ?? []) },
+        points: { show: true, size: 3, filter: (made: uPlot, index: number) => alone(made.data[index] ?? []) },
       })),
     ],
     hooks: {
