@@ -13,11 +13,20 @@ export class ExecError extends Error {
   readonly code: string
   /** of the HTTP response; 0 when there was none */
   readonly status: number
+  /** what to type or do next, where there is something */
+  readonly wayOn: string | undefined
+  /** all that was said of it: some failures say more than why */
+  readonly document: Record<string, unknown>
 
-  constructor(message: string, { code, status }: { code: string; status: number }) {
+  constructor(
+    message: string,
+    { code, status, document = {} }: { code: string; status: number; document?: Record<string, unknown> },
+  ) {
     super(message)
     this.code = code
     this.status = status
+    this.wayOn = typeof document.way_on === 'string' ? document.way_on : undefined
+    this.document = document
   }
 }
 
@@ -70,6 +79,35 @@ const CUT = 'the connection to Berth was cut; what the command began may go on'
 
 type Words = readonly string[]
 
+/** What a command says before it has ended (gateway/https/exec/telling.ts). */
+export type Piece =
+  | { progress: string; done_bytes?: number; total_bytes?: number }
+  | { text: string }
+  | { remark: string }
+
+/**
+ * Runs a command that tells what it is doing, for as long as it takes.
+ * @param onPiece hears of it, as it comes
+ * @returns its document
+ * @throws ExecError; the signal's reason: what was asked for goes on without a listener
+ */
+export async function follow<T = unknown>(
+  words: readonly string[],
+  onPiece: (piece: Piece) => void,
+  { signal }: ExecOptions = {},
+): Promise<T> {
+  const response = await post(words, 'application/x-ndjson', signal, '/exec?follow')
+  if (!response.ok || !response.body) throw errorOf(await documentOf(response), response.status)
+  for await (const line of linesOf(response.body)) {
+    const said = JSON.parse(line) as Piece | { result: T } | { error: string }
+    if ('result' in said) return said.result
+    if ('error' in said) throw errorOf(said, response.status)
+    onPiece(said)
+  }
+  signal?.throwIfAborted()
+  throw new ExecError(CUT, { code: 'exec.cut', status: response.status })
+}
+
 /** A command that somebody gave here, for the bar that shows what was done. */
 export type Run = {
   id: number
@@ -78,15 +116,23 @@ export type Run = {
   line: string
   startedAtMs: number
   endedAtMs?: number
-  /** the reason, when it failed */
+  /** the reason, when it failed, and what to do about it */
   error?: string
+  wayOn?: string
+  /** what it is doing */
+  progress?: string
   /** what takes it back: one command after the other */
   undo?: readonly Words[]
 }
 
+/** The command, or commands, that take one back, or how that follows from its document. */
+export type Undo = Words | readonly Words[] | ((document: unknown) => Words | undefined)
+
 /** The last ones, the newest first. */
 export const runs = signal<readonly Run[]>([])
 const RUNS_KEPT = 20
+/** counts the commands given here that have ended: whatever is shown may be other by then */
+export const ended = signal(0)
 let lastRun = 0
 
 /**
@@ -95,23 +141,34 @@ let lastRun = 0
  */
 export async function run<T = unknown>(
   words: readonly string[],
-  { undo, signal }: ExecOptions & { undo?: Words | readonly Words[] | undefined } = {},
+  { undo, signal, onPiece }: ExecOptions & { undo?: Undo | undefined; onPiece?: (piece: Piece) => void } = {},
 ): Promise<T> {
   const id = ++lastRun
   const line = commandLine(words)
   runs.value = [{ id, words, line, startedAtMs: Date.now() }, ...runs.value].slice(0, RUNS_KEPT)
-  const end = (change: Partial<Run>) => {
-    runs.value = runs.value.map((one) => (one.id === id ? { ...one, endedAtMs: Date.now(), ...change } : one))
+  const change = (part: Partial<Run>) => {
+    runs.value = runs.value.map((one) => (one.id === id ? { ...one, ...part } : one))
+  }
+  const end = (part: Partial<Run>) => {
+    change({ endedAtMs: Date.now(), ...part })
+    ended.value++
+  }
+  const hear = (piece: Piece) => {
+    if ('progress' in piece) change({ progress: piece.progress })
+    if ('remark' in piece) change({ progress: piece.remark })
+    onPiece?.(piece)
   }
   try {
-    const document = await exec<T>(words, signal ? { signal } : {})
+    const document = await follow<T>(words, hear, signal ? { signal } : {})
     // A command on several machines answers for each; the first that failed says why.
     const failed = failureIn(document)
     if (failed !== undefined) throw new ExecError(failed, { code: 'exec.partial', status: 200 })
-    end(undo && undo.length > 0 ? { undo: isOne(undo) ? [undo] : undo } : {})
+    const back = typeof undo === 'function' ? undo(document) : undo
+    end(back && back.length > 0 ? { undo: isOne(back) ? [back] : back } : {})
     return document
   } catch (error) {
-    end({ error: error instanceof Error ? error.message : String(error) })
+    const wayOn = error instanceof ExecError ? error.wayOn : undefined
+    end({ error: error instanceof Error ? error.message : String(error), ...(wayOn ? { wayOn } : {}) })
     throw error
   }
 }
@@ -131,13 +188,18 @@ export function commandLine(words: readonly string[]): string {
   return typed(installation.lobby, words)
 }
 
-async function post(words: readonly string[], accept: string, signal: AbortSignal | undefined): Promise<Response> {
+async function post(
+  words: readonly string[],
+  accept: string,
+  signal: AbortSignal | undefined,
+  to = '/exec',
+): Promise<Response> {
   let response: Response
   try {
-    response = await fetch('/exec', {
+    response = await fetch(to, {
       method: 'POST',
       headers: { Accept: accept, 'Content-Type': 'text/plain; charset=utf-8' },
-      body: quoted(words),
+      body: quoted(words.map(escaped)),
       ...(signal ? { signal } : {}),
     })
   } catch {
@@ -146,6 +208,11 @@ async function post(words: readonly string[], accept: string, signal: AbortSigna
   }
   if (response.status === 401) leave()
   return response
+}
+
+/** Over `POST /exec` a script's backslashes are written twice, as clients of exe.dev's do. */
+function escaped(word: string): string {
+  return word.startsWith('--setup-script=') ? word.replaceAll('\\', '\\\\') : word
 }
 
 /** Signed out: to the sign-in page, and back here. */
@@ -165,10 +232,12 @@ async function documentOf(response: Response): Promise<unknown> {
 }
 
 function errorOf(document: unknown, status: number): ExecError {
-  const { error, code } = (document ?? {}) as { error?: unknown; code?: unknown }
+  const said = (document ?? {}) as Record<string, unknown>
+  const { error, code } = said
   return new ExecError(typeof error === 'string' ? error : `status ${status}`, {
     code: typeof code === 'string' ? code : 'exec.failed',
     status,
+    document: said,
   })
 }
 

@@ -1,5 +1,5 @@
 import { useEffect, useReducer, useRef } from 'preact/hooks'
-import { ExecError, exec } from './exec.ts'
+import { ExecError, ended, exec } from './exec.ts'
 import { newsOf, type Topic } from './live.ts'
 import { quoted } from './words.ts'
 
@@ -13,8 +13,8 @@ export type Asked<T> = {
 }
 
 /**
- * The document of a command, asked for when the component is first shown, whenever the words change and when something
- * happened to `topics`.
+ * The document of a command, asked for when the component is first shown, whenever the words change, when something
+ * happened to `topics`, and when a command that was given here has ended.
  * @param words undefined: nothing is asked for yet
  */
 export function useExec<T>(words: readonly string[] | undefined, topics: readonly Topic[] = []): Asked<T> {
@@ -25,7 +25,7 @@ export function useExec<T>(words: readonly string[] | undefined, topics: readonl
   })
   const [turn, reload] = useReducer((count: number) => count + 1, 0)
   const line = words && quoted(words)
-  const news = topics.map((topic) => newsOf(topic).value).join(' ')
+  const news = [ended.value, ...topics.map((topic) => newsOf(topic).value)].join(' ')
   // What another question was answered with says nothing about this one.
   if (line !== undefined && state.current.line !== line) state.current = { line, isLoading: true }
   // The line stands for the words; news and turn ask again.

@@ -1,11 +1,17 @@
+/** What lets one in: SSH keys, tokens of programs, and the browsers that are signed in. */
 import { Frame } from '../parts/Frame.tsx'
+import { Browsers } from './keys/browsers.tsx'
+import { SshKeys } from './keys/ssh-keys.tsx'
+import { Tokens } from './keys/tokens.tsx'
+import '../style/forms.css'
+import './keys/keys.css'
 
 export function Page() {
   return (
     <Frame title="Keys and tokens">
-      <p class="dim">
-        This page is not there yet. The lobby has the same: <code>help</code> lists its commands.
-      </p>
+      <SshKeys />
+      <Tokens />
+      <Browsers />
     </Frame>
   )
 }

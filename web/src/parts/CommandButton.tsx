@@ -1,6 +1,6 @@
 import { useSignal } from '@preact/signals'
 import type { ComponentChildren } from 'preact'
-import { run } from '../api/exec.ts'
+import { ExecError, run, type Undo } from '../api/exec.ts'
 import { pointedAt } from './Commands.tsx'
 import { askForName } from './Confirm.tsx'
 
@@ -9,14 +9,18 @@ export type CommandButtonProps = {
   words: readonly string[] | (() => readonly string[])
   /** what it does: `Stop` */
   children: ComponentChildren
-  /** the command, or commands, that take it back; then nobody is asked beforehand */
-  undo?: readonly string[] | readonly (readonly string[])[] | undefined
+  /** what takes it back, or how that follows from the document; then nobody is asked beforehand */
+  undo?: Undo | undefined
   /** what cannot be undone asks for this to be typed: a machine's name */
   confirm?: string
-  kind?: 'main' | 'plain' | 'danger'
+  /** what will be lost, a sentence, said where the name is asked for */
+  warning?: string
+  /** what a screen reader calls it, where the words on it are those of others too */
+  label?: string
+  kind?: 'main' | 'plain' | 'danger' | 'small'
   disabled?: boolean
   onDone?: (document: unknown) => void
-  onFailed?: (error: Error) => void
+  onFailed?: (error: ExecError) => void
 }
 
 /**
@@ -25,7 +29,7 @@ export type CommandButtonProps = {
  * the command, with a button that runs it. One of kind `main` runs at once: show its command beside it (CommandLine).
  */
 export function CommandButton(props: CommandButtonProps) {
-  const { words, children, undo, confirm, kind = 'plain', disabled = false, onDone, onFailed } = props
+  const { words, children, undo, confirm, warning, label, kind = 'plain', disabled = false, onDone, onFailed } = props
   const isRunning = useSignal(false)
   const now = () => (typeof words === 'function' ? words() : words)
   const show = () => {
@@ -36,12 +40,15 @@ export function CommandButton(props: CommandButtonProps) {
   }
   const act = async () => {
     if (isRunning.peek()) return
-    if (confirm !== undefined && !(await askForName(confirm, now()))) return
+    if (confirm !== undefined && !(await askForName(confirm, now(), warning))) return
     isRunning.value = true
     try {
-      onDone?.(await run(now(), { undo }))
+      // Not as the argument of what may not be there: then it would not be run at all.
+      const document = await run(now(), { undo })
+      onDone?.(document)
     } catch (error) {
-      onFailed?.(error instanceof Error ? error : new Error(String(error)))
+      if (!(error instanceof ExecError)) throw error
+      onFailed?.(error)
     } finally {
       isRunning.value = false
     }
@@ -52,6 +59,7 @@ export function CommandButton(props: CommandButtonProps) {
       class={kind === 'main' ? undefined : kind}
       disabled={disabled}
       aria-busy={isRunning.value}
+      aria-label={label}
       onClick={(event) => {
         // Where there is nothing to point with, the first tap is the pointing.
         if (kind !== 'main' && isTouch(event)) pointedAt.value = { words: now(), act }

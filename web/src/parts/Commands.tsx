@@ -100,7 +100,7 @@ function isWorthShowing({ id, endedAtMs, error }: Run): boolean {
 }
 
 function RunLine({ one }: { one: Run }) {
-  const { line, startedAtMs, endedAtMs, error, undo } = one
+  const { line, startedAtMs, endedAtMs, error, wayOn, progress, undo } = one
   const mood = endedAtMs === undefined ? 'wait' : error === undefined ? 'well' : 'bad'
   const word = { wait: 'running', well: 'done', bad: 'failed' }[mood]
   return (
@@ -117,7 +117,13 @@ function RunLine({ one }: { one: Run }) {
           Undo
         </button>
       )}
-      {error !== undefined && <p class="error">{error}</p>}
+      {progress !== undefined && endedAtMs === undefined && <span class="dim">{progress}</span>}
+      {error !== undefined && (
+        <p class="error">
+          {error}
+          {wayOn !== undefined && <span class="dim"> {wayOn}</span>}
+        </p>
+      )}
     </div>
   )
 }

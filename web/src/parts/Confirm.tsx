@@ -3,21 +3,23 @@ import { useRef } from 'preact/hooks'
 import { CommandLine } from './CommandLine.tsx'
 import { Dialog } from './Dialog.tsx'
 
-type Asked = { name: string; words: readonly string[]; answer: (yes: boolean) => void }
+type Asked = { name: string; words: readonly string[]; warning: string | undefined; answer: (yes: boolean) => void }
 
 const asked = signal<Asked | undefined>(undefined)
 
 /**
  * Asks for a name to be typed, before what cannot be undone.
  * @param words the command that will run
+ * @param warning what will be lost
  * @returns whether it was typed
  */
-export function askForName(name: string, words: readonly string[]): Promise<boolean> {
+export function askForName(name: string, words: readonly string[], warning?: string): Promise<boolean> {
   asked.peek()?.answer(false)
   return new Promise((resolve) => {
     asked.value = {
       name,
       words,
+      warning,
       answer: (yes) => {
         asked.value = undefined
         resolve(yes)
@@ -34,6 +36,7 @@ export function Confirm() {
   const isRight = () => input.current?.value.trim() === one.name
   return (
     <Dialog title="This cannot be undone" onClose={() => one.answer(false)}>
+      {one.warning !== undefined && <p>{one.warning}</p>}
       <CommandLine words={one.words} />
       <form
         onSubmit={(event) => {
