@@ -69,6 +69,7 @@ it('a machine has plots that share their crosshair, with exact figures and gaps 
   expect(await desk.faults(page)).toEqual([])
   expect(await page.getByText('Shaded: it slept.').count()).toBe(1)
   const over = plotOf(page, 'CPU').locator('.u-over')
+  await over.scrollIntoViewIfNeeded()
   const box = await over.boundingBox()
   if (!box) throw new Error('there is no plot')
   await page.mouse.move(box.x + box.width * 0.5, box.y + box.height / 2)

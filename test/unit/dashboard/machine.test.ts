@@ -30,12 +30,18 @@ async function shows(page: Page, name: string): Promise<void> {
 
 it('says what a machine does and why as it changes, and how it is reached', async () => {
   const page = await desk.open('/machines/demo')
+  const asked: string[] = []
+  page.on('request', (request) => request.url().includes('/terminal/') && asked.push(request.url()))
+  await page.reload()
   await page.locator('.machine-status', { hasText: 'running' }).waitFor()
   await page.getByText(/^ssh -p \d+ demo@localhost$/).waitFor()
   await page.getByText(/^ssh -J localhost:\d+ root@demo$/).waitFor()
   await page.getByLabel('Port', { exact: true }).fill('5173')
   await page.getByText(/^https:\/\/demo--5173\.localhost:\d+$/).waitFor()
+  expect(await page.getByRole('link', { name: 'Open a terminal' }).getAttribute('href')).toBe('/terminal/demo')
   const { sql } = desk.world.gateway
+  // Whoever only looks keeps no machine awake.
+  expect(asked).toEqual([])
   await sql`update machines set observed_awake_because = 'an SSH session is open' where name = 'demo'`
   await page.getByText('Awake: an SSH session is open.').waitFor()
   await shows(page, 'overview')

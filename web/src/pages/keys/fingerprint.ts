@@ -13,7 +13,7 @@ export async function readPasted(text: string): Promise<Pasted[] | undefined> {
     if (line === '' || line.startsWith('#')) continue
     const key = /^((?:ssh|ecdsa|sk)-[a-z0-9@.-]+)\s+([A-Za-z0-9+/]{16,}={0,2})(?:\s+(.*))?$/.exec(line)
     const blob = key && decode(key[2] ?? '')
-    if (!key || !blob || !beginsWith(blob, key[1] ?? '')) return undefined
+    if (!key || !blob || !isKeyOf(blob, key[1] ?? '')) return undefined
     const digest = new Uint8Array(await crypto.subtle.digest('SHA-256', blob))
     const base64 = btoa(String.fromCharCode(...digest)).replace(/=+$/, '')
     found.push({ algorithm: key[1] ?? '', fingerprint: `SHA256:${base64}`, comment: key[3] ?? '' })
@@ -33,8 +33,15 @@ function decode(base64: string): Uint8Array<ArrayBuffer> | undefined {
   }
 }
 
-/** A key's own first string is its algorithm (RFC 4253, 6.6). */
-function beginsWith(blob: Uint8Array, algorithm: string): boolean {
-  const length = new DataView(blob.buffer).getUint32(0)
-  return length === algorithm.length && new TextDecoder().decode(blob.subarray(4, 4 + length)) === algorithm
+/** A key is a row of strings to its very end, the first of them its algorithm (RFC 4253, 6.6; RFC 8709, 4). */
+function isKeyOf(blob: Uint8Array, algorithm: string): boolean {
+  const view = new DataView(blob.buffer)
+  let at = 0
+  let first: string | undefined
+  while (at + 4 <= blob.length) {
+    const end = at + 4 + view.getUint32(at)
+    first ??= new TextDecoder().decode(blob.subarray(at + 4, end))
+    at = end
+  }
+  return at === blob.length && first === algorithm
 }
