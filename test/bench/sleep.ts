@@ -80,7 +80,7 @@ await book.close(`Sleep, wake and checkpoint, ${rounds} rounds`)
 /** A page on the primary port, for everybody. */
 async function serve(): Promise<void> {
   const server = `use IO::Socket::INET; my $s = IO::Socket::INET->new(LocalPort => ${PORT}, Listen => 9, ReuseAddr => 1);
-    while (my $c = $s->accept) { <$c>; print $c "HTTP/1.0 200 OK\\r\\nContent-Length: 3\\r\\n\\r\\nup\\n"; close $c }`
+    while (my $c = $s->accept) { while (<$c>) { last if !/\\S/ } print $c "HTTP/1.0 200 OK\\r\\nContent-Length: 3\\r\\n\\r\\nup\\n"; close $c }`
   await inside(product, 'napper', `setsid -f perl -e '${server}' < /dev/null > /dev/null 2>&1`)
   await lobby(product, 'share set-public napper')
 }

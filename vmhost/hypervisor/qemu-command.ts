@@ -8,6 +8,8 @@ export const files = {
   agent: 'run/agent.sock',
   /** chardev `pipe` wants a pair; nothing is ever sent into the first */
   consoleFifo: 'console',
+  /** what a saved guest is unpacked into */
+  stateFifo: 'state',
   log: 'qemu.log',
 } as const
 

@@ -1,11 +1,11 @@
-import { closeSync, constants, createReadStream, fstatSync, openSync, readSync } from 'node:fs'
+import { spawn } from 'node:child_process'
+import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
 import { type FileHandle, lchown, open, rm } from 'node:fs/promises'
 import { createServer, type Socket } from 'node:net'
 import { join } from 'node:path'
-import type { Writable } from 'node:stream'
 import { pipeline } from 'node:stream/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { createZstdCompress, createZstdDecompress, constants as zlib } from 'node:zlib'
+import { createZstdCompress, constants as zlib } from 'node:zlib'
 import { type Accelerator, HypervisorError } from './driver.ts'
 import { processorKind } from './processor.ts'
 import { asObject } from './qmp.ts'
@@ -44,7 +44,8 @@ export type StateWriting = {
 
 /** Nothing came for so long: it never will. A disk that is busy with others takes seconds. */
 const silenceLimitMs = 60_000
-const lookAgainMs = 10
+/** A guest may be standing still for it while its users wait. */
+const lookAgainMs = 4
 const socketName = 'saving.sock'
 const chunkBytes = 1 << 20
 /** More would take three times as long to save a twentieth of the space. */
@@ -158,41 +159,57 @@ function createReceiver(file: FileHandle, compact: boolean): Receiver {
 /** A saved guest on its way into a QEMU that is being started. */
 export type SavedState = {
   readonly sizeBytes: number
-  /** what the new process gets: the file itself, or a pipe that `feed` fills */
-  readonly stdio: number | 'pipe'
-  feed(into: Writable): void
-  close(): Promise<void>
+  /** what the new process gets: the file itself, or the end of a pipe that another process unpacks it into */
+  readonly descriptor: number
+  /** rejects when it cannot be unpacked; QEMU waits for ever for the first byte of a pipe that nobody writes to */
+  readonly failed: Promise<never>
+  /** The new process has it, or there will be none; may be called again. */
+  close(): void
 }
 
 /**
  * Opened here because it is root's. Never what a link leads to: whoever took over a QEMU would have another file read.
+ * What is packed never passes through this process, which would take as long again as unpacking it.
+ * @param pipe a FIFO that nobody else has open, for what is packed
  * @throws HypervisorError when there is none
  */
-export function openState(directory: string): SavedState {
-  const stop = new AbortController()
+export function openState(directory: string, pipe: string): SavedState {
   let descriptor: number
   try {
     descriptor = openSync(join(directory, stateFile), constants.O_RDONLY | constants.O_NOFOLLOW)
   } catch (error) {
     throw new HypervisorError('hypervisor.start', 'There is no saved guest to restore', { cause: error })
   }
+  const sizeBytes = fstatSync(descriptor).size
   const magic = Buffer.alloc(4)
   readSync(descriptor, magic, 0, magic.length, 0)
-  let fed = Promise.resolve()
-  return {
-    sizeBytes: fstatSync(descriptor).size,
-    stdio: magic.readUInt32LE() === zstdMagic ? 'pipe' : descriptor,
-    feed(into) {
-      const from = createReadStream('', { fd: descriptor, autoClose: false, start: 0, highWaterMark: chunkBytes })
-      // What goes wrong here, QEMU says: it has read half a guest, or ended before.
-      fed = pipeline(from, createZstdDecompress({ chunkSize: chunkBytes }), into, { signal: stop.signal })
-        .catch(() => {})
-        .finally(() => into.destroy())
-    },
-    async close() {
-      stop.abort()
-      await fed
-      closeSync(descriptor)
-    },
+  const { promise: failed, reject } = Promise.withResolvers<never>()
+  failed.catch(() => {})
+  if (magic.readUInt32LE() !== zstdMagic) return { sizeBytes, descriptor, failed, close: closingOnce(descriptor) }
+  try {
+    // In this order neither waits for the other. QEMU makes its end what it wants it to be.
+    const out = openSync(pipe, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOFOLLOW)
+    const into = openSync(pipe, constants.O_WRONLY | constants.O_NOFOLLOW)
+    // That QEMU has ended, zstd hears from the pipe; that this process has, from nobody.
+    const unpacking = spawn('zstd', ['-dcq'], { stdio: [descriptor, into, 'ignore'], detached: true })
+    unpacking.once('error', reject)
+    unpacking.once('exit', (status) => {
+      if (status !== 0) reject(new Error('zstd could not unpack the saved guest'))
+    })
+    unpacking.unref()
+    closeSync(into)
+    closeSync(descriptor)
+    return { sizeBytes, descriptor: out, failed, close: closingOnce(out) }
+  } catch (error) {
+    closeSync(descriptor)
+    throw new HypervisorError('hypervisor.start', 'The saved guest cannot be unpacked', { cause: error })
+  }
+}
+
+function closingOnce(descriptor: number): () => void {
+  let isOpen = true
+  return () => {
+    if (isOpen) closeSync(descriptor)
+    isOpen = false
   }
 }

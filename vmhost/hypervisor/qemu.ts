@@ -2,7 +2,6 @@ import { execFile, spawn } from 'node:child_process'
 import { closeSync, openSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { Writable } from 'node:stream'
 import { promisify } from 'node:util'
 import { confine, groupName } from './cgroup.ts'
 import { destroy, prepareDirectory } from './directory.ts'
@@ -74,21 +73,23 @@ async function start(spec: MachineSpec, options: QemuDriverOptions): Promise<Hyp
   // The directory is about to be emptied: a living hypervisor in it would lose its sockets.
   const [already] = await findProcesses(uid, spec.directory)
   if (already) throw new HypervisorError('hypervisor.start', `QEMU already runs in ${spec.directory}`)
-  const fifos = ['in', 'out'].map((end) => `${files.consoleFifo}.${end}`)
+  const consoles = ['in', 'out'].map((end) => `${files.consoleFifo}.${end}`)
+  const fifos = spec.restoreFrom === undefined ? consoles : [...consoles, files.stateFifo]
   await prepareDirectory(spec.directory, uid, fifos, uid)
   const log = openSync(join(spec.directory, files.log), 'w', 0o600)
   const vhost = openVhost()
   const failed = new AbortController()
   let saved: SavedState | undefined
   try {
-    saved = spec.restoreFrom === undefined ? undefined : openState(spec.restoreFrom)
-    const stdio: ('ignore' | 'pipe' | number)[] = ['ignore', log, log]
-    const pass = (one: 'pipe' | number) => stdio.push(one) - 1
+    saved =
+      spec.restoreFrom === undefined ? undefined : openState(spec.restoreFrom, join(spec.directory, files.stateFifo))
+    const stdio: ('ignore' | number)[] = ['ignore', log, log]
+    const pass = (one: number) => stdio.push(one) - 1
     const settings = {
       accelerator: options.accelerator,
       machineType: machineType(options.version),
       ...(vhost === undefined ? {} : { vhostDescriptor: pass(vhost) }),
-      ...(saved ? { stateDescriptor: pass(saved.stdio) } : {}),
+      ...(saved ? { stateDescriptor: pass(saved.descriptor) } : {}),
     }
     const limitMs = (options.startLimitMs ?? startLimitMs) + (saved ? saved.sizeBytes / restoredPerMsBytes : 0)
     const child = spawn('setpriv', [...privileges(uid, groups), binary, ...qemuArguments(spec, settings)], {
@@ -101,8 +102,8 @@ async function start(spec: MachineSpec, options: QemuDriverOptions): Promise<Hyp
       child.once('error', (error) => resolve(error.message))
       child.once('exit', (code, signal) => resolve(signal ? `ended by ${signal}` : `exit status ${code}`))
     })
-    const into = settings.stateDescriptor === undefined ? undefined : child.stdio[settings.stateDescriptor]
-    if (into instanceof Writable) saved?.feed(into)
+    // Or whoever unpacks would go on for a QEMU that has ended.
+    saved?.close()
     // Detached and without a reference: neither the end of this process nor its kill -9 touches it.
     child.unref()
     exited.then(() => failed.abort())
@@ -112,7 +113,7 @@ async function start(spec: MachineSpec, options: QemuDriverOptions): Promise<Hyp
       await limit(spec, identity.pid, options)
       const running = new QemuProcess(spec.machineId, spec.directory, identity, exited)
       await running.attach(limitMs, failed.signal)
-      if (saved) await running.restored(limitMs)
+      if (saved) await Promise.race([running.restored(limitMs), saved.failed])
       return running
     } catch (error) {
       // Ended by somebody else's signal, not by itself: nothing is wrong with the machine.
@@ -125,7 +126,7 @@ async function start(spec: MachineSpec, options: QemuDriverOptions): Promise<Hyp
   } finally {
     closeSync(log)
     if (vhost !== undefined) closeSync(vhost)
-    await saved?.close()
+    saved?.close()
   }
 }
 

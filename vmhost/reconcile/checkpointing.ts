@@ -50,6 +50,8 @@ export async function takeWithMemory(
   let stillMs: number
   try {
     await freeze(bed)
+    // What that has had written: its hypervisor waits for it when it stands still.
+    await sync(files.disk)
     const stillAt = performance.now()
     await hypervisor.pause()
     await bothOf(hypervisor.save(folder), draft.takeDisk(files.disk))
