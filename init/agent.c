@@ -16,6 +16,7 @@
 #include "identity.h"
 #include "processors.h"
 #include "report.h"
+#include "systemd.h"
 
 /* linux/fs.h */
 #define FIFREEZE ((int)_IOWR('X', 119, int))
@@ -138,11 +139,20 @@ static void identify(struct agent *agent, const struct frame *frame) {
   char reason[256];
   struct identity_result result = {0};
   uint32_t id = frame->id;
-  if (!identity_apply(frame, agent->rehearsing, &result, reason, sizeof reason)) {
+  bool is_running = !agent->booting && !agent->rehearsing;
+  struct field field;
+  char former[33];
+  identity_machine_id(former);
+  bool applied = identity_apply(frame, agent->rehearsing, &result, reason, sizeof reason);
+  /* One that boots has not drawn its boot id yet, and has written nothing down. */
+  if (applied && is_running && field_find(frame, TAG_BOOT_ID, &field))
+    applied = identity_begin(frame, former, reason, sizeof reason);
+  if (!applied) {
     answer_error(agent, id, reason);
     return;
   }
-  if (result.sshd_changed && !agent->booting && !agent->rehearsing) reload_sshd();
+  if (result.sshd_changed && is_running) reload_sshd();
+  if (result.services_changed && is_running) systemd_reload();
   agent->identified = true;
   frame_number(start(agent, MSG_OK, id), TAG_LOGIN_UID, result.login_uid);
   channel_send(&agent->channel);

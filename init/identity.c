@@ -14,6 +14,7 @@
 #include "mounts.h"
 #include "network.h"
 #include "service.h"
+#include "systemd.h"
 #include "users.h"
 
 /* linux/random.h */
@@ -52,14 +53,14 @@ static int put_shown(const char *name, const void *bytes, size_t length) {
   return rewrite_file(in_root(path, sizeof path, name), bytes, length, 0644);
 }
 
-/* sshd reads these at its start, and starting again costs whoever connects meanwhile: only when they differ. */
-static int put_for_sshd(const char *name, const void *bytes, size_t length, bool *changed) {
+/* Whoever reads these does that at its start, and starting again has its price: only when they differ. */
+static int put_changed(const char *name, const void *bytes, size_t length, mode_t mode, bool *changed) {
   static char old[TEXT_MOST];
   char path[PATH_MOST];
   ssize_t had = read_file(in_root(path, sizeof path, name), old, sizeof old);
   if (had >= 0 && (size_t)had == length && memcmp(old, bytes, length) == 0) return 0;
   *changed = true;
-  return put(name, bytes, length, 0600);
+  return put(name, bytes, length, mode);
 }
 
 static int prepare(void) {
@@ -183,10 +184,10 @@ static int put_session_variables(const struct frame *frame, const char *user, st
     errno = E2BIG;
     return -1;
   }
-  return put_for_sshd(RUN "/ssh/session.conf", text.at, text.length, &result->sshd_changed);
+  return put_changed(RUN "/ssh/session.conf", text.at, text.length, 0600, &result->sshd_changed);
 }
 
-static int put_service_variables(const struct frame *frame) {
+static int put_service_variables(const struct frame *frame, bool *changed) {
   static const char *const names[] = {"/run/systemd/system.conf.d", "/run/systemd/user.conf.d"};
   struct text text = {.at = text_buffer, .capacity = sizeof text_buffer};
   text_print(&text, "[Manager]\nDefaultEnvironment=");
@@ -200,7 +201,8 @@ static int put_service_variables(const struct frame *frame) {
     char path[PATH_MOST];
     char file[PATH_MOST];
     snprintf(file, sizeof file, "%s/" CONF, names[i]);
-    if (make_directories(in_root(path, sizeof path, names[i])) != 0 || put(file, text.at, text.length, 0644) != 0) return -1;
+    if (make_directories(in_root(path, sizeof path, names[i])) != 0) return -1;
+    if (put_changed(file, text.at, text.length, 0644, changed) != 0) return -1;
   }
   return 0;
 }
@@ -323,11 +325,11 @@ bool identity_apply(const struct frame *frame, bool rehearsing, struct identity_
   if (put_lines(frame, TAG_AUTHORIZED_KEY, RUN "/ssh/authorized_keys") != 0 ||
       put_lines(frame, TAG_USER_AUTHORITY, RUN "/ssh/user_authorities") != 0)
     return fail(reason, capacity, "write the keys");
-  result->sshd_changed = false;
+  result->sshd_changed = result->services_changed = false;
   field_find(frame, TAG_HOST_KEY, &field);
-  if (put_for_sshd(RUN "/ssh/host_key", field.bytes, field.length, &result->sshd_changed) != 0)
+  if (put_changed(RUN "/ssh/host_key", field.bytes, field.length, 0600, &result->sshd_changed) != 0)
     return fail(reason, capacity, "write the host key");
-  if (put_session_variables(frame, login_user, result) != 0 || put_service_variables(frame) != 0)
+  if (put_session_variables(frame, login_user, result) != 0 || put_service_variables(frame, &result->services_changed) != 0)
     return fail(reason, capacity, "write the environment");
   if (service_keep(frame) != 0) return fail(reason, capacity, "keep what the image runs");
   if (set_hostname(hostname, rehearsing) != 0) return fail(reason, capacity, "set the host name");
@@ -345,6 +347,26 @@ bool identity_apply(const struct frame *frame, bool rehearsing, struct identity_
     if (!rehearsing && mount_bare_proc() != 0) log_line("cannot keep a bare /proc: %s", strerror(errno));
     show(RUN "/etc/cmdline", "/proc/cmdline", rehearsing);
   }
+  return true;
+}
+
+void identity_machine_id(char id[33]) {
+  char path[PATH_MOST];
+  if (read_file(in_root(path, sizeof path, RUN "/etc/machine-id"), id, 33) != 32) id[0] = 0;
+}
+
+bool identity_begin(const struct frame *frame, const char *former_machine_id, char *reason, size_t capacity) {
+  struct field field;
+  char line[40];
+  if (!field_find(frame, TAG_BOOT_ID, &field) || !name_good(&field, "-", 36) || field.length != 36) {
+    snprintf(reason, capacity, "bad boot id");
+    return false;
+  }
+  int length = snprintf(line, sizeof line, "%.36s\n", (const char *)field.bytes);
+  if (put_shown(RUN "/etc/boot_id", line, (size_t)length) != 0) return fail(reason, capacity, "write the boot id");
+  if (mount_bare_proc() != 0) log_line("cannot keep a bare /proc: %s", strerror(errno));
+  show(RUN "/etc/boot_id", "/proc/sys/kernel/random/boot_id", false);
+  if (former_machine_id[0]) systemd_new_journal(former_machine_id);
   return true;
 }
 

@@ -13,7 +13,8 @@
 
 struct identity_result {
   uid_t login_uid;
-  bool sshd_changed; /* its host key or the sessions' variables: it must read them again */
+  bool sshd_changed;     /* its host key or the sessions' variables: it must read them again */
+  bool services_changed; /* their variables, likewise */
 };
 
 /*
@@ -21,6 +22,15 @@ struct identity_result {
  * False, with a sentence in reason, when a field is missing or bad (nothing was changed then) or could not be applied.
  */
 bool identity_apply(const struct frame *frame, bool rehearsing, struct identity_result *result, char *reason, size_t capacity);
+
+/*
+ * Carries out the rest of an IDENTIFY that makes somebody of a machine that ran as nobody: its own boot id is shown, and
+ * what its programs have noted under the machine id that it had is removed.
+ */
+bool identity_begin(const struct frame *frame, const char *former_machine_id, char *reason, size_t capacity);
+
+/* The machine id that is shown now; empty when there is none yet. */
+void identity_machine_id(char id[33]);
 
 /* Carries out a KEYS: replaces the authorized keys. */
 bool identity_keys(const struct frame *frame, char *reason, size_t capacity);

@@ -25,7 +25,7 @@
  * PING
  * IDENTIFY  HOSTNAME LOGIN_USER AUTHORIZED_KEY* ENVIRONMENT*  LOGIN_UID
  *           HOST_KEY USER_AUTHORITY* CLOCK_MS ENTROPY
- *           MACHINE_ID [ADDRESS] [COMMAND_LINE]
+ *           MACHINE_ID [ADDRESS] [COMMAND_LINE] [BOOT_ID]
  *           [SERVICE_ARGUMENT* SERVICE_UID SERVICE_GID SERVICE_DIRECTORY]
  * KEYS      AUTHORIZED_KEY*
  * FREEZE    DEADLINE_MS (thaws by itself after it)
@@ -37,7 +37,8 @@
  * POWEROFF  LIMIT_MS                                          (at once; then the event POWEROFF_BEGUN)
  * REBOOT    LIMIT_MS
  *
- * BOOT_ID is empty until the machine was told who it is: see agent.c.
+ * BOOT_ID is empty until the machine was told who it is: see agent.c. In an IDENTIFY it says that a machine which runs
+ * was nobody's before, and is the one that it shows from then on.
  *
  * event          fields
  * BORN           BOOT_ID STAGE

@@ -9,7 +9,7 @@ import { type Product, SERVER_ADDRESS, startProduct } from './product.ts'
 vi.setConfig({ testTimeout: 1_200_000 })
 
 let product: Product
-const LIMIT_MS = 300_000
+const LIMIT_MS = 600_000
 const small = '--image minimal --memory 512M --cpu 1'
 
 async function lobby(line: string): Promise<string> {

@@ -176,6 +176,7 @@ class SocketChannel implements AgentChannel {
         text(fieldTag.serviceDirectory, service.workingDirectory),
       )
     if (identity.address !== undefined) fields.push(text(fieldTag.address, identity.address))
+    if (identity.bootId !== undefined) fields.push(text(fieldTag.bootId, identity.bootId))
     if (identity.commandLine !== undefined) fields.push(text(fieldTag.commandLine, identity.commandLine))
     // The clock is read when the request leaves, not when it starts to wait for the agent.
     const answer = await this.#call(

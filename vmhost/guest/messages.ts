@@ -93,6 +93,8 @@ export type MachineIdentity = {
   address?: string
   /** after a restore: what /proc/cmdline says from now on */
   commandLine?: string
+  /** after it ran as nobody: what its boot id is from now on, as the kernel writes one; its journal begins anew */
+  bootId?: string
 }
 
 /** What the agent answers to a hello. */

@@ -111,7 +111,9 @@ export class Guest {
     const channel = this.#channel
     const limitMs = this.#bootLimitMs
     const moved = options.moved && { moved: options.moved }
-    this.#introduction = new Introduction({ channel, files, owner: options.owner, ...moved, world, log, limitMs })
+    const isNobody = () => this.isUnproved
+    const told = { channel, files, owner: options.owner, ...moved, isNobody, world, log, limitMs }
+    this.#introduction = new Introduction(told)
     const goesOn = {
       state: () => hypervisor.state(),
       resume: async () => {
@@ -392,7 +394,7 @@ export class Guest {
       this.#log.warn({ err: error }, 'a template’s filesystem keeps its size')
     })
     // Its clock and its randomness are those of the moment when it was saved: it is told anew whatever it knows.
-    await this.#introduction.introduce(identified && !this.#restored)
+    await this.#introduction.introduce(identified && !this.#restored && !this.isUnproved)
     await thawed
   }
 

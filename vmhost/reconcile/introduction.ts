@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto'
+import { createHash, randomUUID } from 'node:crypto'
 import { readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -130,6 +130,7 @@ export class Introduction {
       hostKey: files.hostKey,
       machineId: files.record.systemId,
       ...this.#options.moved?.(),
+      ...(this.#options.isNobody?.() ? { bootId: randomUUID() } : {}),
     }
   }
 
@@ -147,6 +148,8 @@ export type IntroductionOptions = {
   readonly world: Pick<World, 'gatewayKey'> & { readonly rows: Pick<World['rows'], 'keysOf'> }
   /** where it is now, when it was another machine at its start */
   readonly moved?: () => { readonly address: string; readonly commandLine: string } | undefined
+  /** it goes on from a template, and was not told who it is before */
+  readonly isNobody?: () => boolean
   readonly log: Pick<Logger, 'warn'>
   /** until a guest has taken its identity */
   readonly limitMs: number

@@ -1,4 +1,4 @@
-import { readFileSync, truncateSync, utimesSync, writeFileSync } from 'node:fs'
+import { linkSync, mkdirSync, readFileSync, symlinkSync, truncateSync, utimesSync, writeFileSync } from 'node:fs'
 import { readdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import pino from 'pino'
@@ -67,6 +67,15 @@ let count = 0
 beforeAll(async () => {
   tiny = await makeTinyStore(log)
   ;({ home, volume, store } = tiny)
+  // Of the same files as set-up's own.
+  const own = join(home, 'artifacts', 'images', 'minimal')
+  const image = join(home, 'artifacts', 'images', 'somebodys-fedcba9876543210')
+  mkdirSync(image)
+  linkSync(join(own, 'root.raw'), join(image, 'root.raw'))
+  const description = JSON.parse(readFileSync(join(own, 'image.json'), 'utf8')) as object
+  const theirs = { ...description, name: 'somebodys', hash: 'fedcba9876543210' }
+  writeFileSync(join(image, 'image.json'), JSON.stringify(theirs))
+  symlinkSync('somebodys-fedcba9876543210', join(home, 'artifacts', 'images', 'somebodys'))
 })
 
 beforeEach(async () => {
@@ -151,7 +160,8 @@ async function vmhost(options: { stateVersion?: string; ntp?: string } = {}): Pr
     if (bytes === 0) looks++
     return bytes <= spareBytes
   }
-  templates = new Templates({ ...given, files, spare, limits: { settleMs: 0 }, quietMs: 0 })
+  const limits = { settleMs: 0, calmMs: 50, calmLookMs: 50 }
+  templates = new Templates({ ...given, files, spare, limits, quietMs: 0 })
   world = { ...given, templates }
   await templates.start()
   for (const row of rows.values()) {
@@ -209,6 +219,9 @@ const startOf: HypervisorDriver['start'] = ({ network, ...spec }) =>
     const path = join(home, `agent-${++count}.sock`)
     const agent = new Agent(path)
     agent.stage = spec.machineId === templateMachineId ? 'tools' : 'init'
+    agent.reachesWhenTold = 'init'
+    // Of a guest that had started what its image starts.
+    if (spec.restoreFrom !== undefined && rows.get(spec.machineId)?.image === 'minimal') agent.hostname = 'template'
     agent.filesystemBytes = 16 * MiB
     agents.get(spec.machineId)?.close()
     agents.set(spec.machineId, agent)
@@ -306,13 +319,15 @@ test('the first machine of an image boots, and the next goes on from its templat
   const first = await create(2)
   expect(isFromTemplate(2)).toBe(false)
   await made()
-  // Nobody's: it was never told who it is, and nothing of it runs.
-  expect(agents.get(templateMachineId)).toMatchObject({ told: 0, hostname: undefined })
+  // Nobody's, and nothing of it runs.
+  expect(agents.get(templateMachineId)).toMatchObject({ told: 1, hostname: 'template', frozen: false })
   expect([await makers(), taps.size]).toEqual([0, 0])
 
   const second = await create(3)
   expect(isFromTemplate(3)).toBe(true)
   expect(agents.get(3)).toMatchObject({ hostname: 'm3', told: 1 })
+  expect(agents.get(3)?.bootId).toMatch(/^[0-9a-f]{8}-[0-9a-f]{4}-4/)
+  expect(agents.get(2)?.bootId).toBeUndefined()
   expect(agents.get(3)?.address).toMatch(/^10\.42\.0\.3:10\.42\.0\.1:10\.42\.0\.1:255\.255\.0\.0:m3:eth0:/)
   // The card is the template's.
   expect(machines.get(3)?.network).toMatchObject({ address: '10.42.0.3', mac: '02:be:c0:00:02:02' })
@@ -324,6 +339,15 @@ test('the first machine of an image boots, and the next goes on from its templat
   expect(other?.diskBytes).toBe(16 * MiB)
   expect(second.observedDiskBytes).toBe(16 * MiB)
   expect(agents.get(3)?.grown).toBe(1)
+})
+
+test('of an image that is not set-up’s, no program has started in a template, which is told nothing', async () => {
+  await create(2, { image: 'somebodys' })
+  await made()
+  expect(agents.get(templateMachineId)).toMatchObject({ told: 0, hostname: undefined })
+  await create(3, { image: 'somebodys' })
+  expect(isFromTemplate(3)).toBe(true)
+  expect(agents.get(3)).toMatchObject({ hostname: 'm3', told: 1 })
 })
 
 test('two at once go on from one template; another size has another', async () => {

@@ -130,7 +130,8 @@ export class Templates {
     }
     const looks = setInterval(() => void look().catch(() => {}), lookEveryMs).unref()
     try {
-      const image = { name: wish.image.name, disk }
+      const { name, loginUser } = wish.image
+      const image = { name, loginUser, disk }
       const world = { ...this.#options, isAwaited: () => this.#isAwaited() }
       await makeTemplate(key, image, bootSet, world, AbortSignal.any([signal, short.signal]))
     } catch (error) {
@@ -155,9 +156,9 @@ export class Templates {
     return slots.busyWithin(sinceMs) || wakes.busyWithin(sinceMs)
   }
 
-  async #key({ hash }: Pick<DiskImage, 'hash'>, { cpus, memoryBytes }: Pick<MachineRow, 'cpus' | 'memoryBytes'>) {
+  async #key(image: DiskImage, { cpus, memoryBytes }: Pick<MachineRow, 'cpus' | 'memoryBytes'>) {
     const bootSet = await this.#options.store.currentBoot()
-    return templateKey({ imageHash: hash, cpus, memoryBytes }, bootSet, this.#options)
+    return templateKey({ image, cpus, memoryBytes }, bootSet, this.#options)
   }
 
   #failed(id: string): void {

@@ -1,30 +1,46 @@
+import { randomBytes } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
-import { connectAgent } from '../guest/channel.ts'
-import { type BootStage, bootStages } from '../guest/messages.ts'
-import { type Hypervisor, type HypervisorDriver, HypervisorError, hypervisorUid } from '../hypervisor/driver.ts'
+import { type AgentChannel, connectAgent } from '../guest/channel.ts'
+import { type BootStage, bootStages, type MachineIdentity } from '../guest/messages.ts'
+import {
+  type Hypervisor,
+  type HypervisorDriver,
+  HypervisorError,
+  hypervisorUid,
+  type MachineSize,
+} from '../hypervisor/driver.ts'
 import { macFor } from '../network/address.ts'
 import type { Network } from '../network/types.ts'
-import type { BootSet } from '../storage/store.ts'
+import type { BootSet, DiskImage } from '../storage/store.ts'
 import type { Template, TemplateFiles, TemplateImage, TemplateKey } from '../storage/templates.ts'
-import { commandLine, type GuestNetwork } from './specification.ts'
+import { makeHostKey } from './identity.ts'
+import { commandLine, type GuestNetwork, isOwnImage } from './specification.ts'
 import { mostFor } from './starting.ts'
 import type { World } from './world.ts'
 
 /**
- * How a template is made: a guest of nobody's boots, and is saved at the moment when it asks who it is.
+ * How a template is made: a guest of nobody's boots, and is saved as far on its way as it is good for every machine.
  *
  *     nothing --disk of the image's, a tap that leads nowhere--> booting --its agent waits to be identified--> waiting
- *     waiting --its kernel has given its free pages back--> paused --memory written--> saved
+ *     waiting --an image of set-up's: it is told that it is nobody--> starting --it has nothing left to do--> at rest
+ *     waiting, at rest --its kernel has given its free pages back--> paused --memory written--> saved
  *     saved --its hypervisor is gone--> whole --its name--> template (storage/templates.ts)
  *     any --a step fails, the server is wanted for something else, this vmhost ends--> nothing
  *
- * It waits with its root and its tools mounted, before the platform's sshd and before the image's init: no program of
- * the image has run, nothing of it has an identity, keys, randomness or a secret of its own, and no boot id was drawn
- * (init/agent.c). So what differs from machine to machine, name, address, host key, machine id, login user, environment,
- * the service of a container image, the command line, comes with the identity that every booting machine is given, and
- * is there before anything could have seen another. Of the kernel its machines share what was drawn at its start: where
- * it lies in memory (KASLR), and its hash seeds.
+ * An image of a registry waits with its root and its tools mounted, before the platform's sshd and before the image's
+ * init: no program of it has run, nothing of it has an identity, keys, randomness or a secret of its own, and no boot id
+ * was drawn (init/agent.c). What its programs make when they start first, keys, tokens, passwords, nobody here knows,
+ * and machines of different accounts would share it. So what differs from machine to machine, name, address, host key,
+ * machine id, login user, environment, the service of a container image, the command line, comes with the identity that
+ * every booting machine is given, and is there before anything could have seen another. Of the kernel its machines share
+ * what was drawn at its start: where it lies in memory (KASLR), and its hash seeds.
+ *
+ * What an image of set-up's starts is known (install/rootfs/): systemd and what belongs to it, no program that makes a
+ * secret of its own, and Docker only with its first command. It is saved when all of that has started, which is most of
+ * the work of a boot. Its machines become somebody as a copy of one that runs does, sshd, which starts anew, before
+ * anybody can reach it, and are given a boot id and a journal of their own. They share, besides, where these programs
+ * lie in memory (ASLR), and the seed on the disk, which counts for nothing: each boot is given randomness.
  *
  * Killed at any step, the vmhost leaves a hypervisor, a tap and a directory that no row knows; the next one ends and
  * removes them when it starts (`removeHalfMade`).
@@ -51,8 +67,17 @@ const limits = {
   bootMs: { kvm: 60_000, tcg: 240_000 },
   /** A kernel reports its free pages 2 s after it has freed them (PAGE_REPORTING_DELAY, mm/page_reporting.c). */
   settleMs: 3_000,
+  /** A guest that has worked so little, for so long, has nothing left to start. */
+  calmShare: 0.1,
+  calmMs: 3_000,
+  calmLookMs: 1_000,
+  /** until it is calm, while nobody else wants the processors */
+  calmLimitMs: { kvm: 60_000, tcg: 300_000 },
+  freezeMs: 30_000,
 }
 const lookEveryMs = 500
+/** Its agent, beside others that are coming up. */
+const answerLimitMs = 60_000
 
 /** The command line that every template of this server boots with, and its machines go on with. */
 export function templateCommandLine(guest: GuestNetwork, emulated: boolean): string {
@@ -66,13 +91,13 @@ export function templateCommandLine(guest: GuestNetwork, emulated: boolean): str
  */
 export async function makeTemplate(
   key: TemplateKey,
-  image: TemplateImage,
+  image: TemplateImage & { readonly loginUser: string },
   bootSet: BootSet,
   world: TemplateWorld,
   signal: AbortSignal,
 ): Promise<Template> {
   const { driver, files, network, log } = world
-  const { bootMs, settleMs } = { ...limits, ...world.limits }
+  const { bootMs, settleMs, freezeMs } = { ...limits, ...world.limits }
   const startedAt = performance.now()
   const uid = hypervisorUid(templateMachineId)
   const draft = await files.begin(image, uid)
@@ -95,7 +120,16 @@ export async function makeTemplate(
       network: { tap, mac: macFor(templateAddress) },
     })
     waiting = watch(hypervisor, bootMs[driver.accelerator], world.isAwaited)
-    await Promise.race([waiting.waits, aborted(signal)])
+    await Promise.race([waiting.reaches('tools'), aborted(signal)])
+    if (key.isStarted) {
+      const { channel } = waiting
+      await channel.identify(nobody(image.loginUser), { timeoutMs: answerLimitMs, signal })
+      await Promise.race([waiting.reaches('init'), aborted(signal)])
+      await Promise.race([untilCalm(channel, world, signal), waiting.failed])
+      // Should a machine have to boot from its disk after all, that is as if it had been switched off.
+      await channel.freeze(freezeMs, { timeoutMs: freezeMs, signal })
+      await channel.thaw({ timeoutMs: answerLimitMs, signal })
+    }
     await sleep(settleMs, undefined, { signal })
     await hypervisor.pause()
     signal.throwIfAborted()
@@ -127,27 +161,70 @@ export async function removeHalfMade({ driver, files, log }: Pick<TemplateWorld,
   await files.sweep()
 }
 
+/** Whom a template takes itself for; all of it is another's before anybody can reach that. */
+function nobody(loginUser: string): MachineIdentity {
+  return {
+    hostname: 'template',
+    loginUser,
+    authorizedKeys: [],
+    environment: {},
+    hostKey: makeHostKey('template').privateKey,
+    machineId: randomBytes(16).toString('hex'),
+  }
+}
+
+/** Resolves when a guest does nothing any more. @throws when it never does */
+async function untilCalm(
+  channel: Pick<AgentChannel, 'report'>,
+  world: Pick<TemplateWorld, 'driver' | 'isAwaited' | 'limits'>,
+  signal: AbortSignal,
+): Promise<void> {
+  const { calmShare, calmMs, calmLookMs, calmLimitMs } = { ...limits, ...world.limits }
+  const limitMs = calmLimitMs[world.driver.accelerator]
+  const busyMs = async () => (await channel.report({ timeoutMs: answerLimitMs, signal })).cpuBusyMs
+  let [at, busy, calmFor, left] = [performance.now(), await busyMs(), 0, limitMs]
+  while (calmFor < calmMs) {
+    await sleep(calmLookMs, undefined, { signal })
+    const [now, nowBusy] = [performance.now(), await busyMs()]
+    const passedMs = now - at
+    calmFor = nowBusy - busy <= passedMs * calmShare ? calmFor + passedMs : 0
+    // What has to wait for others is not to blame.
+    if (!world.isAwaited()) left -= passedMs
+    if (left < 0)
+      throw new HypervisorError('hypervisor.start', `The guest of a template is busy for ${limitMs / 1000} s`)
+    at = now
+    busy = nowBusy
+  }
+}
+
 /**
- * Waits for a guest to ask who it is, and has it yield to whoever is waited for meanwhile; `waits` fails when it comes to
- * its end, or does not get there within the limit.
+ * Waits for a guest to pass stages of its boot, and has it yield to whoever is waited for meanwhile; that fails when it
+ * comes to its end, or does not get there within the limit.
  */
 function watch(hypervisor: Hypervisor, limitMs: number, isAwaited: () => boolean) {
   const { socketPath, vsockPort } = hypervisor.agent
   // It stays connected until the guest is saved: one that finds nobody at the other end looks seldom.
   const channel = connectAgent(socketPath, vsockPort === undefined ? {} : { vsockPort })
-  const { promise, resolve, reject } = Promise.withResolvers<void>()
-  promise.catch(() => {})
+  const { promise: failed, reject } = Promise.withResolvers<never>()
+  failed.catch(() => {})
   const fail = (why: string) => reject(new HypervisorError('hypervisor.start', `The guest of a template ${why}`))
+  let furthest = -1
+  const awaited: { at: number; resolve(): void }[] = []
   let yields = false
   const looks = setInterval(() => {
     if (isAwaited() === yields) return
     yields = !yields
     hypervisor.yieldToOthers(yields).catch(() => {})
   }, lookEveryMs).unref()
-  const timer = setTimeout(() => fail(`did not get on within ${limitMs / 1000} s`), limitMs)
+  let timer: NodeJS.Timeout | undefined
+  const expectProgress = () => {
+    clearTimeout(timer)
+    timer = setTimeout(() => fail(`did not get on within ${limitMs / 1000} s`), limitMs)
+  }
   const look = (stage: BootStage) => {
-    timer.refresh()
-    if (bootStages.indexOf(stage) >= bootStages.indexOf('tools')) resolve()
+    if (timer) expectProgress()
+    furthest = Math.max(furthest, bootStages.indexOf(stage))
+    for (const { at, resolve } of awaited) if (furthest >= at) resolve()
   }
   const unsubscribe = hypervisor.on((event) => {
     if (event.type === 'shutdown' || event.type === 'panicked' || event.type === 'exited') fail('came to its end')
@@ -158,7 +235,17 @@ function watch(hypervisor: Hypervisor, limitMs: number, isAwaited: () => boolean
     else if (event.type === 'fatal') fail(`could not go on: ${event.reason}`)
   })
   return {
-    waits: promise.finally(() => clearTimeout(timer)),
+    channel,
+    failed,
+    async reaches(stage: BootStage): Promise<void> {
+      const { promise, resolve } = Promise.withResolvers<void>()
+      awaited.push({ at: bootStages.indexOf(stage), resolve })
+      if (furthest >= bootStages.indexOf(stage)) resolve()
+      expectProgress()
+      await Promise.race([promise, failed])
+      clearTimeout(timer)
+      timer = undefined
+    },
     close() {
       clearInterval(looks)
       clearTimeout(timer)
@@ -177,18 +264,19 @@ function aborted(signal: AbortSignal): Promise<never> {
 
 /** What a machine and its template have in common. */
 export function templateKey(
-  { imageHash, cpus, memoryBytes }: { imageHash: string; cpus: number; memoryBytes: number },
+  { image, cpus, memoryBytes }: { image: Pick<DiskImage, 'name' | 'hash' | 'init'> } & MachineSize,
   bootSet: Pick<BootSet, 'hash'>,
   world: Pick<World, 'guest' | 'memoryBytes'> & Pick<TemplateWorld, 'driver'>,
 ): TemplateKey {
   const { driver, guest } = world
   return {
-    imageHash,
+    imageHash: image.hash,
     bootSet: bootSet.hash,
     stateVersion: driver.stateVersion,
     cpus,
     memoryBytes,
     most: mostFor({ cpus, memoryBytes }, world),
     commandLine: templateCommandLine(guest, driver.accelerator === 'tcg'),
+    isStarted: image.init && isOwnImage(image.name),
   }
 }

@@ -9,7 +9,7 @@ import { beginMemory, findMemory, keepMemory, memoryBytes, memoryFolder, type Sa
 import type { Volume } from './volume.ts'
 
 /**
- * Templates: guests that have booted as far as they can without knowing who they are, and that new machines go on from.
+ * Templates: guests that are nobody's, booted as far as that is good for, that new machines go on from.
  *
  *     templates/<key>/           template.json, root.raw, memory/ as a sleeper's; root's, and never written to again
  *     templates/.new/            the directory of the hypervisor that one is being made with
@@ -50,6 +50,8 @@ export type TemplateKey = {
   readonly most: { readonly cpus: number; readonly memoryBytes: number }
   /** the template's own, with the settings that all machines of this server have */
   readonly commandLine: string
+  /** its image's own programs have started, or none of them has: see reconcile/templating.ts */
+  readonly isStarted: boolean
 }
 
 export type TemplateImage = {
@@ -100,8 +102,9 @@ const diskName = 'root.raw'
 
 /** Names a template by its content. */
 export function templateId(key: TemplateKey): string {
-  const { imageHash, bootSet, stateVersion, cpus, memoryBytes, most, commandLine } = key
-  const parts = [1, imageHash, bootSet, stateVersion, cpus, memoryBytes, most.cpus, most.memoryBytes, commandLine]
+  const { imageHash, bootSet, stateVersion, cpus, memoryBytes, most, commandLine, isStarted } = key
+  const size = [cpus, memoryBytes, most.cpus, most.memoryBytes]
+  const parts = [2, imageHash, bootSet, stateVersion, ...size, commandLine, isStarted]
   return createHash('sha256').update(JSON.stringify(parts)).digest('hex').slice(0, 32)
 }
 

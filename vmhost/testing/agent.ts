@@ -14,6 +14,10 @@ export class Agent {
   told = 0
   answers = true
   memory = { totalBytes: 0, availableBytes: 0 }
+  /** of the boot that it shows; undefined: its kernel's own */
+  bootId: string | undefined
+  /** once it knows who it is, it is at this stage */
+  reachesWhenTold: string | undefined
   /** its root filesystem */
   frozen = false
   /** processors that its kernel uses */
@@ -78,6 +82,7 @@ export class Agent {
       this.told++
       this.hostname = fields.find(({ tag }) => tag === fieldTag.hostname)?.bytes.toString()
       this.address = fields.find(({ tag }) => tag === fieldTag.address)?.bytes.toString() ?? this.address
+      this.bootId = fields.find(({ tag }) => tag === fieldTag.bootId)?.bytes.toString() ?? this.bootId
       this.identified.resolve()
       if (!this.answers) return
     }
@@ -100,6 +105,7 @@ export class Agent {
       this.frozen = false
     }
     this.#send(messageType.ok, id, answer)
+    if (type === messageType.identify && this.reachesWhenTold !== undefined) this.reaches(this.reachesWhenTold)
     if (type === messageType.powerOff) this.onPowerOff?.()
   }
 
