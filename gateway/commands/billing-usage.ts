@@ -126,7 +126,7 @@ function lineDocument(line: RangeLine | Line) {
   const { kind, month, rate } = line
   return {
     month,
-    ...{ kind, class: line.class, plan: line.plan, charged: line.charged },
+    ...{ kind, class: line.class, what: sayWhat(line), plan: line.plan, charged: line.charged },
     ...{ rate_micros: Number(rate.micros), unit: unitName(kind) },
     ...{ quantity: inUnits(kind, line.quantity, month, 6), included: inUnits(kind, line.included, month, 6) },
     amount_micros: Number(line.amount),

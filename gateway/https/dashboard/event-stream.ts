@@ -1,7 +1,7 @@
 import type { ServerResponse } from 'node:http'
 import type { Feed } from './feed.ts'
 
-export type Topic = 'keys' | 'hosts' | 'grants'
+export type Topic = 'keys' | 'hosts' | 'grants' | 'audit'
 
 /**
  * One browser that listens. What is to be told is kept as what it has heard, not as a queue: while it does not read,

@@ -3,7 +3,7 @@
  *
  *     machines  {full?, set: {NUMBER: as ls --json has it}, gone: [NUMBER]}   at first all, then what changed
  *     costs     {NUMBER: millionths of a dollar}                              this month, looked at each minute
- *     news      {what: keys|hosts|grants}                                     worth another look
+ *     news      {what: keys|hosts|grants|audit}                               worth another look
  *     stale     {since}                                                       the database is not heard
  *     alive     {}                                                            each 15 s, and when it is heard again
  *     end       {}                                                            this browser was signed out
@@ -89,6 +89,7 @@ export class Events {
       news.on('machines', (id) => void this.#machineChanged(Number(id))),
       news.on('keys', (accountId) => this.#tell('keys', (channel) => channel.accountId === Number(accountId))),
       news.on('hosts', () => this.#tell('hosts', ({ isOwner }) => isOwner)),
+      news.on('events', (id) => this.#tell('audit', ({ accountId, isOwner }) => isOwner || accountId === Number(id))),
       news.onRescan(() => {
         for (const channel of this.#channels.values()) this.#readAll(channel)
       }),

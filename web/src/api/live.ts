@@ -43,7 +43,7 @@ export type Machine = {
 export type Live = { state: 'connecting' | 'live' | 'stale'; sinceMs: number | undefined }
 
 /** What may be news beside machines. */
-export type Topic = 'machines' | 'keys' | 'hosts' | 'grants'
+export type Topic = 'machines' | 'keys' | 'hosts' | 'grants' | 'audit'
 
 /** The gateway says something each 15 s. */
 const SILENT_MS = 35_000

@@ -1,0 +1,185 @@
+/** Usage, billing and the audit trail as a person has them. */
+import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import type { Caller } from '../../../gateway/app.ts'
+import { monthOf, startOfMonth } from '../../../gateway/billing/calendar.ts'
+import { closeDueMonths } from '../../../gateway/billing/closing.ts'
+import { cut, type Ledger, ledgerOver, span } from '../../../gateway/billing/testing/ledger.ts'
+import { type Dashboard, startDashboard } from '../../dashboard.ts'
+
+const PATIENT = { timeout: 20_000, interval: 50 }
+const MACHINES = 500
+const never = new AbortController().signal
+
+let desk: Dashboard
+let ledger: Ledger
+let ada: Caller
+let many: Caller
+beforeAll(async () => {
+  desk = await startDashboard()
+  const { world } = desk
+  ledger = await ledgerOver(world.gateway.database)
+  ada = await world.account()
+  many = await world.account()
+  const { owner } = ledger
+  await owner`update accounts set email = 'ada@example.com', created_at = '2026-01-01' where id = ${ada.accountId}`
+  await ledger.before(
+    (sql) => sql`insert into account_plans (account_id, plan, effective) values (${ada.accountId}, 'usage', '(,)')`,
+  )
+  for (const name of ['api', 'build', 'quiet-heron'])
+    await world.run(`new ${name} --no-wait --memory 2G --disk 20G`, { caller: ada })
+  const machines = await owner<
+    { id: number; name: string }[]
+  >`select id, name from machines where account_id = ${ada.accountId} order by id`
+  // The month before, which is closed, and this one up to now.
+  const now = new Date()
+  const month = startOfMonth(monthOf(now))
+  const last = startOfMonth(monthOf(new Date(month.getTime() - 1)))
+  for (const [index, { id }] of machines.entries()) {
+    const whole = (from: Date, to: Date) =>
+      span(id, from.toISOString(), to.toISOString(), { cpus: 1 + index, memoryBytes: 2 ** 31, diskBytes: 20 * 2 ** 30 })
+    await ledger.spans(cut(whole(last, new Date(last.getTime() + 9 * 86_400_000)), () => new Date('2999-01-01')))
+    if (now > month) await ledger.spans(cut(whole(month, now), () => new Date('2999-01-01')))
+  }
+  await world.run('account credit ada@example.com 5 the outage of Tuesday')
+  await closeDueMonths(world.app.sql, new Date(month.getTime() + 3 * 3_600_000), never, world.app.log)
+  await owner`insert into machines (account_id, host_id, name, image, cpus, memory_bytes, disk_bytes, observed_state)
+    select ${many.accountId}, 1, 'worker-' || n, 'base', 1, 1, 1, 'stopped' from generate_series(1, ${MACHINES}) n`
+  const ids = await owner<{ id: number }[]>`select id from machines where account_id = ${many.accountId}`
+  const hour = new Date(Math.max(month.getTime(), now.getTime() - 3_600_000))
+  await ledger.spans(
+    ids.flatMap(({ id }) => cut(span(id, hour.toISOString(), now.toISOString()), () => new Date('2999-01-01'))),
+  )
+  await owner`insert into events (account_id, actor, kind, detail) select ${many.accountId}, 'gateway', 'machine.woken', '{"because": "an SSH session"}'
+    from generate_series(1, 1000)`
+}, 120_000)
+afterAll(() => desk?.[Symbol.asyncDispose]())
+
+describe('usage', () => {
+  it('says what each machine, day and kind cost, and what the month comes to if what it says comes true', async () => {
+    const page = await desk.open('/usage', { accountId: ada.accountId })
+    await page.getByText(/About \$[\d,.]+ by the end of/).click()
+    await page.getByText('the 3 machines that run now run on until then').waitFor()
+    expect(await page.locator('svg.bars rect.was').count()).toBeGreaterThan(0)
+    const document = (await desk.world.json('billing usage', { caller: ada })).document as { total_micros: number }
+    const total = `$${(Math.round(document.total_micros / 1e4) / 100).toLocaleString('en', { minimumFractionDigits: 2 })}`
+    await expect.poll(() => page.locator('tfoot td').last().textContent()).toBe(total)
+    expect(await page.locator('.sums').textContent()).toMatch(/\d{4}-\d{2}-\d{2} 00:00 to .* UTC/)
+    expect(await desk.faults(page)).toEqual([])
+    await desk.pictures(page, 'usage')
+    // By the keyboard alone.
+    await page.getByRole('radio', { name: 'By machine' }).focus()
+    await page.keyboard.press('ArrowRight')
+    await page.getByRole('columnheader', { name: 'Quantity' }).waitFor()
+    expect(page.url()).toMatch(/by=kind/)
+    expect(await page.locator('tbody tr').first().textContent()).toMatch(/vCPU.*vCPU-hour.*\$0\.04 per vCPU-hour/)
+    expect(await desk.faults(page)).toEqual([])
+    await page.getByRole('radio', { name: '7 days' }).check()
+    await page.getByRole('radio', { name: 'By day' }).check()
+    await page
+      .getByRole('rowheader', { name: /^\d{4}-\d{2}-\d{2}$/ })
+      .first()
+      .waitFor()
+    expect(page.url()).toMatch(/range=7d/)
+    expect(await desk.faults(page)).toEqual([])
+    expect(desk.complaints).toEqual([])
+  })
+
+  it('shows 500 machines, nothing at all, a phone, and why it could not be had', async () => {
+    const page = await desk.open('/usage', { accountId: many.accountId, phone: true, scheme: 'dark' })
+    await expect.poll(() => page.locator('tbody tr').count(), PATIENT).toBe(MACHINES)
+    expect(await desk.faults(page)).toEqual([])
+    const nobody = await desk.world.account()
+    const empty = await desk.open('/usage', { accountId: nobody.accountId })
+    await empty.getByText('Nothing was used in this time').waitFor()
+    expect(await desk.faults(empty)).toEqual([])
+    await empty.route('**/exec', (route) =>
+      route.fulfill({ status: 503, json: { error: 'the database does not answer', code: 'busy' } }),
+    )
+    await empty.getByRole('radio', { name: '7 days' }).check()
+    await empty.getByText('The database does not answer.').waitFor()
+    await empty.unroute('**/exec')
+    await empty.getByRole('button', { name: 'Try again' }).click()
+    await empty.getByText('Nothing was used in this time').waitFor()
+    desk.complaints.length = 0
+  })
+})
+
+describe('billing', () => {
+  it('shows plan, credit, invoices and rates, and sets the limit with the command shown', async () => {
+    const page = await desk.open('/billing', { accountId: ada.accountId })
+    await page.getByText('the outage of Tuesday').waitFor()
+    await page.getByRole('cell', { name: '$0.04 per vCPU-hour' }).waitFor()
+    expect(await desk.faults(page)).toEqual([])
+    await desk.pictures(page, 'billing')
+    await page.getByLabel('USD a month').fill('much')
+    await page.getByText('An amount such as 50 or 12.50').waitFor()
+    expect(await page.getByRole('button', { name: 'Set the limit' }).isDisabled()).toBe(true)
+    await page.getByLabel('USD a month').fill('100000.5')
+    await page.getByLabel('Pause machines there').check()
+    await page.keyboard.press('Tab')
+    await page.locator('.preview', { hasText: 'billing limit 100000.5 --hard' }).waitFor()
+    await page.keyboard.press('Enter')
+    await page.getByText('$100,000.50 a month: machines are paused there').waitFor()
+    expect((await desk.world.run('billing limit', { caller: ada })).stdout).toBe(
+      '$100000.50 a month; machines are paused there\n',
+    )
+    expect(await desk.faults(page)).toEqual([])
+    await page.getByRole('button', { name: 'Undo' }).click()
+    await page.getByText('None is set.').waitFor()
+    await page.locator('tbody a[href^="/invoices/"]').first().click()
+    await page.getByRole('heading', { name: /^Invoice \d+$/ }).waitFor()
+    expect(desk.complaints).toEqual([])
+  })
+
+  it('is there for a phone and in the dark, and says that there is no invoice', async () => {
+    const page = await desk.open('/billing', { accountId: many.accountId, phone: true, scheme: 'dark' })
+    await page.getByText('None yet. A month is closed').waitFor()
+    await page.getByText(/nothing is charged/).waitFor()
+    await page.getByRole('cell', { name: '$0.04 per vCPU-hour' }).waitFor()
+    expect(await desk.faults(page)).toEqual([])
+    expect(desk.complaints).toEqual([])
+  })
+})
+
+describe('audit', () => {
+  it('shows each record as it comes, and finds by machine, kind and who', async () => {
+    const page = await desk.open('/audit', { accountId: ada.accountId })
+    await page.getByRole('rowheader', { name: 'machine.created' }).first().waitFor()
+    await desk.world.run('comment api as it is', { caller: ada })
+    await page.getByText('comment api as it is').first().waitFor()
+    expect(await desk.faults(page)).toEqual([])
+    await desk.pictures(page, 'audit')
+    await page.getByLabel('Machine', { exact: true }).fill('build')
+    await page.keyboard.press('Enter')
+    const names = () => page.locator('td[data-title=Machine]').allTextContents()
+    await expect.poll(async () => new Set(await names()), PATIENT).toEqual(new Set(['build']))
+    await page.getByLabel('What').selectOption('machine')
+    await page.getByLabel('Who').selectOption('you')
+    await expect.poll(() => page.locator('tbody th').allTextContents(), PATIENT).toEqual(['machine.created'])
+    expect(page.url()).toMatch(/machine=build&kind=machine&actor=you/)
+    await page.reload()
+    await page.getByRole('rowheader', { name: 'machine.created' }).waitFor()
+    await page.getByLabel('Who').selectOption('token')
+    await page.getByText('Nothing like that was done.').waitFor()
+    await page.getByLabel('Machine', { exact: true }).fill('tpyo')
+    await page.keyboard.press('Enter')
+    await page.getByText(/tpyo.* not found/).waitFor()
+    desk.complaints.length = 0
+  })
+
+  it('pages through a thousand, on a phone too, and another account’s are not there', async () => {
+    const page = await desk.open('/audit', { accountId: many.accountId, phone: true })
+    await expect.poll(() => page.locator('tbody tr').count(), PATIENT).toBe(50)
+    expect(await desk.faults(page)).toEqual([])
+    await page.getByRole('button', { name: 'Older' }).click()
+    await page.getByRole('button', { name: 'Newest' }).waitFor()
+    await expect.poll(() => page.locator('tbody tr').count(), PATIENT).toBe(50)
+    expect(await page.locator('tbody').textContent()).not.toContain('api')
+    await page.goto(`${desk.origin}/audit?since=1h&account=1`)
+    await page.getByText(/no account 1/).waitFor()
+    const operator = await desk.open('/audit?account=ada@example.com&kind=machine.created')
+    await expect.poll(() => operator.locator('tbody tr').count(), PATIENT).toBe(3)
+    expect(await desk.faults(operator)).toEqual([])
+    desk.complaints.length = 0
+  })
+})
