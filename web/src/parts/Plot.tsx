@@ -154,9 +154,11 @@ function optionsOf(latest: Latest, width: number): uPlot.Options {
 }
 
 /** Where a line has no length: between two gaps. */
-function alone(values: readonly (number | null | undefined)[]): number[] {
+function alone(values: ArrayLike<number | null | undefined>): number[] {
   const isKnown = (index: number) => (values[index] ?? null) !== null
-  return [...values.keys()].filter((index) => isKnown(index) && !isKnown(index - 1) && !isKnown(index + 1))
+  return Array.from(values, (_, index) => index).filter(
+    (index) => isKnown(index) && !isKnown(index - 1) && !isKnown(index + 1),
+  )
 }
 
 function evenly(top: number, parts: number): number[] {
