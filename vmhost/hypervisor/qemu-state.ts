@@ -1,5 +1,5 @@
 import { spawn } from 'node:child_process'
-import { closeSync, constants, fstatSync, openSync, readSync } from 'node:fs'
+import { closeSync, constants, fstatSync, openSync, readSync, unlinkSync } from 'node:fs'
 import { type FileHandle, lchown, open, rm } from 'node:fs/promises'
 import { createServer, type Socket } from 'node:net'
 import { join } from 'node:path'
@@ -170,7 +170,7 @@ export type SavedState = {
 /**
  * Opened here because it is root's. Never what a link leads to: whoever took over a QEMU would have another file read.
  * What is packed never passes through this process, which would take as long again as unpacking it.
- * @param pipe a FIFO that nobody else has open, for what is packed
+ * @param pipe a FIFO that nobody else has open, for what is packed; gone when this returns
  * @throws HypervisorError when there is none
  */
 export function openState(directory: string, pipe: string): SavedState {
@@ -190,6 +190,8 @@ export function openState(directory: string, pipe: string): SavedState {
     // In this order neither waits for the other. QEMU makes its end what it wants it to be.
     const out = openSync(pipe, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOFOLLOW)
     const into = openSync(pipe, constants.O_WRONLY | constants.O_NOFOLLOW)
+    // Who unpacks for a QEMU that was ended a moment ago must not go on into that of the next one.
+    unlinkSync(pipe)
     // That QEMU has ended, zstd hears from the pipe; that this process has, from nobody.
     const unpacking = spawn('zstd', ['-dcq'], { stdio: [descriptor, into, 'ignore'], detached: true })
     unpacking.once('error', reject)
