@@ -75,6 +75,8 @@ function readHash(): string | undefined {
 async function make(hash: string): Promise<Build> {
   const partial = join(WEB, `.dist-${process.pid}`)
   try {
+    // The same whoever builds it: tests run with another.
+    process.env.NODE_ENV = 'production'
     // Only now: a start that has nothing to build does without it.
     const { build } = await import('vite')
     const { default: config } = await import('./vite.config.ts')

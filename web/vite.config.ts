@@ -6,7 +6,7 @@ export default defineConfig({
   base: '/',
   publicDir: false,
   logLevel: 'warn',
-  oxc: { jsx: { runtime: 'automatic', importSource: 'preact' } },
+  oxc: { jsx: { runtime: 'automatic', importSource: 'preact', development: false } },
   build: {
     // Those that have the colour function and the selectors of style/: Chromium 111, Firefox 121, Safari 16.4.
     target: ['chrome111', 'firefox121', 'safari16.4'],

@@ -121,7 +121,7 @@ export type Run = {
   wayOn?: string
   /** what it is doing */
   progress?: string
-  /** what takes it back: one command after the other */
+  /** what takes it back, all of it at once */
   undo?: readonly Words[]
 }
 
@@ -180,7 +180,7 @@ function isOne(undo: Words | readonly Words[]): undo is Words {
 /** Takes a command back; then it cannot be taken back once more. */
 export async function takeBack({ id, undo = [] }: Run): Promise<void> {
   runs.value = runs.value.map(({ undo, ...one }) => (one.id === id || !undo ? one : { ...one, undo }))
-  for (const words of undo) await run(words)
+  await Promise.all(undo.map((words) => run(words)))
 }
 
 /** A command as one types it in one's own shell: `ssh -p 2222 host stop demo`. */

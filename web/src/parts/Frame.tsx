@@ -19,7 +19,8 @@ export type FrameProps = {
   children?: ComponentChildren
 }
 
-let isFirst = true
+let shownPath = path.peek()
+let hasMoved = false
 
 /** What every page stands in: the way to the others, the heading, and since when what is shown is stale. */
 export function Frame({ title, actions, above, wide = false, children }: FrameProps) {
@@ -29,8 +30,9 @@ export function Frame({ title, actions, above, wide = false, children }: FramePr
   }, [title])
   useEffect(() => {
     // Whoever came by a link is told where they are; a page that was just opened begins at its top.
-    if (!isFirst) heading.current?.focus({ preventScroll: true })
-    isFirst = false
+    hasMoved ||= path.peek() !== shownPath
+    shownPath = path.peek()
+    if (hasMoved) heading.current?.focus({ preventScroll: true })
   }, [])
   return (
     <>

@@ -49,7 +49,8 @@ function choose(id: number | undefined): void {
 export function move(by: number, rowHeight: number): void {
   const shown = shownIds.peek() ?? []
   const at = shown.indexOf(active.peek() ?? -1)
-  const from = at >= 0 ? at + by : by < 0 ? shown.length - 1 : 0
+  // From nowhere a step leads to the end that it comes from; Home and End lead to theirs.
+  const from = at >= 0 || !Number.isFinite(by) ? Math.max(at, 0) + by : by < 0 ? shown.length - 1 : 0
   const index = Math.min(shown.length - 1, Math.max(0, from))
   const id = shown[index]
   if (id === undefined) return
