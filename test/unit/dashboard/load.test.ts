@@ -79,11 +79,16 @@ it('a machine has plots that share their crosshair, with exact figures and gaps 
   expect(said).toHaveLength(4)
   // All four speak of the moment that is pointed at in the first.
   expect(new Set(said).size).toBe(1)
+  const tops = await page
+    .locator('.load .plots > section')
+    .evaluateAll((all) => all.map((one) => one.getBoundingClientRect().top))
+  expect(tops[0]).toBe(tops[1])
+  await page.evaluate(`document.querySelector('.load').scrollIntoView()`)
   await desk.pictures(page, 'machine-load')
-  await page.mouse.move(0, 0)
-
   // A quarter of the hour it slept: nothing is known of then, and that is what is said.
-  await page.mouse.move(box.x + box.width * (1 - 1_100 / 3_600), box.y + 20)
+  const now = await over.boundingBox()
+  if (!now) throw new Error('there is no plot')
+  await page.mouse.move(now.x + now.width * (1 - 1_100 / 3_600), now.y + 20)
   await expect.poll(() => plotOf(page, 'CPU').locator('.values').textContent()).toContain('not known')
   expect(desk.complaints).toEqual([])
 })
