@@ -169,6 +169,7 @@ export const DOCS: Record<string, Page> = {
         'On plan house nothing is charged, and these show what it would be. On others a month becomes an invoice two hours after it has ended: a line for each kind and rate, exact to the millionth of a dollar, paid in cents. What came to light later is on the next one. Each line names the machines and days that it is the sum of, so that it can be computed again.',
         `  ${lobbyLine(settings, 'billing invoices')}`,
         `  ${lobbyLine(settings, 'billing invoices 12 --csv')}`,
+        'Invoices that print are at /invoices in the browser.',
         '',
         'A limit mails you at 80 and at 100 % of it. With --hard machines that run are paused there, with all that runs in them, and nothing wakes or starts one until the month is over or the limit is higher; nothing is deleted, and disks go on costing.',
         `  ${lobbyLine(settings, 'billing limit 50 --hard')}`,

@@ -1,6 +1,6 @@
 import './billing/billing.css'
 import { useSignal } from '@preact/signals'
-import { useEffect } from 'preact/hooks'
+import { useEffect, useRef } from 'preact/hooks'
 import { machineIds, machineOf, newsOf } from '../api/live.ts'
 import { useExec } from '../api/use-exec.ts'
 import { installation } from '../installation.ts'
@@ -75,12 +75,16 @@ export function Page() {
   ]
   const { value, error, reload, isLoading } = useExec<Audit>([...words, '-n', SHOWN])
   const news = newsOf('audit').value
+  const settling = useRef<ReturnType<typeof setTimeout> | undefined>(undefined)
   useEffect(() => {
-    // Older pages do not change.
+    // Older pages do not change. Where records never cease, they are shown all the same.
     if (news === 0 || before !== '') return
-    const timer = setTimeout(reload, SETTLE_MS)
-    return () => clearTimeout(timer)
+    settling.current ??= setTimeout(() => {
+      settling.current = undefined
+      reload()
+    }, SETTLE_MS)
   }, [news, before])
+  useEffect(() => () => clearTimeout(settling.current), [])
   const isFiltered = FILTERS.some((name) => given(name) !== '')
   return (
     <Frame title="Audit" wide>
