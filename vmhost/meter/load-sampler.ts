@@ -67,6 +67,7 @@ const diskLimitMs = 5_000
 const sendMost = 2_000
 const waitingMost = 36_000
 const partitionsEveryMs = 3_600_000
+const partitionsAgainMs = 60_000
 
 /** Counters as they read last. */
 type Known = {
@@ -263,7 +264,8 @@ export class LoadSampler {
         this.#partitionsAtMs = this.#world.monotonicMs()
       }
     } catch (err) {
-      // They are made a day ahead.
+      // They are made a day ahead; and whoever waits for a table has everybody else wait for it too.
+      this.#partitionsAtMs = this.#world.monotonicMs() - partitionsEveryMs + partitionsAgainMs
       log.warn({ err }, 'the tables of load have not been tended')
     }
     try {

@@ -114,7 +114,9 @@ it('the crosshair moves by keys, and a table has what the plot shows', async () 
 it('what is new comes by itself, and other periods are a click away', async () => {
   const page = await desk.open('/machines/demo')
   await plotOf(page, 'CPU').locator('canvas').waitFor()
-  await add([-1, -2, -3, -4, -5, -6].map((index) => sample(index, 1.9)))
+  // Of the step that has just ended, whenever that is, and of those to come.
+  const index = Math.round((end - Math.floor(Date.now() / 10_000) * 10_000) / 10_000)
+  await add(Array.from({ length: 8 }, (_, step) => sample(index + 1 - step, 1.9)))
   await expect
     .poll(() => plotOf(page, 'CPU').locator('.values').textContent(), { timeout: 40_000 })
     .toContain('1.9 vCPU')
