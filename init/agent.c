@@ -26,8 +26,8 @@ enum {
   SSH_PORT = 22,
   TICK_MS = 30000, /* nothing is due: a quiet machine should not wake for it */
   SSHD_TICK_MS = 20,
-  RELOAD_LIMIT_MS = 15000,
-  RELOAD_POLL_MS = 10,
+  RELOAD_LIMIT_MS = 120000, /* emulated beside twenty others: whoever is told too early is turned away */
+  RELOAD_POLL_MS = 20,
   FREEZE_MOST_MS = 60000,
   POWER_DEFAULT_MS = 20000,
   POWER_MOST_MS = 300000,

@@ -350,6 +350,17 @@ test('of an image that is not set-up’s, no program has started in a template, 
   expect(agents.get(3)).toMatchObject({ hostname: 'm3', told: 1 })
 })
 
+test('one in which something could not be started is not kept', async () => {
+  const { reached, goOn } = holdUp('start', templateMachineId, true)
+  await create(2)
+  await reached.promise
+  const console = join(files.workDirectory, 'console.out')
+  writeFileSync(console, '[\x1b[0;1;31mFAILED\x1b[0m] Failed to start \x1b[0;1;39mdbus.service\x1b[0m.\n')
+  goOn.resolve()
+  await templates.close()
+  expect([await makers(), await kept()]).toEqual([0, []])
+})
+
 test('two at once go on from one template; another size has another', async () => {
   await create(2)
   await made()

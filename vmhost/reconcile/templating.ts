@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto'
 import { setTimeout as sleep } from 'node:timers/promises'
+import { stripVTControlCharacters } from 'node:util'
 import type { Logger } from 'pino'
 import { type AgentChannel, connectAgent } from '../guest/channel.ts'
 import { type BootStage, bootStages, type MachineIdentity } from '../guest/messages.ts'
@@ -10,6 +11,7 @@ import {
   hypervisorUid,
   type MachineSize,
 } from '../hypervisor/driver.ts'
+import { readFifo } from '../hypervisor/fifo.ts'
 import { macFor } from '../network/address.ts'
 import type { Network } from '../network/types.ts'
 import type { BootSet, DiskImage } from '../storage/store.ts'
@@ -40,7 +42,8 @@ import type { World } from './world.ts'
  * secret of its own, and Docker only with its first command. It is saved when all of that has started, which is most of
  * the work of a boot. Its machines become somebody as a copy of one that runs does, sshd, which starts anew, before
  * anybody can reach it, and are given a boot id and a journal of their own. They share, besides, where these programs
- * lie in memory (ASLR), and the seed on the disk, which counts for nothing: each boot is given randomness.
+ * lie in memory (ASLR), and the seed on the disk, which counts for nothing: each boot is given randomness. One in which
+ * something did not start, on a server that was too busy for it, is given up: all of its machines would be without that.
  *
  * Killed at any step, the vmhost leaves a hypervisor, a tap and a directory that no row knows; the next one ends and
  * removes them when it starts (`removeHalfMade`).
@@ -120,17 +123,18 @@ export async function makeTemplate(
       network: { tap, mac: macFor(templateAddress) },
     })
     waiting = watch(hypervisor, bootMs[driver.accelerator], world.isAwaited)
+    const { failed } = waiting
     await Promise.race([waiting.reaches('tools'), aborted(signal)])
     if (key.isStarted) {
       const { channel } = waiting
       await channel.identify(nobody(image.loginUser), { timeoutMs: answerLimitMs, signal })
       await Promise.race([waiting.reaches('init'), aborted(signal)])
-      await Promise.race([untilCalm(channel, world, signal), waiting.failed])
+      await Promise.race([untilCalm(channel, world, signal), failed])
       // Should a machine have to boot from its disk after all, that is as if it had been switched off.
       await channel.freeze(freezeMs, { timeoutMs: freezeMs, signal })
       await channel.thaw({ timeoutMs: answerLimitMs, signal })
     }
-    await sleep(settleMs, undefined, { signal })
+    await Promise.race([sleep(settleMs, undefined, { signal }), failed])
     await hypervisor.pause()
     signal.throwIfAborted()
     await hypervisor.save(await draft.beginMemory())
@@ -226,6 +230,9 @@ function watch(hypervisor: Hypervisor, limitMs: number, isAwaited: () => boolean
     furthest = Math.max(furthest, bootStages.indexOf(stage))
     for (const { at, resolve } of awaited) if (furthest >= at) resolve()
   }
+  const closeConsole = readConsole(hypervisor.consolePath, (what) =>
+    fail(`could not start all that it starts: ${what}`),
+  )
   const unsubscribe = hypervisor.on((event) => {
     if (event.type === 'shutdown' || event.type === 'panicked' || event.type === 'exited') fail('came to its end')
   })
@@ -250,10 +257,28 @@ function watch(hypervisor: Hypervisor, limitMs: number, isAwaited: () => boolean
       clearInterval(looks)
       clearTimeout(timer)
       unsubscribe()
+      closeConsole()
       channel.close()
     },
   }
 }
+
+/** Hears systemd say on a console that something did not start. @returns what ends it */
+function readConsole(path: string, onFailed: (what: string) => void): () => void {
+  let line = ''
+  return readFifo(path, (chunk) => {
+    const lines = (line + chunk.toString('latin1')).split('\n')
+    line = lines.pop()?.slice(-lineMostChars) ?? ''
+    for (const one of lines) {
+      const what = failedLine.exec(stripVTControlCharacters(one))?.[1]
+      if (what !== undefined) onFailed(what.trim())
+    }
+  })
+}
+
+/** A job's outcome as systemd writes it. */
+const failedLine = /\[ *(?:FAILED|TIME|DEPEND) *\] ([ -~]{1,200})/
+const lineMostChars = 4096
 
 function aborted(signal: AbortSignal): Promise<never> {
   return new Promise((_, reject) => {
