@@ -1,18 +1,21 @@
 /**
- * `npm run soak [-- kills|cycles|wakes|faults] [--rounds N] [--seed N] [--only TEXT]`, kills unless told otherwise:
+ * `npm run soak [-- kills|cycles|wakes|faults|ledger] [--rounds N] [--seed N] [--only TEXT]`, kills unless told otherwise:
  *
  *     kills    rounds of kill -9 at random moments of new, rm and restart; 50
  *     cycles   sleep and wake, every file and a running program's counter compared each time; 200
  *     wakes    twenty machines that sleep, woken at once; 3 times
  *     faults   sleep, wake, checkpoint, restore and copy broken off at each of their steps, by kill -9 of the vmhost or
  *              of the hypervisors, a power cut, a full disk; once. `--only restore=full=rename` picks some
+ *     ledger   kill -9 of vmhost, gateway and Postgres while a machine talks, sleeps and wakes: what it counted itself, what
+ *              the far side counted and the ledger are equal to the byte, and its running time to the second; 50
  *
- * Ends with `N passed, N failed`; a failed round of kills prints its seed, which plays it again.
+ * Ends with `N passed, N failed`; a failed round of kills or ledger prints its seed, which plays it again.
  */
 import { parseArgs } from 'node:util'
 import { soakCycles } from './cycles.ts'
 import { soakFaults } from './faults.ts'
 import { soakKills } from './kills.ts'
+import { soakLedger } from './ledger.ts'
 import { soakWakes } from './wakes.ts'
 
 const kinds = {
@@ -20,6 +23,7 @@ const kinds = {
   cycles: { rounds: 200, run: soakCycles },
   wakes: { rounds: 3, run: soakWakes },
   faults: { rounds: 1, run: soakFaults },
+  ledger: { rounds: 50, run: soakLedger },
 } as const
 
 const { values, positionals } = parseArgs({
