@@ -43,7 +43,7 @@ export async function holderOfSession(sql: Sql, cookie: string, address: string)
     endsAtMs: Number.POSITIVE_INFINITY,
     isSuspended: false,
     isBrowser: true,
-    caller: { accountId, isOwner, keyId: null, fingerprint: '', address, via: 'web', sshName: '' },
+    caller: { accountId, isOwner, keyId: null, fingerprint: '', address, via: 'web', sshName: '', sessionId: id },
   }
 }
 

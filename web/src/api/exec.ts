@@ -199,7 +199,7 @@ async function post(
     response = await fetch(to, {
       method: 'POST',
       headers: { Accept: accept, 'Content-Type': 'text/plain; charset=utf-8' },
-      body: quoted(words.map(escaped)),
+      body: quoted(words),
       ...(signal ? { signal } : {}),
     })
   } catch {
@@ -208,11 +208,6 @@ async function post(
   }
   if (response.status === 401) leave()
   return response
-}
-
-/** Over `POST /exec` a script's backslashes are written twice, as clients of exe.dev's do. */
-function escaped(word: string): string {
-  return word.startsWith('--setup-script=') ? word.replaceAll('\\', '\\\\') : word
 }
 
 /** Signed out: to the sign-in page, and back here. */

@@ -40,7 +40,7 @@ export function Browsers() {
               </span>
               <CommandButton
                 words={['browser', 'rm', String(one.id)]}
-                label={one.current ? 'Sign this browser out' : `Sign out the browser at ${one.address}`}
+                label={one.current ? 'Sign out this browser' : `Sign out the browser at ${one.address}`}
                 {...(one.current ? { onDone: leave } : {})}
               >
                 Sign out
