@@ -25,7 +25,9 @@ export class ExecError extends Error {
     super(message)
     this.code = code
     this.status = status
-    this.wayOn = typeof document.way_on === 'string' ? document.way_on : undefined
+    // One of several lines is a table for a terminal: the page that asked draws it from the document.
+    const wayOn = document.way_on
+    this.wayOn = typeof wayOn === 'string' && !wayOn.includes('\n') ? wayOn : undefined
     this.document = document
   }
 }

@@ -23,6 +23,9 @@ export function Tabs({ tabs, label }: { tabs: readonly Tab[]; label: string }) {
     }
   }, [wanted])
   const shown = tabs.find(({ id }) => id === wanted.value) ?? tabs[0]
+  const chosen = `${base}-${shown?.id}`
+  // On a phone not all of them have room.
+  useEffect(() => document.getElementById(chosen)?.scrollIntoView({ block: 'nearest', inline: 'nearest' }), [chosen])
   if (!shown) return null
   const open = (id: string) => {
     wanted.value = id
