@@ -40,6 +40,9 @@ def new():
     assert (vm.name, vm.status, vm.tags, vm.comment) == ("sdk", "running", ("ci",), "made by the SDK"), vm
     assert vm.ssh_dest.startswith("sdk@") and vm.https_url.startswith("https://sdk."), (vm.ssh_dest, vm.https_url)
     assert vm.created_at is not None and vm.region, (vm.created_at, vm.region)
+    figures = vm.stats(range="7d")
+    assert (figures["name"], figures["range"]) == ("sdk", "7d"), figures
+    assert figures["points"] is None or figures["points"][0]["cpu_nominal"] > 0, figures
     assert [one.name for one in exe.vms("sd*")] == ["sdk"]
     assert exe.vm("sdk").status == "running"
     raises(exedev.NotFoundError, lambda: exe.vm("nope"))
