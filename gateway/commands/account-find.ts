@@ -2,7 +2,6 @@ import type { Sql } from '../../migrations/connect.ts'
 import { DEFAULT_MACHINES_MOST } from './admission.ts'
 import type { Completer } from './command.ts'
 import { CommandError } from './error.ts'
-import type { Tx } from './machine-steps.ts'
 import { harmless } from './text.ts'
 import { shown } from './values.ts'
 
@@ -24,17 +23,24 @@ const accountNames: Completer = async ({ app }) =>
 export const ACCOUNT = { label: 'ACCOUNT', complete: accountNames } as const
 
 /**
- * The account that is called so, by its id or e-mail address, locked for the change.
- * @throws CommandError 'account.not_found' (3); 'not_allowed' (4) for the operator's own
+ * The account that is called so, by its id or e-mail address.
+ * @throws CommandError 'account.not_found' (3)
  */
-export async function guest(tx: Tx & Pick<Sql, 'unsafe'>, typed: string): Promise<Account> {
+export async function accountNamed(tx: Pick<Sql, 'unsafe'>, typed: string): Promise<Account> {
   const accounts = await allAccounts(tx)
   const found = accounts.find(
     ({ id, email }) => String(id) === typed || (email !== null && email === typed.toLowerCase()),
   )
-  if (!found) {
-    throw new CommandError('account.not_found', 3, `no account ${shown(typed)}`, { wayOn: 'account ls lists them' })
-  }
+  if (found) return found
+  throw new CommandError('account.not_found', 3, `no account ${shown(typed)}`, { wayOn: 'account ls lists them' })
+}
+
+/**
+ * The same, for a change that none of the operator's is there for.
+ * @throws CommandError 'account.not_found' (3); 'not_allowed' (4) for the operator's own
+ */
+export async function guest(tx: Pick<Sql, 'unsafe'>, typed: string): Promise<Account> {
+  const found = await accountNamed(tx, typed)
   if (found.isOwner) {
     throw new CommandError('not_allowed', 4, `${nameOf(found)} runs this installation`, {
       wayOn: 'an operator is neither limited, charged nor suspended',
@@ -43,7 +49,7 @@ export async function guest(tx: Tx & Pick<Sql, 'unsafe'>, typed: string): Promis
   return found
 }
 
-export async function allAccounts(tx: Tx): Promise<Account[]> {
+export async function allAccounts(tx: Pick<Sql, 'unsafe'>): Promise<Account[]> {
   return await tx.unsafe<Account[]>(
     `select accounts.id, email, is_owner as "isOwner", suspended_at as "suspendedAt", accounts.created_at as "createdAt",
        case when is_owner then null else coalesce(max_machines, $1) end as "machinesMost",
@@ -60,4 +66,10 @@ export async function allAccounts(tx: Tx): Promise<Account[]> {
 
 export function nameOf({ id, email }: Account): string {
   return email === null ? `account ${id}` : harmless(email)
+}
+
+export function standing({ isOwner, suspendedAt, isOverLimit }: Account): string {
+  if (isOwner) return 'operator'
+  if (suspendedAt) return 'suspended'
+  return isOverLimit ? 'over its limit' : ''
 }

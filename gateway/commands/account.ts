@@ -1,7 +1,7 @@
 import type { Sql } from '../../migrations/connect.ts'
 import type { Caller } from '../app.ts'
 import { limitSpending } from './account-billing.ts'
-import { ACCOUNT, type Account, allAccounts, guest, nameOf } from './account-find.ts'
+import { ACCOUNT, allAccounts, guest, nameOf, standing } from './account-find.ts'
 import { DEFAULT_MACHINES_MOST } from './admission.ts'
 import { defineCommand } from './command.ts'
 import { CommandError, usageError } from './error.ts'
@@ -135,10 +135,4 @@ async function suspend(sql: Sql, caller: Caller, typed: string, suspended: boole
   })
   const text = `${nameOf(account)} ${suspended ? 'is suspended; account unsuspend takes it back' : 'is let in again'}\n`
   return { json: { account: account.id, suspended }, text }
-}
-
-function standing({ isOwner, suspendedAt, isOverLimit }: Account): string {
-  if (isOwner) return 'operator'
-  if (suspendedAt) return 'suspended'
-  return isOverLimit ? 'over its limit' : ''
 }

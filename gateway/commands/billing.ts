@@ -50,6 +50,7 @@ export const billingPlan = defineCommand({
         },
         limits: limits.map(limitDocument),
         over_limit: isOver,
+        takes_payments: app.settings.stripe !== undefined,
         changes: changes.map(({ from, plan: to }) => ({ from, plan: to })),
       },
       text: (view) =>

@@ -1,6 +1,7 @@
 import type { Caller } from '../app.ts'
 import { accountLimit, accountLs, accountSuspend, accountUnsuspend } from './account.ts'
 import { accountCredit, accountPlan } from './account-billing.ts'
+import { accountShow } from './account-show.ts'
 import { audit } from './audit.ts'
 import { billingCredits, billingLimit, billingPlan, billingRates } from './billing.ts'
 import { billingInvoices } from './billing-invoices.ts'
@@ -132,6 +133,7 @@ export const TABLE: readonly Command[] = [
   hostUndrain,
   hostOvercommit,
   accountLs,
+  accountShow,
   accountLimit,
   accountPlan,
   accountCredit,

@@ -63,6 +63,7 @@ export const ROUTES: readonly Route[] = [
     menu: 'Accounts',
     operator: true,
   },
+  { path: '/accounts/:id', source: 'pages/account.tsx', load: () => import('./pages/account.tsx'), title: 'Account' },
   {
     path: '/rates',
     source: 'pages/rates.tsx',

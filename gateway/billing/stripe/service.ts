@@ -11,8 +11,8 @@ const ROUND_MS = 60_000
 /** Not while a gateway has its first connections to think of. */
 const FIRST_ROUND_MS = 20_000
 const STOP_MS = 3_000
-/** Invoices at once; Stripe takes 100 calls a second, and an invoice is six. */
-const AT_ONCE = 4
+/** Invoices at once. Each holds a connection of the database while Stripe is asked, and the gateway has ten. */
+const AT_ONCE = 2
 /** An event may have been lost: what is open is looked at so often all the same. */
 const OPEN_EVERY = '6 hours'
 /** Where no events come, refunds are found by looking. */

@@ -17,6 +17,7 @@ import {
   sayRate,
 } from './billing/documents.ts'
 import { Limits } from './billing/Limits.tsx'
+import { Payments } from './billing/payment.tsx'
 
 /** The plan, what may be spent, credit and invoices. */
 export function Page() {
@@ -32,6 +33,7 @@ export function Page() {
           <Limits plan={value} reload={reload} />
         </>
       )}
+      {value?.takes_payments && <Payments />}
       <InvoiceList />
       <CreditList />
       <RateList />

@@ -1,11 +1,297 @@
+import './operator/operator.css'
+import { useSignal } from '@preact/signals'
+import { useExec } from '../api/use-exec.ts'
+import { CommandForm } from '../parts/CommandForm.tsx'
+import { Failed } from '../parts/Failed.tsx'
+import { Field } from '../parts/Field.tsx'
 import { Frame } from '../parts/Frame.tsx'
+import { Skeleton } from '../parts/Skeleton.tsx'
+import { Table } from '../parts/Table.tsx'
+import { sayBytes } from '../parts/words.ts'
+import { query, setQuery } from '../router.ts'
+import { sayRate } from './billing/documents.ts'
 
+/** As `billing plans --json` has it. */
+type Plan = {
+  plan: string
+  charged: boolean
+  fee_micros: number
+  rates_of_its_own: string[]
+  machines_most: number | null
+  cpus_most: number | null
+  memory_bytes_most: number | null
+  disk_bytes_most: number | null
+}
+
+/** As `billing rates --json` has it; days in UTC, from the first to before the last. */
+type Rate = {
+  kind: string
+  unit: string
+  rate_micros: number
+  included: number
+  from: string | null
+  to: string | null
+}
+
+const KINDS: readonly string[] = ['fee', 'cpu', 'memory', 'disk', 'transfer']
+const UNITS: Record<string, string> = {
+  ...{ fee: 'month', cpu: 'vCPU-hour', memory: 'GiB-hour', disk: 'GiB-month', transfer: 'GB' },
+}
+
+/** What plans cost, and since when and until when they do. */
 export function Page() {
+  const { value, error, reload } = useExec<{ plans: Plan[] }>(['billing', 'plans'])
+  const asked = query.value.get('plan') ?? 'usage'
+  const plan = value?.plans.find((one) => one.plan === asked)
   return (
-    <Frame title="Rates">
-      <p class="dim">
-        This page is not there yet. The lobby has the same: <code>help</code> lists its commands.
-      </p>
+    <Frame title="Rates" wide>
+      {!value && !error && <Skeleton lines={8} label="Loading the plans" />}
+      {error && <Failed error={error} wayOn={{ label: 'Try again', act: reload }} />}
+      {value && (
+        <>
+          <Plans plans={value.plans} chosen={asked} />
+          {plan ? (
+            <Rates key={plan.plan} plan={plan} onChanged={reload} />
+          ) : (
+            <p>
+              There is no plan <code>{asked}</code>.
+            </p>
+          )}
+          <NewPlan onChanged={reload} />
+        </>
+      )}
     </Frame>
+  )
+}
+
+function Plans({ plans, chosen }: { plans: readonly Plan[]; chosen: string }) {
+  return (
+    <Table
+      rows={plans}
+      keyOf={({ plan }) => plan}
+      caption="Plans"
+      columns={[
+        {
+          title: 'Plan',
+          head: true,
+          value: ({ plan }) => (
+            <a
+              href={`/rates?plan=${encodeURIComponent(plan)}`}
+              aria-current={plan === chosen ? 'true' : undefined}
+              onClick={(event) => {
+                if (event.metaKey || event.ctrlKey || event.shiftKey || event.altKey || event.button !== 0) return
+                event.preventDefault()
+                setQuery({ plan })
+              }}
+            >
+              {plan}
+            </a>
+          ),
+        },
+        { title: 'Charged', value: ({ charged }) => (charged ? 'yes' : 'nothing is') },
+        {
+          title: 'Fee a month',
+          right: true,
+          value: ({ fee_micros: fee }) => (fee === 0 ? 'none' : <span class="figure">{sayRate(fee)}</span>),
+        },
+        {
+          title: 'Rates of its own',
+          wideOnly: true,
+          value: ({ plan, rates_of_its_own: own }) =>
+            plan === 'usage' ? 'all; others have these where they have none' : own.join(', ') || 'none',
+        },
+        { title: 'Up to', value: (plan) => sayCaps(plan) || 'no caps' },
+      ]}
+    />
+  )
+}
+
+function sayCaps(plan: Plan): string {
+  const { machines_most: machines, cpus_most: cpus, memory_bytes_most: memory, disk_bytes_most: disk } = plan
+  return [
+    ...(machines === null ? [] : [machines === 1 ? 'one machine' : `${machines} machines`]),
+    ...(cpus === null ? [] : [cpus === 1 ? 'one vCPU' : `${cpus} vCPUs`]),
+    ...(memory === null ? [] : [`${sayBytes(memory)} memory`]),
+    ...(disk === null ? [] : [`${sayBytes(disk)} disk`]),
+  ].join(', ')
+}
+
+function Rates({ plan, onChanged }: { plan: Plan; onChanged: () => void }) {
+  const { value, error, reload } = useExec<{ rates: Rate[] }>(['billing', 'rates', '--plan', plan.plan])
+  return (
+    <section>
+      <h2>
+        Rates of plan <span class="mono">{plan.plan}</span>
+      </h2>
+      {!plan.charged && (
+        <p class="dim">Nothing is charged on it; this is what its accounts are shown that it would be.</p>
+      )}
+      {!value && !error && <Skeleton lines={5} label="Loading the rates" />}
+      {error && <Failed error={error} wayOn={{ label: 'Try again', act: reload }} />}
+      {value && (
+        <Table
+          rows={value.rates.toSorted(inOrder)}
+          keyOf={({ kind, from }) => `${kind} ${from}`}
+          caption={`Rates of plan ${plan.plan}`}
+          columns={[
+            { title: 'What', head: true, value: ({ kind }) => (kind === 'cpu' ? 'vCPU' : kind) },
+            {
+              title: 'Rate',
+              right: true,
+              value: ({ rate_micros: micros, unit }) => (
+                <span>
+                  <span class="figure">{sayRate(micros)}</span> <span class="dim">per {unit}</span>
+                </span>
+              ),
+            },
+            {
+              title: 'Included a month',
+              right: true,
+              value: ({ included, unit, kind }) =>
+                kind === 'fee' || included === 0 ? '–' : `${included.toLocaleString('en')} ${unit}s`,
+            },
+            { title: 'From', value: ({ from }) => from ?? 'always' },
+            { title: 'Until', value: ({ to }) => to ?? 'changed' },
+          ]}
+        />
+      )}
+      {plan.plan === 'house' ? (
+        <p class="dim">It has no rates of its own. Those of plan usage show here too.</p>
+      ) : (
+        <NewRate
+          plan={plan.plan}
+          onChanged={() => {
+            reload()
+            onChanged()
+          }}
+        />
+      )}
+    </section>
+  )
+}
+
+/** As invoices have them, and in order of time. */
+function inOrder(a: Rate, b: Rate): number {
+  const order = KINDS.indexOf(a.kind) - KINDS.indexOf(b.kind)
+  return order || ((a.from ?? '') < (b.from ?? '') ? -1 : 1)
+}
+
+const AMOUNT = /^\$?\d{1,9}(\.\d{1,6})?$/
+
+function NewRate({ plan, onChanged }: { plan: string; onChanged: () => void }) {
+  const kind = useSignal<string>('cpu')
+  const amount = useSignal('')
+  const included = useSignal('')
+  const from = useSignal('')
+  const typed = amount.value.trim()
+  const free = included.value.trim()
+  const isAmount = AMOUNT.test(typed)
+  const isFree = free === '' || /^\d{1,9}$/.test(free)
+  const unit = UNITS[kind.value] ?? ''
+  const words = [
+    ...['billing', 'set-rate', plan, kind.value, typed || 'AMOUNT'],
+    ...(free === '' || kind.value === 'fee' ? [] : ['--included', free]),
+    ...(from.value === '' ? [] : ['--from', from.value]),
+  ]
+  return (
+    <>
+      <h3>Set a rate</h3>
+      <p class="dim">
+        For whole days in UTC, from tomorrow on at the soonest. What was in force stays what it was, so that bills can
+        be computed again at any time.
+      </p>
+      <CommandForm label="Set the rate" words={words} isReady={isAmount && isFree} onDone={onChanged}>
+        <Field label="What">
+          <select value={kind.value} onChange={(event) => (kind.value = event.currentTarget.value)}>
+            {KINDS.map((one) => (
+              <option key={one} value={one}>
+                {one === 'cpu' ? 'vCPU' : one}
+              </option>
+            ))}
+          </select>
+        </Field>
+        <Field label={`USD per ${unit}`} error={typed === '' || isAmount ? undefined : 'Such as 0.04 or 20'}>
+          <input
+            inputMode="decimal"
+            autocomplete="off"
+            value={amount.value}
+            onInput={(event) => (amount.value = event.currentTarget.value)}
+          />
+        </Field>
+        {kind.value !== 'fee' && (
+          <Field label={`${unit}s included`} hint="A month" error={isFree ? undefined : 'A whole number'}>
+            <input
+              inputMode="numeric"
+              autocomplete="off"
+              value={included.value}
+              onInput={(event) => (included.value = event.currentTarget.value)}
+            />
+          </Field>
+        )}
+        <Field label="From" hint="Tomorrow unless given">
+          <input type="date" value={from.value} onInput={(event) => (from.value = event.currentTarget.value)} />
+        </Field>
+      </CommandForm>
+    </>
+  )
+}
+
+const CAPS = [
+  { flag: 'machines', label: 'Machines', hint: '20' },
+  { flag: 'cpu', label: 'vCPUs', hint: '40' },
+  { flag: 'memory', label: 'Memory', hint: '64G' },
+  { flag: 'disk', label: 'Disk', hint: '1T' },
+] as const
+
+function NewPlan({ onChanged }: { onChanged: () => void }) {
+  const name = useSignal('')
+  const caps = useSignal<Record<string, string>>({})
+  const typed = name.value.trim()
+  const isName = /^[a-z][a-z0-9-]{0,29}$/.test(typed)
+  const words = [
+    ...['billing', 'set-plan', typed || 'PLAN'],
+    ...CAPS.flatMap(({ flag }) => {
+      const cap = caps.value[flag]?.trim() ?? ''
+      return cap === '' ? [] : [`--${flag}`, cap]
+    }),
+  ]
+  return (
+    <section>
+      <h2>Make a plan, or change what is in one</h2>
+      <p class="dim">
+        Caps are for all machines of an account together; none takes one away. A new plan has the rates of plan usage
+        and no fee until they are set.
+      </p>
+      <CommandForm
+        label="Set the plan"
+        words={words}
+        isReady={isName}
+        onDone={() => {
+          setQuery({ plan: typed })
+          onChanged()
+        }}
+      >
+        <Field label="Name" error={typed === '' || isName ? undefined : 'Up to 30 of a-z, 0-9 and -'}>
+          <input
+            autocomplete="off"
+            autocapitalize="none"
+            spellcheck={false}
+            value={name.value}
+            onInput={(event) => (name.value = event.currentTarget.value)}
+          />
+        </Field>
+        {CAPS.map(({ flag, label, hint }) => (
+          <Field key={flag} label={`${label} at most`}>
+            <input
+              autocomplete="off"
+              autocapitalize="none"
+              placeholder={hint}
+              value={caps.value[flag] ?? ''}
+              onInput={(event) => (caps.value = { ...caps.peek(), [flag]: event.currentTarget.value })}
+            />
+          </Field>
+        ))}
+      </CommandForm>
+    </section>
   )
 }

@@ -58,6 +58,8 @@ export type Plan = {
   caps: { machines: number | null; cpus: number | null; memory_bytes: number | null; disk_bytes: number | null }
   limits: Limit[]
   over_limit: boolean
+  /** this Berth collects what is to be paid */
+  takes_payments: boolean
   changes: { from: string; plan: string }[]
 }
 
