@@ -98,12 +98,14 @@ async function describe(folder: string, manifest: Record<string, Chunk>, hash: s
   // The path is no literal: its types are the browser's, and this is checked as Node's.
   const table: string = './src/routes.ts'
   const { ROUTES } = (await import(table)) as { ROUTES: { path: string; source: string }[] }
-  const ofEntry = new Set(reached(manifest, 'src/main.tsx').map(({ file }) => file))
+  const ofEntry = reached(manifest, 'src/main.tsx')
   const routes = ROUTES.map(({ path, source }) => {
-    const chunks = reached(manifest, `src/${source}`).filter(({ file }) => !ofEntry.has(file))
+    const chunks = reached(manifest, `src/${source}`)
+    // What these import is loaded along with them, and not when they are there.
+    const files = [...ofEntry, ...chunks].map(({ file }) => file).filter((file) => file !== entry.file)
     return {
       path,
-      scripts: chunks.map(({ file }) => file),
+      scripts: [...new Set(files)],
       styles: [...new Set(chunks.flatMap(({ css = [] }) => css))],
     }
   })

@@ -15,6 +15,6 @@ export default defineConfig({
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
     reportCompressedSize: false,
-    rolldownOptions: { input: `${import.meta.dirname}/src/main.tsx` },
+    rolldownOptions: { input: `${import.meta.dirname}/src/main.tsx`, checks: { bundlerTimings: false } },
   },
 })

@@ -119,6 +119,17 @@ const BENCHES: Bench[] = [
     ],
   },
   {
+    name: 'dashboard',
+    file: 'dashboard.ts',
+    parameters: ['5'],
+    targets: [
+      atMost('first load, script, KiB', 150),
+      atMost('interactive at a fourfold slowdown, ms', 1_000),
+      atMost('frames missing beyond an empty page’s', 0),
+      atMost('slowest change of state seen, ms', 300),
+    ],
+  },
+  {
     name: 'metering',
     file: 'metering.ts',
     parameters: ['10', '200'],
