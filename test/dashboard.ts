@@ -75,7 +75,8 @@ export async function startDashboard(options: WorldOptions = {}): Promise<Dashbo
         await page.emulateMedia({ colorScheme })
         for (const [screen, viewport] of Object.entries(SCREENS)) {
           await page.setViewportSize(viewport)
-          await screenshot(page, join(PICTURES, `${name}-${screen}-${colorScheme}.png`))
+          const picture = `${name}-${screen}-${colorScheme}.png`
+          await screenshot(page, join(PICTURES, picture))
         }
       }
       await page.setViewportSize(SCREENS.desktop)
