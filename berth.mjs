@@ -78,6 +78,18 @@ class Stop extends Error {
   }
 }
 
+const USAGE = `npm start [gateway|vmhost]   prepare what is missing and run Berth, or one side of it
+npm run setup                the preparation alone: everything that needs the network
+npm test [FILE..]            types, lint and all tests, or those of some files
+npm run check                types and lint
+npm run bench|soak           measurements, long fault injection; names of some behind --
+npm run units                systemd units for production, on standard output
+README.md has the settings.
+`
+
+/** Those that know words of their own; the others know none. */
+const WORDY = ['start', 'test', 'bench', 'soak']
+
 const VERBS = {
   start: (parameters) => start(parameters),
   gateway: () => start(['gateway']),
@@ -820,8 +832,16 @@ function exit(code) {
 async function main([verb = 'start', ...rest]) {
   try {
     if (Number(process.versions.node.split('.')[0]) < 18) throw new Stop('Node 18 or newer is needed to start Berth', 2)
+    if (
+      ['help', '--help', '-h'].includes(verb) ||
+      (rest.some((word) => /^(--help|-h)$/.test(word)) && verb !== 'test')
+    ) {
+      process.stdout.write(USAGE)
+      return
+    }
     const action = Object.hasOwn(VERBS, verb) ? VERBS[verb] : undefined
     if (!action) throw new Stop(`unknown: ${verb}. Expected one of ${Object.keys(VERBS).join(', ')}`, 2)
+    if (rest.length > 0 && !WORDY.includes(verb)) throw new Stop(`${verb} takes no more words: ${rest[0]}`, 2)
     await action(rest)
   } catch (error) {
     if (!(error instanceof Stop)) throw error

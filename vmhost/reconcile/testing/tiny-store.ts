@@ -42,7 +42,7 @@ export async function makeTinyStore(log: Logger): Promise<TinyStore> {
     store,
     async [Symbol.asyncDispose]() {
       // What was killed a moment ago still holds it.
-      for (let left = 100; ; left--) {
+      for (let left = 600; ; left--) {
         const problem = await unmountVolume(volume).then(() => undefined, String)
         if (problem === undefined) break
         if (left === 0) throw new Error(problem)
