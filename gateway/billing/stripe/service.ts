@@ -119,13 +119,17 @@ type Due = { invoice: number; status: string; collect: boolean; attempts: number
 async function lookAtDue(round: Round, hearsEvents: boolean): Promise<boolean> {
   const { sql, mode } = round
   // Index: stripe_invoices_due; those that are paid are few where there are no events.
+  // One of an account at a time: its customer is made with the first.
   const due = await sql<Due[]>`
-    select invoice, s.status, collect, attempts from stripe_invoices s
-    where livemode = ${mode.livemode} and next_attempt_at <= now() and (
-      status in ('waiting', 'draft')
-      or (status = 'open' and (collect or refreshed_at < now() - ${OPEN_EVERY}::interval))
-      or (${!hearsEvents} and status = 'paid' and refreshed_at < now() - ${PAID_EVERY}::interval
-        and (select closed_at from invoices where number = s.invoice) > now() - ${PAID_FOR}::interval))
+    select * from (
+      select distinct on (account_id) invoice, s.status, collect, attempts
+      from stripe_invoices s join invoices i on i.number = s.invoice
+      where livemode = ${mode.livemode} and next_attempt_at <= now() and (
+        status in ('waiting', 'draft')
+        or (status = 'open' and (collect or refreshed_at < now() - ${OPEN_EVERY}::interval))
+        or (${!hearsEvents} and status = 'paid' and refreshed_at < now() - ${PAID_EVERY}::interval
+          and closed_at > now() - ${PAID_FOR}::interval))
+      order by account_id, invoice) as first_of_each
     order by invoice limit ${AT_ONCE}`
   const outcomes = await Promise.allSettled(due.map((one) => lookAt(round, one)))
   for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason
