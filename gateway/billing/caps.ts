@@ -17,6 +17,8 @@ export async function refuseBeyondCaps(tx: Db, accountId: number): Promise<void>
   const name = await planOf(tx, accountId, dayOf(new Date()))
   const caps = plans.find((plan) => plan.name === name)
   if (!caps || !hasCap(caps)) return
+  // Of two changes of one account at once neither would see the other's.
+  await tx`select pg_advisory_xact_lock(hashtextextended('berth.caps', ${accountId}))`
   const [had] = await tx<Had[]>`
     select count(*)::integer as machines, coalesce(sum(cpus), 0)::integer as cpus,
       coalesce(sum(memory_bytes), 0)::bigint as memory, coalesce(sum(disk_bytes), 0)::bigint as disk

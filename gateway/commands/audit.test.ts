@@ -29,6 +29,10 @@ describe('audit', () => {
     expect(status, JSON.stringify(document)).toBe(0)
     return (document as { events: Said[] }).events
   }
+  const tokenOf = async (caller: Caller) => {
+    const made = await world.run('token new --label script --json', { caller })
+    return JSON.parse(made.stdout).id as number
+  }
   const last = async (caller: Caller, line = '') => (await events(`${line} -n 1`, caller))[0]
 
   it('has of each change who made it, from where and by which command, and no secret', async () => {
@@ -44,11 +48,12 @@ describe('audit', () => {
     })
     await world.run('comment demo it is --json', { caller: { ...ada, via: 'web' } })
     expect(await last(ada)).toMatchObject({ kind: 'machine.commented', via: 'web' })
-    const scope = { tokenId: 7, expiresAtMs: Infinity, commands: undefined, machineId: undefined, tag: undefined }
+    const tokenId = await tokenOf(ada)
+    const scope = { tokenId, expiresAtMs: Infinity, commands: undefined, machineId: undefined, tag: undefined }
     await world.run('tag demo ci', { caller: { ...ada, via: 'exec', scope } })
     expect(await last(ada)).toMatchObject({
       kind: 'machine.tagged',
-      actor: 'token:7',
+      actor: `token:${tokenId}`,
       via: 'exec',
       command: 'tag demo ci',
     })
@@ -64,6 +69,35 @@ describe('audit', () => {
       who: 'gateway',
       via: null,
       command: null,
+    })
+  })
+
+  it('does not tell an account what the operator’s token was used from, nor by which command; it does of its own, though taken back', async () => {
+    const used = (tokenId: number) => ({
+      tokenId,
+      expiresAtMs: Infinity,
+      commands: undefined,
+      machineId: undefined,
+      tag: undefined,
+    })
+    const [operators, own] = [await tokenOf(world.owner), await tokenOf(ada)]
+    await world.run('account credit ada@example.com 5 by a script', {
+      caller: { ...world.owner, via: 'exec', scope: used(operators) },
+    })
+    expect(await last(ada)).toMatchObject({
+      kind: 'account.credited',
+      who: `token:${operators}`,
+      address: null,
+      command: null,
+    })
+    expect(await last(ada, '--actor operator')).toMatchObject({ kind: 'account.credited' })
+    expect(await last(world.owner)).toMatchObject({ who: `token:${operators} script`, address: expect.any(String) })
+    await world.run('comment demo mine', { caller: { ...ada, via: 'exec', scope: used(own) } })
+    await world.run(`token rm ${own}`, { caller: ada })
+    expect(await last(ada, '--kind machine.commented')).toMatchObject({
+      who: `token:${own} script`,
+      address: '192.0.2.7',
+      command: 'comment demo mine',
     })
   })
 
@@ -110,7 +144,7 @@ describe('audit', () => {
     expect(await kinds('--since 2026-01-01T12:00 --until 2026-01-01T12:01Z')).toEqual(['test.old'])
     expect(await kinds('--until 30d')).toEqual(['test.old', 'testing'])
     expect(new Set(await kinds('--actor ada@example.com --since 1h'))).toEqual(new Set(await kinds('--actor you')))
-    expect(await kinds('--actor operator')).toEqual(['account.credited'])
+    expect(await kinds('--actor operator')).toEqual(['account.credited', 'account.credited'])
     const all = (await events('-n 1000', ada)).map(({ id }) => id)
     const paged: number[] = []
     for (let before = ''; ; ) {

@@ -134,7 +134,9 @@ function actorIs(sql: Sql, caller: Caller, typed: string): Condition {
   if (typed === 'gateway') return sql`actor = 'gateway'`
   if (typed === 'host' || typed === 'token' || typed === 'reader') return sql`actor like ${`${typed}:%`}`
   if (typed === 'visitor') return sql`actor = 'visitor'`
-  if (typed === 'operator') return sql`actor in (select 'account:' || id from accounts where is_owner)`
+  if (typed === 'operator')
+    return sql`actor in (select 'account:' || id from accounts where is_owner
+      union all select 'token:' || t.id from tokens t join accounts a on a.id = t.account_id where a.is_owner)`
   if (/^(account|token):\d{1,9}$/.test(typed) || /^host:[\w.-]{1,100}$/.test(typed)) return sql`actor = ${typed}`
   if (typed.includes('@')) {
     // Whoever has no part in what the caller sees is found as little as who is not there.
@@ -199,9 +201,12 @@ async function names({ sql }: App, caller: Caller, events: readonly Event[]): Pr
   ]
   const accounts = await sql<{ id: number; email: string | null; isOwner: boolean }[]>`
     select id, email, is_owner as "isOwner" from accounts where id = any(${ids('account')})`
-  const tokens = await sql<
-    { id: number; label: string }[]
-  >`select id, label from tokens where id = any(${ids('token')})`
+  // One that was taken back is known by the record of its making. Indexes tokens_pkey and events_by_account.
+  const tokens = await sql<{ id: number; label: string }[]>`
+    select id, label from tokens where id = any(${ids('token')}) and (account_id = ${caller.accountId} or ${caller.isOwner})
+    union all
+    select (detail ->> 'id')::integer, coalesce(detail ->> 'label', '') from events
+      where account_id = ${caller.accountId} and kind = 'token.created' and (detail ->> 'id')::integer = any(${ids('token')})`
   const byAccount = new Map(accounts.map((one) => [`account:${one.id}`, one]))
   const byToken = new Map(tokens.map(({ id, label }) => [`token:${id}`, label]))
   return ({ actor }) => {
@@ -210,6 +215,8 @@ async function names({ sql }: App, caller: Caller, events: readonly Event[]): Pr
     if (account?.isOwner && !caller.isOwner) return { name: 'operator', isHidden: true }
     if (account) return { name: harmless(account.email ?? actor), isHidden: false }
     const label = byToken.get(actor)
+    // Another's, such as the operator's: what it is called and where it was used from is not the caller's to know.
+    if (label === undefined && actor.startsWith('token:') && !caller.isOwner) return { name: actor, isHidden: true }
     return { name: label ? `${actor} ${harmless(label)}` : harmless(actor.replace(/^reader:/, '')), isHidden: false }
   }
 }

@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import type { Caller } from '../app.ts'
+import { refuseBeyondCaps } from '../billing/caps.ts'
 import { closeDueMonths } from '../billing/closing.ts'
 import { soonest } from '../billing/plans.ts'
 import { runLine } from './run.ts'
@@ -142,6 +143,19 @@ describe('billing', () => {
       stderr: expect.stringMatching(/plan team is for 2 GiB of memory, and this would make it 3 GiB/),
     })
     expect((await run('ls')).stdout).not.toContain('second')
+    // Two changes at once: the second is looked at when the first is done, and sees it.
+    const { sql: asGateway } = world.app
+    const done: string[] = []
+    const second = Promise.withResolvers<unknown>()
+    await asGateway.begin(async (tx) => {
+      await refuseBeyondCaps(tx, ada.accountId)
+      second.resolve(asGateway.begin((other) => refuseBeyondCaps(other, ada.accountId)).then(() => done.push('second')))
+      const waits = () => sql`select from pg_locks where locktype = 'advisory' and not granted`
+      await expect.poll(async () => (await waits()).length).toBe(1)
+      done.push('first')
+    })
+    await second.promise
+    expect(done).toEqual(['first', 'second'])
   })
 
   it('a month becomes an invoice that shows every line, and is proved', async () => {

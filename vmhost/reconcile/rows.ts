@@ -220,6 +220,14 @@ export class Rows {
     return (await this.sql`select from machine_activity where machine_id = ${machineId}`).length > 0
   }
 
+  /** Whether anything was carried to or from a machine of this server in so many milliseconds. Index: machines_by_host. */
+  async anyUsedWithin(ms: number): Promise<boolean> {
+    const used = await this.sql`
+      select from machines m join machine_activity activity on activity.machine_id = m.id
+      where m.host_id = ${this.lease.hostId} and activity.at > now() - ${ms} * interval '1 millisecond' limit 1`
+    return used.length > 0
+  }
+
   async record(event: MachineEvent): Promise<void> {
     await this.sql`
       insert into events (account_id, machine_id, machine_name, actor, kind, detail)

@@ -31,7 +31,7 @@ const placeMostMs = 30_000
 const usedLookMs = 250
 
 /**
- * A machine that goes on from a template is ready before its services have begun to start: emulated, it keeps its place
+ * A machine of a registry's image is ready, on a template, before its services have begun to start: emulated, it keeps its place
  * among those that come up until whoever made it has signed in. Twenty that start theirs together let in nobody for minutes.
  * @param isUsed whether somebody has reached it
  * @param isOver as in `settle`

@@ -49,6 +49,9 @@ let taps: Set<number>
 let spareBytes: number
 /** how often it was asked whether memory has run short meanwhile */
 let looks: number
+/** Somebody uses a machine; and how often that was asked. */
+let isAtWork: boolean
+let worksAsked: number
 let hypervisors: Hypervisor[]
 /** vmhosts that were killed: what they still have open would keep the volume */
 let killed: { templates: Templates; machines: Machine[] }[]
@@ -89,6 +92,8 @@ beforeEach(async () => {
   hypervisors = []
   spareBytes = 2 ** 40
   looks = 0
+  isAtWork = false
+  worksAsked = 0
   killed = []
   cuts = []
   cut = undefined
@@ -137,6 +142,10 @@ async function vmhost(options: { stateVersion?: string; ntp?: string } = {}): Pr
       keysOf: async () => [],
       replaceReport: async () => {},
       wasUsed: async () => true,
+      anyUsedWithin: async () => {
+        worksAsked++
+        return isAtWork
+      },
       nextConsoleSeq: async () => 1,
       appendConsole: async () => {},
     } as Partial<World['rows']> as World['rows'],
@@ -487,6 +496,17 @@ describe('a machine boots, and is told nothing of it, when its template', () => 
 })
 
 describe('templates', () => {
+  test('are not made while somebody works in a machine, where guests are emulated', async ({ skip }) => {
+    skip(real.accelerator !== 'tcg', 'guests are not emulated here')
+    isAtWork = true
+    await create(2)
+    await expect.poll(() => worksAsked, { timeout: 60_000 }).toBeGreaterThan(2)
+    expect(started.has(templateMachineId)).toBe(false)
+    isAtWork = false
+    await templates.close()
+    expect(await kept()).toHaveLength(1)
+  })
+
   test('are not made where there is no memory to spare, and given up where it runs short meanwhile', async () => {
     spareBytes = 0
     await create(2)

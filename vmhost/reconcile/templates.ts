@@ -5,7 +5,7 @@ import type { Keeper } from '../memory/keeper.ts'
 import { spaceProblem } from '../storage/space.ts'
 import type { DiskImage, Store } from '../storage/store.ts'
 import { type ListedTemplate, type Template, templateId } from '../storage/templates.ts'
-import type { MachineRow } from './rows.ts'
+import type { MachineRow, Rows } from './rows.ts'
 import type { Slots } from './slots.ts'
 import { type GuestNetwork, isOwnImage } from './specification.ts'
 import { makeTemplate, removeHalfMade, type TemplateWorld, templateKey } from './templating.ts'
@@ -26,6 +26,8 @@ export class Templates {
   readonly #wanted = new Map<string, Wish>()
   /** how often it came to nothing since this vmhost started, by id */
   readonly #failures = new Map<string, number>()
+  /** somebody uses a machine of this server */
+  #isAtWork = false
   #making: Promise<void> | undefined
 
   constructor(options: TemplatesOptions) {
@@ -126,6 +128,7 @@ export class Templates {
     const disk = wish.image.path ?? (await store.importImage(wish.image))
     const short = new AbortController()
     const look = async () => {
+      await this.#lookWhoWorks()
       if (!(await spare(0))) short.abort(new ShortOfMemoryError())
     }
     const looks = setInterval(() => void look().catch(() => {}), lookEveryMs).unref()
@@ -143,17 +146,25 @@ export class Templates {
     await this.sweep()
   }
 
-  /** Whoever asked for a machine is about to sign in, and others may be coming up. */
+  /** Whoever asked for a machine is about to sign in and work, and others may be coming up. */
   async #untilQuiet(): Promise<void> {
     const { signal } = this.#options
-    do await sleep(lookEveryMs, undefined, { signal, ref: false })
-    while (this.#isAwaited())
+    do {
+      await sleep(lookEveryMs, undefined, { signal, ref: false })
+      await this.#lookWhoWorks()
+    } while (this.#isAwaited())
+  }
+
+  /** Emulated, a guest that boots takes the processors from whoever works in another. */
+  async #lookWhoWorks(): Promise<void> {
+    const { driver, rows } = this.#options
+    if (driver.accelerator === 'tcg') this.#isAtWork = await rows.anyUsedWithin(atWorkMs)
   }
 
   #isAwaited(): boolean {
     const { slots, wakes, driver } = this.#options
     const sinceMs = this.#options.quietMs ?? quietMs[driver.accelerator]
-    return slots.busyWithin(sinceMs) || wakes.busyWithin(sinceMs)
+    return this.#isAtWork || slots.busyWithin(sinceMs) || wakes.busyWithin(sinceMs)
   }
 
   async #key(image: DiskImage, { cpus, memoryBytes }: Pick<MachineRow, 'cpus' | 'memoryBytes'>) {
@@ -170,6 +181,7 @@ export type TemplatesOptions = Omit<TemplateWorld, 'isAwaited'> & {
   readonly store: Pick<Store, 'currentBoot' | 'images' | 'importImage' | 'space'>
   readonly slots: Pick<Slots, 'busyWithin'>
   readonly wakes: Pick<Slots, 'busyWithin'>
+  readonly rows: Pick<Rows, 'anyUsedWithin'>
   readonly spare: Keeper['spare']
   readonly guest: GuestNetwork
   /** what a single machine may have */
@@ -191,6 +203,8 @@ class ShortOfMemoryError extends Error {
 
 /** Since the last machine came up: emulated, whoever has it signs in for seconds. */
 const quietMs = { kvm: 2_000, tcg: 8_000 }
+/** A gateway says each 15 s that a machine is used. */
+const atWorkMs = 20_000
 const lookEveryMs = 1_000
 const dayMs = 86_400_000
 /** As images of registries that no machine is made of. */

@@ -59,7 +59,7 @@ export type TemplateWorld = {
   readonly driver: Pick<HypervisorDriver, 'accelerator' | 'start' | 'destroy' | 'stateVersion'>
   readonly files: TemplateFiles
   readonly network: Pick<Network, 'ensureBareTap' | 'removeMachine'>
-  /** Somebody waits for a machine that comes up: it has the processors first. */
+  /** Somebody waits for a machine that comes up, or works in one: they have the processors first. */
   isAwaited(): boolean
   readonly log: Pick<Logger, 'info' | 'warn' | 'debug'>
   /** tests: shorter */
@@ -67,7 +67,8 @@ export type TemplateWorld = {
 }
 
 const limits = {
-  bootMs: { kvm: 60_000, tcg: 240_000 },
+  /** for each stage; others may come first */
+  bootMs: { kvm: 60_000, tcg: 600_000 },
   /** A kernel reports its free pages 2 s after it has freed them (PAGE_REPORTING_DELAY, mm/page_reporting.c). */
   settleMs: 3_000,
   /** A guest that has worked so little, for so long, has nothing left to start. */
