@@ -235,6 +235,7 @@ describe('in a browser', () => {
     await page.goto((JSON.parse(stdout) as { url: string }).url)
     await page.getByRole('button', { name: 'Sign in' }).click()
     await page.getByRole('link', { name: 'demo', exact: true }).click()
+    await page.getByRole('link', { name: `https://demo.${HOST}:8443`, exact: true }).click()
     const shows = (text: string) =>
       expect
         .poll(
