@@ -42,10 +42,10 @@ afterAll(async () => {
   await rm(home, { recursive: true })
 })
 
-/** The device goes with its last mount, and a mount namespace that is made meanwhile holds one for a moment. */
+/** The device goes with its last mount, and a mount namespace that was made meanwhile holds one, perhaps for long. */
 async function unmount(volume: Volume): Promise<void> {
   await unmountVolume(volume)
-  while (await loopDeviceOf(volume.backingFile ?? '')) await sleep(100)
+  for (let left = 50; left > 0 && (await loopDeviceOf(volume.backingFile ?? '')); left--) await sleep(100)
 }
 
 function options(sizeMiB: number) {

@@ -48,8 +48,8 @@ export async function makeTinyStore(log: Logger): Promise<TinyStore> {
         if (left === 0) throw new Error(problem)
         await sleep(100)
       }
-      // The device goes with its last mount, and a mount namespace that is made meanwhile holds one for a moment.
-      while (await loopDeviceOf(volume.backingFile ?? '')) await sleep(100)
+      // The device goes with its last mount, and a mount namespace that was made meanwhile holds one, perhaps for long.
+      for (let left = 50; left > 0 && (await loopDeviceOf(volume.backingFile ?? '')); left--) await sleep(100)
       await rm(home, { recursive: true })
     },
   }
