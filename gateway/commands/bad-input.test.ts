@@ -121,7 +121,11 @@ describe('bad input', () => {
     const open = await world.run('new --json "')
     expect([open.status, JSON.parse(open.stdout)]).toEqual([
       2,
-      { error: 'a double quote is not closed', code: 'usage' },
+      {
+        error: 'a double quote is not closed',
+        code: 'usage',
+        way_on: expect.stringContaining('close it with another'),
+      },
     ])
   })
 

@@ -129,8 +129,7 @@ it('follows the console as it grows, also after the connection was cut', async (
   expect((await log.textContent())?.match(/Linux version/g)).toHaveLength(1)
   await say(4, 'once more\n')
   await page.getByLabel('Only since its last start').check()
-  await log.getByText('once more').waitFor()
-  expect(await log.textContent()).toBe('once more\n')
+  await expect.poll(() => log.textContent()).toBe('once more\n')
   await page.context().close()
 })
 
