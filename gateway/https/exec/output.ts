@@ -11,6 +11,7 @@ import type { ServerResponse } from 'node:http'
 import type { Readable } from 'node:stream'
 import { exitOf } from '../../commands/ssh.ts'
 import type { RunningCommand } from '../../ssh/pool/run-on-machine.ts'
+import { PacedResponse } from './paced.ts'
 
 /** Of output in one line: in base64 well below the 1 MiB that clients read of one. */
 const PIECE_BYTES = 65_536
@@ -18,39 +19,28 @@ const PIECE_BYTES = 65_536
 const LOST_STATUS = 255
 
 export class ProcessOutput {
-  readonly #response: ServerResponse
+  readonly #paced: PacedResponse
   readonly #isNdjson: boolean
   readonly #heartbeatMs: number
-  #heartbeat: NodeJS.Timeout | undefined
-  #blocked = false
-  #over = false
-  sentBytes = 0
 
   constructor(response: ServerResponse, options: { isNdjson: boolean; heartbeatMs: number }) {
-    this.#response = response
+    this.#paced = new PacedResponse(response)
     this.#isNdjson = options.isNdjson
     this.#heartbeatMs = options.heartbeatMs
-    response.once('close', () => this.#finish())
   }
 
   get begun(): boolean {
-    return this.#response.headersSent
+    return this.#paced.begun
+  }
+
+  get sentBytes(): number {
+    return this.#paced.sentBytes
   }
 
   /** Sends the head; from here on an error is part of the body. */
   begin(): void {
-    if (this.begun || this.#over) return
-    this.#response.writeHead(200, {
-      'Content-Type': this.#isNdjson ? 'application/x-ndjson' : 'text/plain; charset=utf-8',
-      'Cache-Control': 'no-store',
-      'X-Content-Type-Options': 'nosniff',
-      ...(this.#isNdjson ? {} : { Trailer: 'X-Exe-Exit' }),
-    })
-    this.#response.flushHeaders()
-    if (!this.#isNdjson) return
-    this.#heartbeat = setInterval(() => {
-      if (!this.#blocked) this.#write('\n')
-    }, this.#heartbeatMs)
+    if (this.#isNdjson) this.#paced.begin({ 'Content-Type': 'application/x-ndjson' }, this.#heartbeatMs)
+    else this.#paced.begin({ 'Content-Type': 'text/plain; charset=utf-8', Trailer: 'X-Exe-Exit' })
   }
 
   /**
@@ -83,24 +73,17 @@ export class ProcessOutput {
 
   /** The last line. */
   end(status: number): void {
-    if (this.#over) return
-    if (this.#isNdjson) this.#write(`${JSON.stringify({ exit_code: status })}\n`)
-    else this.#response.addTrailers({ 'X-Exe-Exit': String(status) })
-    this.#finish()
-    this.#response.end()
+    if (this.#paced.isOver) return
+    if (this.#isNdjson) this.#paced.write(`${JSON.stringify({ exit_code: status })}\n`)
+    else this.#paced.response.addTrailers({ 'X-Exe-Exit': String(status) })
+    this.#paced.end()
   }
 
   /** The last line, when there is no exit status. */
   fail(error: string): void {
-    if (this.#over) return
-    if (!this.#isNdjson) {
-      this.#write(`${error}\n`)
-      this.end(LOST_STATUS)
-      return
-    }
-    this.#write(`${JSON.stringify({ error })}\n`)
-    this.#finish()
-    this.#response.end()
+    this.#paced.write(this.#isNdjson ? `${JSON.stringify({ error })}\n` : `${error}\n`)
+    if (this.#isNdjson) this.#paced.end()
+    else this.end(LOST_STATUS)
   }
 
   async #pour(from: Readable, name: 'stdout' | 'stderr'): Promise<void> {
@@ -109,35 +92,10 @@ export class ProcessOutput {
       const bytes = chunk as Buffer
       for (let start = 0; start < bytes.length; start += PIECE_BYTES) {
         const piece = bytes.subarray(start, start + PIECE_BYTES)
-        const isTaken = this.#write(this.#isNdjson ? `{"${name}":"${piece.toString('base64')}"}\n` : piece)
-        if (!isTaken) await this.#room()
-        if (this.#over) return
+        this.#paced.write(this.#isNdjson ? `{"${name}":"${piece.toString('base64')}"}\n` : piece)
+        await this.#paced.taken()
+        if (this.#paced.isOver) return
       }
     }
-  }
-
-  #write(bytes: string | Buffer): boolean {
-    if (this.#over) return true
-    this.sentBytes += bytes.length
-    this.#blocked = !this.#response.write(bytes)
-    return !this.#blocked
-  }
-
-  /** Until the client has read, or is gone. */
-  #room(): Promise<void> {
-    return new Promise((resolve) => {
-      const done = () => {
-        this.#blocked = false
-        this.#response.off('drain', done).off('close', done)
-        resolve()
-      }
-      this.#response.on('drain', done).on('close', done)
-      if (this.#over) done()
-    })
-  }
-
-  #finish(): void {
-    this.#over = true
-    clearInterval(this.#heartbeat)
   }
 }
