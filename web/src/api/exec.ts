@@ -46,37 +46,6 @@ export async function exec<T = unknown>(words: readonly string[], { signal }: Ex
   return document as T
 }
 
-export type Chunk = { stdout: string } | { stderr: string }
-
-/**
- * Runs `ssh NAME CMD..`, which may print for as long as it likes.
- * @param onChunk hears of what is printed, as it comes
- * @returns the exit status
- * @throws ExecError; the signal's reason
- */
-export async function stream(
-  words: readonly string[],
-  onChunk: (chunk: Chunk) => void,
-  { signal }: ExecOptions = {},
-): Promise<number> {
-  const response = await post(words, 'application/x-ndjson', signal)
-  if (!response.ok || !response.body) throw errorOf(await documentOf(response), response.status)
-  const decoders = { stdout: new TextDecoder(), stderr: new TextDecoder() }
-  const text = (of: 'stdout' | 'stderr', base64: string) =>
-    decoders[of].decode(
-      Uint8Array.from(atob(base64), (character) => character.charCodeAt(0)),
-      { stream: true },
-    )
-  for await (const line of linesOf(response.body)) {
-    const said = JSON.parse(line) as { stdout?: string; stderr?: string; exit_code?: number; error?: string }
-    if (said.stdout !== undefined) onChunk({ stdout: text('stdout', said.stdout) })
-    else if (said.stderr !== undefined) onChunk({ stderr: text('stderr', said.stderr) })
-    else if (said.exit_code !== undefined) return said.exit_code
-    else throw new ExecError(said.error ?? CUT, { code: 'exec.failed', status: response.status })
-  }
-  throw new ExecError(CUT, { code: 'exec.cut', status: response.status })
-}
-
 const CUT = 'the connection to Berth was cut; what the command began may go on'
 
 type Words = readonly string[]

@@ -1,26 +1,10 @@
 /** What the commands answer that the machine's page is made of. Sizes in bytes, times in ISO 8601. */
+import type { Machine } from '../../api/live.ts'
 
-export type MachineDocument = {
-  vm_name: string
-  status: string
-  status_text: string
-  stage: string | null
-  ssh_dest: string
+/** As `ls NAME --json` has it: what is pushed of each machine but for its number, and more. */
+export type MachineDocument = Omit<Machine, 'id'> & {
   ssh_host: string
-  ssh_port: number
   login_user: string | null
-  https_url: string
-  image: string
-  tags: string[]
-  comment: string
-  allocated_cpus: number
-  memory_capacity_bytes: number
-  disk_capacity_bytes: number
-  created_at: string
-  awake_because: string | null
-  ip: string | null
-  host: string
-  reason?: string
   setup?: { state: string; exit_status: number | null; ended_at: string | null }
   cost_this_month_micros?: number
 }
