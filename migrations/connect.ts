@@ -19,6 +19,8 @@ export type ConnectOptions = {
 }
 
 export type Sql = postgres.Sql<{ int8: number }>
+/** A pool or a transaction. */
+export type Db = postgres.ISql<{ int8: number }>
 export type Database = ReturnType<typeof orm>
 
 const int8 = {

@@ -97,3 +97,50 @@ describe('names', () => {
     },
   )
 })
+
+describe('news for operators', () => {
+  it('are of what is shown of servers and accounts alone, once for all of a statement', async () => {
+    await using db = await testDatabase()
+    const owner = db.as('owner')
+    const heard: string[] = []
+    const over = Promise.withResolvers<void>()
+    for (const channel of ['hosts', 'accounts']) {
+      await owner.listen(channel, (id) => (id === 'over' ? over.resolve() : heard.push(`${channel} ${id}`)))
+    }
+    const expected: string[] = []
+    const tells = async (news: readonly string[], change: () => Promise<unknown>) => {
+      await change()
+      expected.push(...news)
+    }
+    await tells(
+      ['hosts 1'],
+      () => owner`insert into hosts (name, lease_expires_at) values ('one', now() + interval '30 s')`,
+    )
+    await tells(['accounts 1'], () => owner`insert into accounts default values`)
+    await tells(
+      ['hosts 1', 'accounts 1'],
+      () =>
+        owner`insert into machines (account_id, host_id, name, image, cpus, memory_bytes, disk_bytes)
+        select 1, 1, 'm' || n, 'base', 1, 1, 1 from generate_series(1, 20) n`,
+    )
+    await tells(['hosts 1', 'accounts 1'], () => owner`update machines set observed_state = 'running'`)
+    await tells([], () => owner`update machines set observed_awake_because = 'an SSH session', observed_at = now()`)
+    await tells(
+      [],
+      () => owner`update hosts set lease_expires_at = now() + interval '31 s', memory_available_bytes = 7`,
+    )
+    await tells(['hosts 1'], () => owner`update hosts set memory_used_bytes = 7`)
+    await tells(['hosts 1'], () => owner`update hosts set lease_expires_at = now() - interval '1 s'`)
+    await tells(['hosts 1'], () => owner`update hosts set lease_expires_at = now() + interval '30 s'`)
+    await tells([], () => owner`update accounts set defaults = '{"cpu": 1}'`)
+    await tells(['accounts 1'], () => owner`update accounts set max_machines = 3`)
+    await tells(
+      ['accounts 1'],
+      () => owner`insert into spend_limits (account_id, whose, micros, hard) values (1, 'own', 1, false)`,
+    )
+    await tells(['accounts 1'], () => owner`insert into credits (account_id, micros, reason) values (1, 1, 'x')`)
+    await owner`select pg_notify('hosts', 'over')`
+    await over.promise
+    expect(heard).toEqual(expected)
+  })
+})

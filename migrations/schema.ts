@@ -37,6 +37,11 @@ export const secrets = pgTable('secrets', {
   createdAt: time('created_at').notNull().defaultNow(),
 })
 
+/** Who sells or buys, as invoices name them; each if it was given. */
+export type Party = { name?: string; address?: string; tax_id?: string }
+/** An account as it was when its invoice was closed. */
+export type Buyer = Party & { email?: string }
+
 export const accounts = pgTable('accounts', {
   id: identity(),
   email: text('email'),
@@ -48,6 +53,7 @@ export const accounts = pgTable('accounts', {
   emailProvedAt: time('email_proved_at'),
   domainProof: text('domain_proof').notNull().default(sql`replace(gen_random_uuid()::text, '-', '')`),
   overLimitAt: time('over_limit_at'),
+  billingDetails: jsonb('billing_details').$type<Party>(),
 })
 
 export const keys = pgTable('keys', {
@@ -554,6 +560,8 @@ export const invoices = pgTable('invoices', {
   month: date('month').notNull(),
   closedAt: time('closed_at').notNull(),
   totalMicros: int8('total_micros').notNull(),
+  seller: jsonb('seller').$type<Party>(),
+  buyer: jsonb('buyer').$type<Buyer>(),
 })
 
 export type InvoiceLineKind = RateKind | 'credit' | 'carried' | 'rounding'
@@ -582,6 +590,16 @@ export const invoiceRuns = pgTable('invoice_runs', {
   month: date('month').primaryKey(),
   startedAt: time('started_at').notNull(),
   finishedAt: time('finished_at'),
+})
+
+export const billingClock = pgTable('billing_clock', {
+  one: boolean('one').primaryKey().default(true),
+  lastRoundAt: time('last_round_at'),
+  waitsSince: time('waits_since'),
+  waitsBecause: text('waits_because'),
+  waitsFrom: date('waits_from'),
+  waitsTo: date('waits_to'),
+  overMonth: date('over_month'),
 })
 
 export const billingFailures = pgTable(
@@ -623,6 +641,15 @@ export const limitNotices = pgTable(
   },
   (t) => [primaryKey({ columns: [t.accountId, t.whose, t.month, t.percent, t.micros] })],
 )
+
+export const notices = pgTable('notices', {
+  id: identity(),
+  accountId: integer('account_id').notNull(),
+  subject: text('subject').notNull(),
+  body: text('body').notNull(),
+  at: time('at').notNull().defaultNow(),
+  readAt: time('read_at'),
+})
 
 /** Partitioned by time; rows are written by add_load() alone. */
 export const loadSamples = pgTable(
@@ -737,9 +764,12 @@ export const stripeInvoices = pgTable(
     generation: integer('generation').notNull().default(0),
     paymentsAsked: integer('payments_asked').notNull().default(0),
     collect: boolean('collect').notNull().default(false),
+    wishes: integer('wishes').notNull().default(0),
     paidCents: int8('paid_cents').notNull().default(0),
     refundedCents: int8('refunded_cents').notNull().default(0),
     disputed: boolean('disputed').notNull().default(false),
+    lostCents: int8('lost_cents').notNull().default(0),
+    carriedCents: int8('carried_cents').notNull().default(0),
     failure: text('failure'),
     url: text('url'),
     problem: text('problem'),
@@ -749,6 +779,12 @@ export const stripeInvoices = pgTable(
   },
   (t) => [primaryKey({ columns: [t.invoice, t.livemode] })],
 )
+
+export const stripeLeases = pgTable('stripe_leases', {
+  about: text('about').primaryKey(),
+  holder: uuid('holder').notNull(),
+  until: time('until').notNull(),
+})
 
 export const stripeEvents = pgTable('stripe_events', {
   id: text('id').primaryKey(),
