@@ -84,13 +84,16 @@ static bool host_is_there(const struct agent *agent) {
   return agent->channel.fd >= 0 && poll(&wait, 1, 0) > 0 && !(wait.revents & POLLHUP);
 }
 
-void agent_born(struct agent *agent) {
+static void say_born(struct agent *agent, uint32_t request) {
   char id[64];
-  if (!host_is_there(agent)) return;
-  struct frame_writer *writer = start(agent, MSG_BORN, 0);
+  struct frame_writer *writer = start(agent, MSG_BORN, request);
   frame_text(writer, TAG_BOOT_ID, boot_id(agent, id, sizeof id));
   frame_text(writer, TAG_STAGE, agent->stage);
   channel_send(&agent->channel);
+}
+
+void agent_born(struct agent *agent) {
+  if (host_is_there(agent)) say_born(agent, 0);
 }
 
 void agent_fatal(struct agent *agent, const char *reason, unsigned int limit_ms) {
@@ -239,8 +242,14 @@ static void handle(struct agent *agent, const struct frame *frame) {
     hello(agent, frame);
     return;
   }
-  /* Meant for an earlier agent, by a host that has not noticed yet; it will, and ask again. */
-  if (!agent->channel.greeted) return;
+  /*
+   * Meant for an earlier agent, or for this one by a host whose hello was forgotten with the host before it: the news
+   * that one went and another came may arrive after what the other says. It greets again, and asks again.
+   */
+  if (!agent->channel.greeted) {
+    say_born(agent, id);
+    return;
+  }
   switch (frame->type) {
     case MSG_PING:
       start(agent, MSG_OK, id);

@@ -18,7 +18,8 @@
  *
  * The host sends requests and numbers them (1 and up; 0 is kept for HELLO); the agent answers each with OK or ERROR
  * of the same id, and sends events with id 0. HELLO carries a nonce that its answer repeats: what comes before that
- * answer was meant for an earlier host process. An agent that opens the port says BORN; the host then greets again.
+ * answer was meant for an earlier host process. An agent that opens the port says BORN; the host then greets again. A
+ * request that comes before HELLO is not taken: BORN bears its id, and the host asks once more after it has greeted.
  *
  * request   fields                                            answer
  * HELLO     NONCE                                             NONCE VERSION BOOT_ID KERNEL STAGE IDENTIFIED UPTIME_MS

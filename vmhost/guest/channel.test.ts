@@ -345,6 +345,54 @@ test('a guest that reboots is greeted again, and what was asked of it before fai
   server.close()
 })
 
+test('an agent that has forgotten the hello does not take a request, and says so of it', async () => {
+  startAgent()
+  const socket = await connected()
+  const reader = new FrameReader()
+  const said: { type: number; id: number }[] = []
+  socket.on('data', (chunk: Buffer) => said.push(...reader.push(chunk).map(({ type, id }) => ({ type, id }))))
+  socket.write(Buffer.alloc(1))
+  socket.write(encodeFrame({ type: messageType.ping, id: 7, fields: [] }))
+  await expect.poll(() => said, { timeout: 60_000 }).toEqual([{ type: messageType.born, id: 7 }])
+  socket.destroy()
+})
+
+test('what was not taken is asked once more after another hello, and what comes meanwhile waits for that', async () => {
+  const heard: string[] = []
+  const server = await pretend((frame, socket) => {
+    if (frame.nonce) {
+      heard.push('hello')
+      socket.write(helloAnswer(frame.nonce))
+    } else {
+      heard.push(`request ${frame.id}`)
+      const type = heard.filter((one) => one === 'hello').length > 1 ? messageType.ok : messageType.born
+      socket.write(encodeFrame({ type, id: frame.id, fields: [] }))
+    }
+  })
+  const channel = open()
+  await channel.ready()
+  await Promise.all([channel.ping(), channel.ping()])
+  await channel.ping()
+  expect(heard).toEqual(['hello', 'request 1', 'request 2', 'hello', 'request 1', 'request 2', 'request 3'])
+  server.close()
+})
+
+test('one that is too old to say that it has forgotten the hello hears another after a request without an answer', async () => {
+  let hellos = 0
+  const server = await pretend((frame, socket) => {
+    if (frame.nonce) {
+      hellos++
+      socket.write(helloAnswer(frame.nonce))
+    } else if (hellos > 1) socket.write(encodeFrame({ type: messageType.ok, id: frame.id, fields: [] }))
+  })
+  const channel = open()
+  await channel.ready()
+  await expect(channel.ping({ timeoutMs: 20 })).rejects.toMatchObject({ code: 'agent.timeout' })
+  await channel.ping()
+  expect(hellos).toBe(2)
+  server.close()
+})
+
 test('a machine’s reason reaches a log without its escape sequences', async () => {
   const server = await pretend((frame, socket) => {
     if (frame.nonce) socket.write(helloAnswer(frame.nonce))

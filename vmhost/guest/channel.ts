@@ -19,8 +19,9 @@ import {
  * fresh nonce sent, everything but the answer to it and `fatal` dropped, because QEMU keeps what was meant for an
  * earlier host process), `open` (requests flow), `closed` (for good).
  * connecting -> greeting on connect; greeting -> open on the matching answer; open -> greeting when an agent says
- * `born` (the guest rebooted or its agent was restarted); any -> connecting when the socket ends; any -> closed by
- * `close()` or the signal.
+ * `born` (the guest rebooted, or its agent was restarted, and what it was asked fails; or it has not taken a request since
+ * it has forgotten the hello, and is asked again); any -> connecting when the socket ends; any -> closed by `close()` or
+ * the signal.
  */
 export type AgentChannel = {
   /** Waits until in step with an agent; at once when it is. */
@@ -112,13 +113,15 @@ export function connectAgent(socketPath: string, options: ChannelOptions = {}): 
   return new SocketChannel(socketPath, options)
 }
 
-type Pending = { resolve(fields: Field[]): void; reject(error: Error): void }
+type Pending = { frame: Buffer; resolve(fields: Field[]): void; reject(error: Error): void }
 
 class SocketChannel implements AgentChannel {
   readonly #path: string
   readonly #options: ChannelOptions
   readonly #listeners = new Set<(event: AgentEvent) => void>()
   readonly #pending = new Map<number, Pending>()
+  /** those of them that are to be asked once more after the next hello */
+  readonly #notTaken = new Set<number>()
   readonly #waiting = new Set<{ resolve(hello: AgentHello): void; reject(error: Error): void }>()
   readonly #onAbort = () => this.close()
   #socket: Socket | undefined
@@ -291,13 +294,16 @@ class SocketChannel implements AgentChannel {
     this.#hello = undefined
     this.#nonce = randomBytes(16)
     const again = () => {
-      if (!this.#socket || this.#socket.writableLength < 4096) {
-        this.#socket?.write(Buffer.alloc(1))
-        this.#write({ type: messageType.hello, id: 0, fields: [{ tag: fieldTag.nonce, bytes: this.#nonce }] })
-      }
+      this.#sayHello()
       this.#timer = setTimeout(again, helloAgainMs)
     }
     again()
+  }
+
+  #sayHello(): void {
+    if (!this.#socket || this.#socket.writableLength >= 4096) return
+    this.#socket.write(Buffer.alloc(1))
+    this.#write({ type: messageType.hello, id: 0, fields: [{ tag: fieldTag.nonce, bytes: this.#nonce }] })
   }
 
   #write(frame: Frame): void {
@@ -313,6 +319,11 @@ class SocketChannel implements AgentChannel {
         else this.#answer(frame)
         return
       case messageType.born:
+        if (frame.id !== 0) {
+          if (this.#pending.has(frame.id)) this.#notTaken.add(frame.id)
+          if (this.#hello) this.#greet()
+          return
+        }
         this.#fail(new ChannelError('agent.lost', 'The machine or its agent was started again'))
         this.#greet()
         return
@@ -349,6 +360,11 @@ class SocketChannel implements AgentChannel {
     this.#hello = hello
     for (const waiter of this.#waiting) waiter.resolve(hello)
     this.#waiting.clear()
+    for (const id of this.#notTaken) {
+      const again = this.#pending.get(id)
+      if (again) this.#socket?.write(again.frame)
+    }
+    this.#notTaken.clear()
     this.#emit({ type: 'hello', hello })
   }
 
@@ -375,11 +391,16 @@ class SocketChannel implements AgentChannel {
       const id = this.#nextId++ % 0xffffffff || this.#nextId++
       const frame = encodeFrame({ type, id, fields: fields() })
       return new Promise<Field[]>((resolve, reject) => {
-        this.#pending.set(id, { resolve, reject })
-        limit.addEventListener('abort', () => this.#pending.delete(id), { once: true })
+        this.#pending.set(id, { frame, resolve, reject })
+        limit.addEventListener('abort', () => this.#unanswered(id), { once: true })
         this.#socket?.write(frame)
       })
     })
+  }
+
+  /** An agent that has forgotten the hello, and is too old to say so, hears no request before another one. */
+  #unanswered(id: number): void {
+    if (this.#pending.delete(id)) this.#sayHello()
   }
 
   #whenOpen(limit: AbortSignal): Promise<AgentHello> {
@@ -395,6 +416,7 @@ class SocketChannel implements AgentChannel {
   #fail(error: Error): void {
     const all = [...this.#pending.values()]
     this.#pending.clear()
+    this.#notTaken.clear()
     for (const pending of all) pending.reject(error)
   }
 

@@ -76,7 +76,7 @@ export class Introduction {
       const fingerprint = hashOf(identity)
       const path = join(files.directory, 'identity')
       const told = identified ? await readFile(path, 'utf8').catch(() => undefined) : undefined
-      if (told === fingerprint) await channel.updateKeys(identity.authorizedKeys)
+      if (told === fingerprint) await channel.updateKeys(identity.authorizedKeys, { timeoutMs: limitMs / 8 })
       else {
         await channel.identify(identity, { timeoutMs: limitMs })
         // On a full disk the next vmhost tells it all once more. It is told all the same, and waited for.
@@ -151,7 +151,7 @@ export type IntroductionOptions = {
   /** it goes on from a template, and was not told who it is before */
   readonly isNobody?: () => boolean
   readonly log: Pick<Logger, 'warn'>
-  /** until a guest has taken its identity */
+  /** until a guest has taken its identity; keys alone are taken in an eighth of that, or not at all */
   readonly limitMs: number
 }
 

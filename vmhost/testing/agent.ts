@@ -13,6 +13,10 @@ export class Agent {
   /** how often it was told who it is */
   told = 0
   answers = true
+  /** it says nothing of itself but this */
+  refusesReports: string | undefined
+  /** so many tellings of keys alone it does not hear */
+  deafToKeys = 0
   memory = { totalBytes: 0, availableBytes: 0 }
   /** of the boot that it shows; undefined: its kernel's own */
   bootId: string | undefined
@@ -85,6 +89,11 @@ export class Agent {
       this.bootId = fields.find(({ tag }) => tag === fieldTag.bootId)?.bytes.toString() ?? this.bootId
       this.identified.resolve()
       if (!this.answers) return
+    }
+    if (type === messageType.keys && this.deafToKeys-- > 0) return
+    if (type === messageType.report && this.refusesReports !== undefined) {
+      this.#send(messageType.error, id, [text(fieldTag.message, this.refusesReports)])
+      return
     }
     if (type === messageType.report)
       answer.push(
