@@ -76,13 +76,23 @@ export function parseManifest(bytes: Buffer, contentType: string, name: string):
 
 function chooseManifest({ manifests }: z.infer<typeof indexSchema>, name: string): Index {
   const named = manifests.filter(({ mediaType }) => manifestTypes.includes(mediaType))
-  const found = named.find(({ platform: p }) => p?.os === platform.os && p.architecture === platform.architecture)
+  const found = named
+    .filter(({ platform: p }) => p?.os === platform.os && p.architecture === platform.architecture)
+    // Variants (v2, v3) want more of a processor than every one has.
+    .reduce<(typeof named)[number] | undefined>(
+      (best, one) => (best && variantOf(best) <= variantOf(one) ? best : one),
+      undefined,
+    )
   // An index of one image may leave the platform to the image's own configuration.
   const [only] = named
   const chosen = found ?? (named.length === 1 && only && only.platform === undefined ? only : undefined)
   if (chosen) return { kind: 'index', chosen: { digest: chosen.digest, sizeBytes: chosen.size } }
   const others = named.flatMap(({ platform: p }) => (p && p.os !== 'unknown' ? [`${p.os}/${p.architecture}`] : []))
   throw noPlatform(name, others)
+}
+
+function variantOf({ platform: p }: z.infer<typeof indexSchema>['manifests'][number]): string {
+  return p?.variant ?? ''
 }
 
 function noPlatform(name: string, others: readonly string[]): ImageError {

@@ -1,24 +1,11 @@
 import { execFileSync, spawn } from 'node:child_process'
 import { randomBytes } from 'node:crypto'
 import { once } from 'node:events'
-import {
-  chmodSync,
-  existsSync,
-  lstatSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  utimesSync,
-  writeFileSync,
-} from 'node:fs'
-import { tmpdir } from 'node:os'
+import { existsSync, lstatSync, readdirSync, readFileSync, utimesSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'vitest'
-import { findProcesses } from '../hypervisor/process.ts'
-import type { Space } from '../storage/space.ts'
-import { type ImageProgress, type Images, type OciImage, openImages, workerUid } from './images.ts'
+import { type ImageProgress, type OciImage, workerUid } from './images.ts'
+import { ImageLab } from './testing/lab.ts'
 import { gnuTar, rawTar } from './testing/layers.ts'
 import { badNetwork, type Fault, TestRegistry } from './testing/registry.ts'
 
@@ -26,9 +13,8 @@ import { badNetwork, type Fault, TestRegistry } from './testing/registry.ts'
 
 const MiB = 2 ** 20
 let registry: TestRegistry
+let lab: ImageLab
 let home: string
-let images: Images
-let freeBytes: number
 
 beforeAll(async () => {
   registry = await TestRegistry.start()
@@ -36,70 +22,33 @@ beforeAll(async () => {
 afterAll(() => registry[Symbol.asyncDispose]())
 
 beforeEach(async () => {
-  home = mkdtempSync(join(tmpdir(), 'berth-images-'))
-  // The worker has to get through to its folder.
-  chmodSync(home, 0o755)
-  freeBytes = 2 ** 40
-  list(registry.hosts)
-  images = await open()
+  lab = await ImageLab.make(registry.hosts)
+  home = lab.home
 })
 afterEach(() => {
   // Nothing half made is left, whatever the test was about.
-  const left = readdirSync(join(home, 'oci/work'))
-  rmSync(home, { recursive: true })
+  const left = lab.work()
+  lab[Symbol.dispose]()
   expect(left).toEqual([])
 })
 
-function open(): Promise<Images> {
-  const space = async (): Promise<Space> => ({
-    ...{ totalBytes: 2 ** 40, freeBytes, volumeFreeBytes: freeBytes, underlyingFreeBytes: undefined },
-    reserveBytes: MiB,
-  })
-  const registriesPath = join(home, 'registries.json')
-  return openImages({ directory: home, registriesPath, space, log: { info: () => {}, warn: () => {} } })
-}
-
-/** The operator's file. */
-function list(hosts: readonly string[], logins: Record<string, { username: string; password: string }> = {}): void {
-  const auths = Object.fromEntries(hosts.map((host) => [host, logins[host] ?? {}]))
-  writeFileSync(join(home, 'registries.json'), JSON.stringify({ auths }))
-}
-
-function ensure(
-  reference: string,
-  wanted: { diskBytes?: number; signal?: AbortSignal; progress?: ImageProgress[] } = {},
-): Promise<OciImage> {
-  return images.ensure(reference, {
-    diskBytes: wanted.diskBytes ?? 2 ** 40,
-    signal: wanted.signal ?? new AbortController().signal,
-    onProgress: (progress) => wanted.progress?.push(progress),
-  })
-}
-
-/** Looks into the disk as a machine's kernel would. */
-function inside<T>(image: OciImage, look: (root: string) => T): T {
-  const root = join(home, 'mounted')
-  mkdirSync(root)
-  execFileSync('mount', ['-o', 'loop,ro,noload', image.path, root])
-  try {
-    return look(root)
-  } finally {
-    execFileSync('umount', [root])
-    rmSync(root, { recursive: true })
-  }
-}
+const list: ImageLab['list'] = (...of) => lab.list(...of)
+const ensure: ImageLab['ensure'] = (...of) => lab.ensure(...of)
+const inside = <T>(image: OciImage, look: (root: string) => T): T => lab.inside(image, look)
+const workers = () => lab.workers()
+const blobs = () => lab.blobs()
 
 const patience = { timeout: 60_000 }
-const workers = () => findProcesses(workerUid, join(home, 'oci/blobs'))
-const blobs = () => readdirSync(join(home, 'oci/blobs'))
 
 const system = gnuTar(
-  `mkdir -p bin etc home/dev usr/bin var/tmp
+  `mkdir -p bin etc home/dev srv usr/bin var/tmp; echo old > srv/old
   echo sh > bin/sh; chmod 755 bin/sh; ln bin/sh bin/ash; ln -s ../bin/sh usr/bin/shell
   printf 'root:x:0:0:root:/root:/bin/sh\\ndev:x:1000:1000::/home/dev:/bin/sh\\nweb:x:33:33::/var/www:/usr/sbin/nologin\\n' > etc/passwd
   chown -R 1000:1000 home/dev; chmod 1777 var/tmp; chmod 4755 bin/sh; touch -d @1700000000 etc/passwd`,
   ['--format=gnu'],
 )
+
+const capability = Buffer.from([1, 0, 0, 2, 0x80, 0x20, 0, 0, 0, 0, 0, 0, 0xff, 0, 0, 0, 0, 0, 0, 0])
 
 test.each([
   ['the OCI’s', false],
@@ -117,6 +66,16 @@ test.each([
     { path: 'etc/.wh.passwd~' },
     { path: 'etc/motd', content: 'hello\n', uid: 7 },
     { path: 'var/.wh.tmp' },
+    { path: 'srv/.wh..wh..opq' },
+    { path: 'srv/new', content: 'new' },
+    { path: 'bin/ash2', type: '1', linkPath: 'bin/ash' },
+    { path: 'bin/ping', content: 'ping', mode: 0o755, records: { 'SCHILY.xattr.security.capability': capability } },
+    { path: 'dev/zero', type: '3', device: [1, 5] },
+    {
+      path: 'holes',
+      content: 'xy',
+      records: { 'GNU.sparse.realsize': String(64 * MiB), 'GNU.sparse.map': `${32 * MiB},2` },
+    },
   ])
   const more = rawTar([{ path: 'etc/issue', content: 'more\n' }])
   const manifest = await registry.pushParts('team/app', {
@@ -159,6 +118,21 @@ test.each([
     expect(lstatSync(join(root, 'home/dev')).uid).toBe(1000)
     expect(lstatSync(join(root, 'etc/passwd')).mtimeMs).toBe(1_700_000_000_000)
     expect(existsSync(join(root, 'var/tmp'))).toBe(false)
+    expect(readdirSync(join(root, 'srv'))).toEqual(['new'])
+    // A link to a file of the layer below.
+    expect(lstatSync(join(root, 'bin/sh')).ino).toBe(lstatSync(join(root, 'bin/ash2')).ino)
+    const attributes = execFileSync('getfattr', ['-d', '-m', '-', '-e', 'hex', 'bin/ping'], { cwd: root })
+    expect(attributes.toString()).toContain(`security.capability=0x${capability.toString('hex')}`)
+    expect(lstatSync(join(root, 'dev/zero')).rdev).toBe(0x105)
+    const holes = lstatSync(join(root, 'holes'))
+    expect([holes.size, holes.blocks * 512 < MiB]).toEqual([64 * MiB, true])
+    expect(
+      execFileSync('tail', ['-c', `+${32 * MiB + 1}`, 'holes'], { cwd: root, maxBuffer: 40 * MiB }).toString(
+        'latin1',
+        0,
+        3,
+      ),
+    ).toBe('xy\0')
   })
   execFileSync('e2fsck', ['-fn', image.path], { stdio: 'ignore' })
   expect(progress.map(({ step }) => step)).toEqual(expect.arrayContaining(['resolving', 'fetching', 'making']))
@@ -272,7 +246,7 @@ test('a server that is killed while it fetches leaves no process, and the next g
   expect(readdirSync(join(home, 'oci/work')).length).toBe(1)
   isOpen = true
   ranges.length = 0
-  images = await open()
+  const images = await lab.open()
   await images.sweep(new Set())
   expect(readdirSync(join(home, 'oci/work'))).toEqual([])
   await ensure(`${bad.host}/killed`)
@@ -396,7 +370,7 @@ test('without room nothing is begun, and layers that are only kept make some', a
   await ensure(`${registry.host}/room`)
   expect(blobs().length).toBe(1)
   await registry.push('room', 'next', { layers: [rawTar([{ path: 'x', content: 'x' }])] })
-  freeBytes = MiB
+  lab.freeBytes = MiB
   await expect(ensure(`${registry.host}/room:next`)).rejects.toMatchObject({
     code: 'storage.full',
     message: expect.stringMatching(/are left$|is full/),
@@ -409,12 +383,12 @@ test('images and layers that nobody has used for long are removed, and those of 
   const other = await registry.push('old', 'other', { layers: [system, rawTar([{ path: 'x' }])] })
   const used = await ensure(`${registry.host}/old`)
   const unused = await ensure(`${registry.host}/old:other`)
-  await images.sweep(new Set())
+  await lab.images.sweep(new Set())
   expect(existsSync(unused.path)).toBe(true)
   const longAgo = new Date(Date.now() - 8 * 86_400_000)
   for (const image of [used, unused]) utimesSync(join(image.path, '../image.json'), longAgo, longAgo)
   for (const name of blobs()) utimesSync(join(home, 'oci/blobs', name), longAgo, longAgo)
-  await images.sweep(new Set([digest.slice(7)]))
+  await lab.images.sweep(new Set([digest.slice(7)]))
   expect([existsSync(used.path), existsSync(unused.path), blobs()]).toEqual([true, false, []])
   // What was removed comes back when it is asked for.
   expect((await ensure(`${registry.host}/old:other`)).hash).toBe(other.slice(7))

@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { createReadStream } from 'node:fs'
-import { PassThrough, pipeline } from 'node:stream'
-import { createGunzip, createZstdDecompress } from 'node:zlib'
+import { pipeline } from 'node:stream'
+import { createGunzip, createZstdDecompress, type ZstdDecompress } from 'node:zlib'
 import { blobPath } from './blobs.ts'
 import type { Layer } from './documents.ts'
 import { ImageError, sayBytes } from './errors.ts'
@@ -36,6 +36,7 @@ type Text = { readonly layer: number; readonly index: number; readonly text: str
 
 const KEPT_TEXTS = new Set(['etc/passwd', 'etc/group'])
 const keptTextMost = 1 << 20
+const chunkBytes = 1 << 18
 
 /**
  * Reads all layers and finds what they make together. Their digests, unpacked, are those of the configuration, or it throws.
@@ -141,28 +142,83 @@ async function* filesOf(
 }
 
 async function* unpacked(folder: string, layer: Layer, onBytes: (bytes: number) => void): AsyncGenerator<Buffer, void> {
-  const file = createReadStream(blobPath(folder, layer.digest), { highWaterMark: 1 << 18 })
+  const file = createReadStream(blobPath(folder, layer.digest), { highWaterMark: chunkBytes })
   const counted = async function* (source: AsyncIterable<Buffer>) {
     for await (const chunk of source) {
       onBytes(chunk.length)
       yield chunk
     }
   }
-  const unpacker =
-    layer.compression === 'gzip'
-      ? createGunzip({ chunkSize: 1 << 18 })
-      : layer.compression === 'zstd'
-        ? createZstdDecompress({ chunkSize: 1 << 18 })
-        : new PassThrough()
   try {
-    // Its errors arrive where it is read.
-    for await (const chunk of pipeline(file, counted, unpacker, () => {})) yield chunk as Buffer
+    switch (layer.compression) {
+      case 'gzip':
+        yield* gunzipped(counted(file))
+        return
+      case 'zstd':
+        yield* framesOf(counted(file))
+        return
+      default:
+        yield* counted(file)
+    }
   } catch (error) {
     const { code } = error as NodeJS.ErrnoException
     if (error instanceof ImageError || (code !== undefined && !/^(Z_|ZSTD_|ERR_)/.test(code))) throw error
     throw new ImageError('image.invalid', 'A layer is not packed as it says', { cause: error })
   } finally {
     file.destroy()
+  }
+}
+
+async function* gunzipped(packed: AsyncIterable<Buffer>): AsyncGenerator<Buffer, void> {
+  const unpacker = createGunzip({ chunkSize: chunkBytes })
+  try {
+    // Its errors arrive where it is read.
+    for await (const chunk of pipeline(packed, unpacker, () => {})) yield chunk as Buffer
+  } finally {
     unpacker.destroy()
+  }
+}
+
+/**
+ * All frames, one after the other. Node's unpacker takes what follows its first frame for nobody's, and layers that can be
+ * read by the file (zstd:chunked) have a frame for each, and notes between them.
+ * @see RFC 8878, 3
+ */
+async function* framesOf(packed: AsyncIterable<Buffer>): AsyncGenerator<Buffer, void> {
+  const input = packed[Symbol.asyncIterator]()
+  let chunk: Buffer = Buffer.alloc(0)
+  let frame: ZstdDecompress | undefined
+  try {
+    for (;;) {
+      if (chunk.length === 0) {
+        const { done, value } = await input.next()
+        if (done) return
+        chunk = value
+        continue
+      }
+      const unpacker = createZstdDecompress({ chunkSize: chunkBytes })
+      frame = unpacker
+      let consumedBytes = 0
+      const feed = async () => {
+        for (;;) {
+          await new Promise<void>((resolve) => unpacker.write(chunk, () => resolve()))
+          // It has ended within the chunk, or cannot be read.
+          if (unpacker.bytesWritten - consumedBytes < chunk.length) return
+          consumedBytes = unpacker.bytesWritten
+          const { done, value } = await input.next()
+          chunk = done ? Buffer.alloc(0) : value
+          if (done) {
+            unpacker.end()
+            return
+          }
+        }
+      }
+      feed().catch((error) => unpacker.destroy(error))
+      for await (const part of unpacker) yield part as Buffer
+      chunk = chunk.subarray(unpacker.bytesWritten - consumedBytes)
+    }
+  } finally {
+    frame?.destroy()
+    await input.return?.()
   }
 }

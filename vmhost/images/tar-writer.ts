@@ -110,8 +110,9 @@ export function storedBytes(node: FileNode): number {
 
 /** Sparse files are GNU's format 1.0: their map is the beginning of the data. */
 function fileHeader(path: string, node: FileNode): Buffer {
-  const { segments } = node
-  if (!segments) return header(node, { path, typeFlag: '0', sizeBytes: node.sizeBytes })
+  if (!node.segments) return header(node, { path, typeFlag: '0', sizeBytes: node.sizeBytes })
+  // GNU tar makes the file as long as its pieces: a hole at its end takes one that is empty, which not everybody writes.
+  const segments = [...node.segments, { offsetBytes: node.sizeBytes, lengthBytes: 0 }]
   const lines = [segments.length, ...segments.flatMap(({ offsetBytes, lengthBytes }) => [offsetBytes, lengthBytes])]
   const text = Buffer.from(`${lines.join('\n')}\n`)
   const map = Buffer.concat([text, padding(text.length)])

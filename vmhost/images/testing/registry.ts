@@ -239,10 +239,13 @@ export class TestRegistry implements AsyncDisposable {
 
 export type Fault = {
   cutAfterBytes?: number
+  /** more than there is */
+  append?: Buffer
   ignoreRange?: boolean
   /** instead of the answer */
   status?: number
   headers?: Record<string, string>
+  body?: string
 }
 
 /**
@@ -251,13 +254,13 @@ export type Fault = {
  */
 export async function badNetwork(
   registry: TestRegistry,
-  spoil: (path: string, headers: Record<string, unknown>) => Fault | undefined,
+  spoil: (path: string, headers: Record<string, unknown>) => Fault | undefined | Promise<Fault | undefined>,
 ): Promise<{ host: string } & AsyncDisposable> {
   const server = await listen(async (request, response) => {
     const path = request.url ?? ''
-    const fault = spoil(path, request.headers)
+    const fault = await spoil(path, request.headers)
     if (fault?.status !== undefined) {
-      response.writeHead(fault.status, fault.headers).end()
+      response.writeHead(fault.status, fault.headers).end(fault.body)
       return
     }
     const headers = new Headers()
@@ -265,8 +268,9 @@ export async function badNetwork(
       if (request.headers[name] !== undefined && !(name === 'range' && fault?.ignoreRange))
         headers.set(name, String(request.headers[name]))
     const answer = await fetch(`http://${registry.host}${path}`, { headers, redirect: 'manual' })
-    const bytes = Buffer.from(await answer.arrayBuffer())
-    const kept = [...answer.headers].filter(([name]) => !['connection', 'transfer-encoding'].includes(name))
+    const bytes = Buffer.concat([Buffer.from(await answer.arrayBuffer()), fault?.append ?? Buffer.alloc(0)])
+    const dropped = ['connection', 'transfer-encoding', ...(fault?.append ? ['content-length'] : [])]
+    const kept = [...answer.headers].filter(([name]) => !dropped.includes(name))
     response.writeHead(answer.status, Object.fromEntries(kept))
     if (fault?.cutAfterBytes === undefined || bytes.length <= fault.cutAfterBytes) response.end(bytes)
     else response.write(bytes.subarray(0, fault.cutAfterBytes), () => response.destroy())
