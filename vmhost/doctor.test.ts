@@ -1,4 +1,5 @@
 import { expect, test } from 'vitest'
+import { ledger } from './doctor.ts'
 import { createLab, type Lab, NetworkProcess } from './network/testing/lab.ts'
 
 /** The finding as a doctor in the lab's host sees it. */
@@ -27,4 +28,19 @@ test('forwarding is looked at where Berth switches it on: ip_forward may be off,
 
   await lab.host.run('ip route delete default')
   expect(await forwarding(lab)).toMatchObject({ ok: false, message: expect.stringContaining('no default route') })
+})
+
+test('what keeps facts from the ledger is said, with what to do', () => {
+  const away = { since: new Date('2026-03-31T12:00:00Z'), why: 'column "cpus" does not exist' }
+  expect(ledger({ away: undefined, aside: undefined })).toMatchObject({ ok: true })
+  expect(ledger({ away, aside: undefined })).toMatchObject({
+    ok: false,
+    message: expect.stringContaining('since 2026-03-31T12:00:00.000Z: column "cpus" does not exist'),
+    remedy: expect.stringContaining('upgrade'),
+  })
+  expect(ledger({ away: undefined, aside: '/data/vmhost/ledger.json.refused' })).toMatchObject({
+    ok: false,
+    message: expect.stringContaining('/data/vmhost/ledger.json.refused'),
+    remedy: expect.stringContaining('move the file'),
+  })
 })

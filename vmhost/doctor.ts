@@ -4,6 +4,7 @@ import type { DoctorFinding } from '../migrations/schema.ts'
 import type { HypervisorChoice } from './hypervisor/choose.ts'
 import { describeMemory } from './memory/describe.ts'
 import type { Figures } from './memory/keeper.ts'
+import type { LedgerTroubles } from './meter/meter.ts'
 import { parseCidr } from './network/address.ts'
 import { findClosed, findOutwards } from './network/forwarding.ts'
 import { type Kernel, readKernel } from './network/kernel.ts'
@@ -16,6 +17,7 @@ export type DoctorContext = {
   readonly hypervisor: Pick<HypervisorChoice, 'accelerator' | 'reason' | 'proved' | 'concerns'>
   readonly memory: Figures
   readonly unknownDisks: readonly number[]
+  readonly ledger: LedgerTroubles
   /** why hypervisors have no limits; undefined: they have */
   readonly cgroupProblem: string | undefined
   readonly settings: ResolverSettings
@@ -38,6 +40,7 @@ export async function examine(context: DoctorContext): Promise<DoctorFinding[]> 
     await artifacts(context.store),
     await tun(),
     disks(context.unknownDisks, context.store),
+    ledger(context.ledger),
   ]
 }
 
@@ -125,6 +128,19 @@ function disks(unknown: readonly number[], { volume }: Store): DoctorFinding {
     `The database does not know the machines of these folders in ${volume.path}/machines: ${list}`,
     remedy,
   )
+}
+
+/** What machines use is in the ledger, or is not going to be. */
+export function ledger({ away, aside }: LedgerTroubles): DoctorFinding {
+  if (away) {
+    const message = `Nothing that machines of this server use is in the ledger since ${away.since.toISOString()}: ${away.why}`
+    return bad('ledger', message, 'It waits, and is sent when this is mended or the upgrade of the database has ended')
+  }
+  if (aside) {
+    const remedy = 'Each line says what it is and why; when it is dealt with, move the file elsewhere'
+    return bad('ledger', `The ledger has not taken some of what machines have used, which is in ${aside}`, remedy)
+  }
+  return good('ledger', 'What machines use is in the ledger')
 }
 
 function good(check: string, message: string): DoctorFinding {

@@ -67,15 +67,17 @@ export class LedgerRows {
     if (written.count === 0) await this.#checkLease()
   }
 
-  /** Whether a counter of this series has read more already than it does here. Index: the primary key. */
-  async fellBehind(reading: Reading): Promise<boolean> {
-    const [found] = await this.#sql`
-      select from transfer_readings where series = ${reading.series} and sequence < ${reading.sequence} and (
-        direct_out_bytes > ${reading.directOutBytes} or direct_out_packets > ${reading.directOutPackets}
-        or direct_in_bytes > ${reading.directInBytes} or direct_in_packets > ${reading.directInPackets}
-        or gateway_out_bytes > ${reading.gatewayOutBytes} or gateway_out_packets > ${reading.gatewayOutPackets}
-        or gateway_in_bytes > ${reading.gatewayInBytes} or gateway_in_packets > ${reading.gatewayInPackets}) limit 1`
-    return found !== undefined
+  /** The last reading of each of these series before a sequence. Index: the primary key, once a series. */
+  async lastReadings(series: readonly string[], before = Number.MAX_SAFE_INTEGER): Promise<Reading[]> {
+    const found = await this.#sql<(Omit<Reading, 'at'> & { at: Date })[]>`
+      select r.series, r.sequence, r.machine_id as "machineId", r.host_boot as boot, r.at,
+        r.direct_out_bytes as "directOutBytes", r.direct_out_packets as "directOutPackets",
+        r.direct_in_bytes as "directInBytes", r.direct_in_packets as "directInPackets",
+        r.gateway_out_bytes as "gatewayOutBytes", r.gateway_out_packets as "gatewayOutPackets",
+        r.gateway_in_bytes as "gatewayInBytes", r.gateway_in_packets as "gatewayInPackets"
+      from unnest(${series}::uuid[]) as s(name) cross join lateral (
+        select * from transfer_readings where series = s.name and sequence < ${before} order by sequence desc limit 1) r`
+    return found.map((reading) => ({ ...reading, at: reading.at.getTime() }))
   }
 
   /** Until when the ledger has the time of each machine of this server. Index: its primary key, once a machine. */

@@ -25,13 +25,17 @@ let isAway: boolean
 let losesAnswers: boolean
 let appended: number
 let alive: Way
-let counters: { series: string; machineId: number; bytes: number }[]
+let counters: { series: string; machineId: number; bytes: number; gateway?: number }[]
 let sequence: number
 let written: number | undefined
 let lost: number
 let boot: string
 let wallAheadMs: number
 let bootedAt: number
+let now: () => number
+let cannotAsk: boolean
+let said: string[]
+let waitingMost: number | undefined
 
 beforeEach(async () => {
   db = await testDatabase()
@@ -48,6 +52,10 @@ beforeEach(async () => {
   boot = randomUUID()
   wallAheadMs = 0
   bootedAt = noon - 1_000
+  now = () => time
+  cannotAsk = false
+  said = []
+  waitingMost = undefined
   isAway = false
   losesAnswers = false
   appended = 0
@@ -76,6 +84,11 @@ class Way extends LedgerRows {
     await this.#go(() => super.appendSpans(pieces))
   }
 
+  override async lastReadings(...[series, before]: Parameters<LedgerRows['lastReadings']>) {
+    if (cannotAsk && before === undefined) throw new Error('away')
+    return await super.lastReadings(series, before)
+  }
+
   override async appendReadings(...[readings]: Parameters<LedgerRows['appendReadings']>): Promise<void> {
     await this.#go(() => super.appendReadings(readings))
   }
@@ -97,11 +110,12 @@ async function vmhost(machines: Record<number, MachineStanding>, file = path): P
   const meter = await Meter.open({
     path: file,
     rows: new Way(file),
-    clocks: { wallMs: () => time + wallAheadMs, monotonicMs: () => time - bootedAt, boot },
+    clocks: { wallMs: () => now() + wallAheadMs, monotonicMs: () => now() - bootedAt, boot },
     everyMs: minute,
+    ...(waitingMost === undefined ? {} : { waitingMost }),
     readTransfer: async (): Promise<TransferReadings> => ({ sequence: ++sequence, readings: counters.map(toReading) }),
     lastWrite: async () => written,
-    log: pino({ level: 'silent' }),
+    log: pino({ level: 'warn' }, { write: (line) => said.push(JSON.parse(line).msg) }),
     onLeaseLost: () => {
       lost++
     },
@@ -111,10 +125,17 @@ async function vmhost(machines: Record<number, MachineStanding>, file = path): P
   return meter
 }
 
-function toReading({ series, machineId, bytes }: (typeof counters)[number]) {
-  const one = { bytes, packets: Math.ceil(bytes / 1500) }
+/** Whatever the vmhost would still do it does to another file than the next. */
+function kill(): void {
+  const next = join(folder, `ledger-${randomUUID()}.json`)
+  copyFileSync(path, next)
+  path = next
+}
+
+function toReading({ series, machineId, bytes, gateway = 0 }: (typeof counters)[number]) {
+  const [one, other] = [bytes, gateway].map((all) => ({ bytes: all, packets: Math.ceil(all / 1500) }))
   const none = { bytes: 0, packets: 0 }
-  return { series, machineId, directOut: one, directIn: none, gatewayOut: none, gatewayIn: none }
+  return { series, machineId, directOut: one ?? none, directIn: none, gatewayOut: other ?? none, gatewayIn: none }
 }
 
 async function spans(machineId = 1) {
@@ -331,6 +352,225 @@ test('counters that were set back count on, also where the file was lost with wh
   const next = await vmhost({ 1: runs })
   await next.look()
   await expect.poll(() => used()).toBe(1_400)
+})
+
+test('a counter that was set back and has counted beyond what it read before is found out by the ledger, the file lost', async () => {
+  counters = [{ series: randomUUID(), machineId: 1, bytes: 1_000 }]
+  const meter = await vmhost({ 1: runs })
+  await meter.look()
+  for (const one of counters) one.bytes = 300
+  await meter.look()
+  await expect.poll(() => used()).toBe(1_300)
+  kill()
+  rmSync(path)
+  for (const one of counters) one.bytes = 1_500
+  const next = await vmhost({ 1: runs })
+  await next.look()
+  await expect.poll(() => used()).toBe(2_500)
+})
+
+test('a counter that was set back alone has nothing counted twice, whether the file knows it or the ledger alone', async () => {
+  counters = [{ series: randomUUID(), machineId: 1, bytes: 1_000, gateway: 700 }]
+  const meter = await vmhost({ 1: runs })
+  await meter.look()
+  await expect.poll(bill).toEqual({ '2026-03-31': { direct: 1_000, gateway: 700 } })
+  for (const one of counters) Object.assign(one, { bytes: 50, gateway: 800 })
+  await meter.look()
+  await expect.poll(bill).toEqual({ '2026-03-31': { direct: 1_050, gateway: 800 } })
+  // The file is that of before, or there is none, and the ledger could not be asked: it refuses, and says what it has.
+  for (const lost of [false, true]) {
+    kill()
+    if (lost) rmSync(path)
+    cannotAsk = lost
+    for (const one of counters) Object.assign(one, { bytes: one.bytes + 20, gateway: lost ? 15 : 10 })
+    const next = await vmhost({ 1: runs })
+    await next.look()
+    const billed = lost ? { direct: 1_090, gateway: 815 } : { direct: 1_070, gateway: 810 }
+    await expect.poll(bill).toEqual({ '2026-03-31': billed })
+  }
+})
+
+/** Bytes of machine 1 by day, as the sums say that bills are made of. */
+async function bill(): Promise<Record<string, { direct: number; gateway: number }>> {
+  const found = await db.as('owner')<{ day: string; direct: number; gateway: number }[]>`
+    select day::text, direct::bigint, gateway::bigint from usage_days
+    where machine_id = 1 and direct + gateway > 0 order by day`
+  return Object.fromEntries(found.map(({ day, ...used }) => [day, used]))
+}
+
+/** Lets time pass as the meter's timer does: a look every ten minutes, and one at midnight. */
+async function passes(meter: Meter, minutes: number, bytesAMinute = 0): Promise<void> {
+  for (const end = time + minutes * minute; time < end; ) {
+    const midnight = Math.ceil((time + 1) / (1440 * minute)) * 1440 * minute
+    const next = Math.min(time + 10 * minute, end, midnight + 3)
+    for (const one of counters) one.bytes += Math.round((bytesAMinute * (Math.min(next, midnight) - time)) / minute)
+    time = next
+    await meter.look()
+  }
+}
+
+test.each([
+  ['is there', false],
+  ['is away', true],
+])(
+  'bytes are of the day on which they were sent, while the ledger %s over two midnights and the end of a month',
+  async (_, away) => {
+    counters = [{ series: randomUUID(), machineId: 1, bytes: 0 }]
+    time = Date.UTC(2026, 3, 29, 23, 0, 30)
+    const meter = await vmhost({ 1: stopped })
+    isAway = away
+    await passes(meter, 120, 100)
+    kill()
+    const next = await vmhost({ 1: stopped })
+    await passes(next, 24 * 60, 100)
+    isAway = false
+    await passes(next, 1)
+    const perDay = { '2026-04-29': 5_950, '2026-04-30': 144_000, '2026-05-01': 6_050 }
+    const all = Object.fromEntries(Object.entries(perDay).map(([day, direct]) => [day, { direct, gateway: 0 }]))
+    await expect.poll(bill).toEqual(all)
+  },
+)
+
+test('a clock that is put forward or back over midnight moves no byte to another day, makes none and loses none', async () => {
+  counters = [{ series: randomUUID(), machineId: 1, bytes: 0 }]
+  time = Date.UTC(2026, 3, 30, 22)
+  const meter = await vmhost({ 1: stopped })
+  await passes(meter, 30, 100)
+  // 22:30, and what was counted since the last look was counted before it was put to 01:00.
+  for (const one of counters) one.bytes += 7
+  wallAheadMs = 150 * minute
+  await meter.look()
+  await expect.poll(bill).toEqual({ '2026-04-30': { direct: 3_007, gateway: 0 } })
+  for (const one of counters) one.bytes += 10
+  time += minute
+  await meter.look()
+  await expect.poll(bill).toMatchObject({ '2026-05-01': { direct: 10 } })
+  // Back to the old day: the hours that come twice are counted on after what is there, and so are those of the next vmhost.
+  wallAheadMs = 0
+  for (const one of counters) one.bytes += 20
+  await passes(meter, 30, 0)
+  kill()
+  const next = await vmhost({ 1: stopped })
+  for (const one of counters) one.bytes += 5
+  await passes(next, 1, 0)
+  await expect
+    .poll(bill)
+    .toEqual({ '2026-04-30': { direct: 3_007, gateway: 0 }, '2026-05-01': { direct: 35, gateway: 0 } })
+  expect(await used()).toBe(3_042)
+})
+
+test('it looks at midnight by itself', async () => {
+  counters = [{ series: randomUUID(), machineId: 1, bytes: 0 }]
+  const midnight = Date.UTC(2026, 4, 1)
+  time = midnight - minute
+  const meter = await vmhost({ 1: stopped })
+  await meter.look()
+  for (const one of counters) one.bytes = 500
+  // From here on it goes as time does.
+  const begun = performance.now()
+  now = () => midnight - 500 + performance.now() - begun
+  meter.start()
+  await expect.poll(bill).toEqual({ '2026-04-30': { direct: 500, gateway: 0 } })
+  await meter.close(1_000)
+})
+
+test.each([
+  [
+    'a column is not there',
+    'alter table machine_spans rename column cpus to cores',
+    'alter table machine_spans rename column cores to cpus',
+  ],
+  [
+    'a grant is not there',
+    'revoke insert on transfer_readings from berth_vmhost',
+    'grant insert on transfer_readings to berth_vmhost',
+  ],
+  [
+    'a function is not there',
+    'alter function add_usage(usage_days[]) rename to add_more',
+    'alter function add_more(usage_days[]) rename to add_usage',
+  ],
+  [
+    'a column is there that no vmhost knows',
+    'alter table machine_spans add wanted integer not null',
+    'alter table machine_spans drop wanted',
+  ],
+])('while the database is half upgraded and %s, facts wait', async (_, half, whole) => {
+  counters = [{ series: randomUUID(), machineId: 1, bytes: 0 }]
+  const meter = await vmhost({ 1: runs })
+  await db.as('owner').unsafe(half)
+  for (const one of counters) one.bytes += 1_000
+  time += 6 * minute
+  await meter.look()
+  await expect.poll(() => said).toContain('the ledger is away: what it is to have is kept')
+  for (let looks = 0; looks < 2; looks++) {
+    time += 6 * minute
+    await meter.look()
+  }
+  expect(await meter.troubles()).toMatchObject({ away: { since: expect.any(Date) }, aside: undefined })
+  await db.as('owner').unsafe(whole)
+  time += minute
+  meter.note(1, undefined)
+  await meter.look()
+  await expect.poll(() => used()).toBe(1_000)
+  await expect.poll(async () => (await spans()).reduce((sum, [, , length]) => sum + Number(length), 0)).toBe(19)
+  await expect.poll(() => meter.troubles()).toEqual({ away: undefined, aside: undefined })
+})
+
+test('a fact that can never be taken is put aside for the operator, and the others arrive', async () => {
+  counters = [
+    { series: randomUUID(), machineId: 1, bytes: 500 },
+    { series: randomUUID(), machineId: 2, bytes: 600 },
+  ]
+  const meter = await vmhost({ 1: runs, 2: { ...stopped, cpus: 0 } })
+  await db.as('owner')`alter table transfer_readings add constraint transfer_readings_test check (machine_id <> 2)`
+  time += minute
+  await meter.look()
+  meter.note(1, undefined)
+  meter.note(2, undefined)
+  await expect.poll(() => spans(1)).toEqual([['running', 0, 1]])
+  await expect.poll(() => used(1)).toBe(500)
+  const refused = `${path}.refused`
+  await expect
+    .poll(() =>
+      readFileSync(refused, 'utf8')
+        .trim()
+        .split('\n')
+        .map((line) => JSON.parse(line)),
+    )
+    .toHaveLength(2)
+  const facts: { state?: string }[] = readFileSync(refused, 'utf8')
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line))
+  expect(facts.toSorted((one) => (one.state ? -1 : 1))).toMatchObject([
+    { why: expect.stringContaining('machine_spans_cpus_check'), machineId: 2, cpus: 0, startedAt: noon, endedAt: time },
+    { why: expect.stringContaining('transfer_readings_test'), machineId: 2, directOutBytes: 600 },
+  ])
+  expect(await meter.troubles()).toEqual({ away: undefined, aside: refused })
+  // Once is enough.
+  time += minute
+  await meter.look()
+  await expect.poll(() => JSON.parse(readFileSync(path, 'utf8')).underway).toEqual([])
+  expect(readFileSync(refused, 'utf8').trim().split('\n')).toHaveLength(2)
+})
+
+test('of more than may wait the oldest are put aside, and days of a counter are joined before that', async () => {
+  counters = [{ series: randomUUID(), machineId: 1, bytes: 0 }]
+  waitingMost = 2
+  isAway = true
+  const meter = await vmhost({ 1: stopped })
+  await passes(meter, 4 * 1440, 1)
+  isAway = false
+  const refused = readFileSync(`${path}.refused`, 'utf8')
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line))
+  expect(refused[0]).toMatchObject({ state: 'stopped', why: 'the ledger was away for too long' })
+  expect(refused.filter(({ series }) => series !== undefined)).toEqual([])
+  await passes(meter, 10)
+  await expect.poll(() => used()).toBe(4 * 1440)
+  expect(Object.keys(await bill())).toHaveLength(2)
 })
 
 test('a machine whose end nobody saw ran until the last note, or until it last wrote to its disk', async () => {

@@ -1,4 +1,5 @@
 import { readFileSync } from 'node:fs'
+import { access } from 'node:fs/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import type { SpanState } from '../../migrations/schema.ts'
@@ -6,9 +7,10 @@ import type { TransferReadings } from '../network/counters.ts'
 import { coalesce } from '../reconcile/coalesce.ts'
 import { LeaseLostError } from '../reconcile/rows.ts'
 import { type Clocks, MeterClock } from './clock.ts'
-import { JournalError, type Kept, readJournal, writeJournal } from './journal.ts'
+import { asidePath, JournalError, type Kept, putAside, readJournal, writeJournal } from './journal.ts'
 import type { LedgerRows } from './ledger-rows.ts'
-import { Readings } from './readings.ts'
+import { countedAt, type Reading, Readings } from './readings.ts'
+import { eachOrAll } from './refusals.ts'
 import { isSameSize, nextMidnight, type Piece, Spans, type Standing } from './spans.ts'
 
 /**
@@ -20,6 +22,10 @@ import { isSameSize, nextMidnight, type Piece, Spans, type Standing } from './sp
  * so that a kill -9 at any moment has the next vmhost send again what may have arrived, word for word, which the ledger
  * takes for what it is. Counters lose nothing by a kill -9: they are the kernel's. A power cut loses what came after the
  * last writing of the file, `everyMs` at most.
+ *
+ * A database that is away, half upgraded or broken gets the same facts again later, as long as no more of them wait than
+ * `waitingMost`. A fact that it refuses for what the fact says is put aside in a file that the doctor names, and so are
+ * the oldest of too many.
  */
 
 export type MeterOptions = {
@@ -27,11 +33,13 @@ export type MeterOptions = {
   readonly path: string
   readonly rows: Pick<
     LedgerRows,
-    'appendSpans' | 'missingOf' | 'appendReadings' | 'fellBehind' | 'ends' | 'checkpointBytes'
+    'appendSpans' | 'missingOf' | 'appendReadings' | 'lastReadings' | 'ends' | 'checkpointBytes'
   >
   readonly clocks: Clocks
   /** from one look at everything to the next */
   readonly everyMs: number
+  /** pieces, and readings, that wait for the ledger; what is more is put aside */
+  readonly waitingMost?: number
   readTransfer(): Promise<TransferReadings>
   /** @returns until when a machine's hypervisor is known to have been there, in milliseconds since 1970 */
   lastWrite(machineId: number): Promise<number | undefined>
@@ -51,8 +59,16 @@ export type MachineStanding = {
 }
 
 const batchMost = 500
-/** Days of a hundred machines, since pieces that wait are joined where they touch. */
-const waitingMost = 50_000
+/** Days of a hundred machines, since what waits is joined where it is of one day. */
+const waitingMostByDefault = 50_000
+
+/** What an operator should see to. */
+export type LedgerTroubles = {
+  /** since when nothing arrives, and why not */
+  readonly away: { readonly since: Date; readonly why: string } | undefined
+  /** the file with facts that the ledger will never have */
+  readonly aside: string | undefined
+}
 
 export class Meter {
   readonly #options: MeterOptions
@@ -67,8 +83,11 @@ export class Meter {
   #underway: readonly Piece[]
   #waiting: Piece[]
   #checkpointBytes: ReadonlyMap<number, number> = new Map()
+  /** When counters were read last; a jump of the clock since then has begun at `#jumpedFrom`. */
+  #lookedAt: number
+  #jumpedFrom: number | undefined
   #hasGoneOn = false
-  #isAway = false
+  #away: LedgerTroubles['away']
   #closed = false
   #timer: NodeJS.Timeout | undefined
   #ticking: Promise<void> | undefined
@@ -78,6 +97,9 @@ export class Meter {
     this.#kept = kept
     this.#clock = new MeterClock(options.clocks, kept?.time)
     this.#readings = new Readings(options.clocks.boot, kept?.readings)
+    // Counters of another boot are gone: what is read from now on was counted since this one.
+    const isSameBoot = kept?.time.boot === options.clocks.boot
+    this.#lookedAt = (isSameBoot ? kept.lookedAt : undefined) ?? this.#clock.now()
     this.#underway = kept?.underway ?? []
     this.#waiting = [...(kept?.waiting ?? [])]
   }
@@ -105,6 +127,7 @@ export class Meter {
     for (const { machineId, endedAt } of [...this.#underway, ...this.#waiting]) this.#spans.endedAt(machineId, endedAt)
     for (const [id, at] of (await rows.ends().catch(late)) ?? []) this.#spans.endedAt(id, at)
     this.#checkpointBytes = (await rows.checkpointBytes().catch(late)) ?? new Map()
+    if (!this.#kept) await this.#recall().catch(late)
     const jump = this.#clock.adjust()
     const now = jump?.from ?? this.#clock.now()
     const open = new Map(this.#kept?.open.map((piece) => [piece.machineId, piece]))
@@ -132,8 +155,10 @@ export class Meter {
     if (jump) this.#jump(jump)
     try {
       const read = await readTransfer()
-      this.#readings.take(read, this.#clock.now())
+      this.#readings.take(read, this.#countedAt())
       this.#readings.forgetGone(read)
+      this.#lookedAt = this.#clock.now()
+      this.#jumpedFrom = undefined
     } catch (err) {
       log.error({ err }, 'what machines have sent cannot be read')
     }
@@ -144,7 +169,7 @@ export class Meter {
 
   /** Keeps what counters that are about to be removed read last. It is there after a power cut when this returns. */
   async keepTransfer(last: TransferReadings): Promise<void> {
-    this.#readings.take(last, this.#clock.now())
+    this.#readings.take(last, this.#countedAt())
     // Though nothing is new: what is known already may not be in the file yet.
     await this.#save()
     void this.#send()
@@ -158,6 +183,28 @@ export class Meter {
     if (!this.#hasGoneOn) return
     await this.look()
     await Promise.race([this.#send(), sleep(limitMs, undefined, { ref: false })])
+  }
+
+  async troubles(): Promise<LedgerTroubles> {
+    const { path, everyMs } = this.#options
+    const isThere = await access(asidePath(path)).then(
+      () => true,
+      () => false,
+    )
+    // A database that was started again is found at the next look.
+    const isLong = this.#away && this.#clock.now() - this.#away.since.getTime() > 2 * everyMs
+    return { away: isLong ? this.#away : undefined, aside: isThere ? asidePath(path) : undefined }
+  }
+
+  /** Of counters that are there already, when the file was lost with what was known of them. */
+  async #recall(): Promise<void> {
+    const { rows, readTransfer } = this.#options
+    await this.#readings.recall(await readTransfer(), (series) => rows.lastReadings(series))
+  }
+
+  /** When what counters have now was counted. */
+  #countedAt(): number {
+    return countedAt(this.#lookedAt, this.#jumpedFrom ?? this.#clock.now())
   }
 
   #settle(machineIds: Iterable<number>): void {
@@ -184,6 +231,7 @@ export class Meter {
 
   #jump({ from, to }: { readonly from: number; readonly to: number }): void {
     this.#options.log.warn({ ms: to - from }, 'the clock was set: the ledger has nothing for the time between')
+    this.#jumpedFrom ??= from
     this.#hold(this.#spans.jump(from, to))
   }
 
@@ -195,12 +243,6 @@ export class Meter {
       if (last && isContinued(last, piece)) this.#waiting[index] = { ...last, endedAt: piece.endedAt }
       else this.#waiting.push(piece)
     }
-    const most = this.#waiting.length - waitingMost
-    if (most > 0)
-      this.#options.log.error(
-        { lost: this.#waiting.splice(0, most) },
-        'the ledger was away for too long: it lacks these',
-      )
   }
 
   #standing(machineId: number): Standing | undefined {
@@ -245,13 +287,35 @@ export class Meter {
   }
 
   async #write(): Promise<void> {
+    await this.#putAsideTooMany()
     await writeJournal(this.#options.path, {
       time: this.#clock.kept(),
+      lookedAt: this.#lookedAt,
       open: this.#spans.open,
       underway: this.#underway,
       waiting: this.#waiting,
-      readings: this.#readings.last,
+      readings: this.#readings.kept,
     })
+  }
+
+  async #putAsideTooMany(): Promise<void> {
+    const { waitingMost = waitingMostByDefault } = this.#options
+    const pieces = this.#waiting.splice(0, Math.max(0, this.#waiting.length - waitingMost))
+    const readings = this.#readings.tooMany(waitingMost)
+    if (pieces.length + readings.length === 0) return
+    try {
+      await this.#putAside([...pieces, ...readings], new Error('the ledger was away for too long'))
+    } catch (error) {
+      this.#waiting.unshift(...pieces)
+      throw error
+    }
+    for (const reading of readings) this.#readings.sent(reading)
+  }
+
+  async #putAside(facts: readonly (Piece | Reading)[], error: unknown): Promise<void> {
+    const { path, log } = this.#options
+    log.error({ err: error, facts: facts.slice(0, 10) }, `the ledger lacks facts, put aside in ${asidePath(path)}`)
+    await putAside(path, facts, (error as Error).message)
   }
 
   async #sendAll(): Promise<void> {
@@ -260,14 +324,14 @@ export class Meter {
       await this.#sendSpans()
       await this.#sendReadings()
       this.#checkpointBytes = await rows.checkpointBytes()
-      if (this.#isAway) log.info('the ledger is back, and has everything')
-      this.#isAway = false
+      if (this.#away) log.info('the ledger is back, and has everything')
+      this.#away = undefined
     } catch (error) {
       if (error instanceof LeaseLostError) {
         this.#closed = true
         onLeaseLost()
-      } else if (!this.#isAway) log.warn({ err: error }, 'the ledger is away: what it is to have is kept')
-      this.#isAway = true
+      } else if (!this.#away) log.warn({ err: error }, 'the ledger is away: what it is to have is kept')
+      this.#away = { since: this.#away?.since ?? new Date(this.#clock.now()), why: (error as Error).message }
       return
     }
     if (!this.#closed) this.#settle(this.#standings.keys())
@@ -282,25 +346,28 @@ export class Meter {
       }
       const { rows, log } = this.#options
       const append = (some: readonly Piece[]) => rows.appendSpans(some)
-      const refused = (piece: Piece, err: unknown) => log.error({ err, piece }, 'the ledger refuses a span')
       await eachOrAll(this.#underway, append, async (piece, error) => {
-        refused(piece, error)
-        await eachOrAll(await rows.missingOf(piece), append, refused)
+        log.error({ err: error, piece }, 'the ledger refuses a span')
+        await eachOrAll(await rows.missingOf(piece), append, (missing, why) => this.#putAside([missing], why))
+        // Whatever comes of the others, this one is not put aside again.
+        this.#underway = this.#underway.filter((one) => one !== piece)
       })
       this.#underway = []
     }
   }
 
   async #sendReadings(): Promise<void> {
-    const { rows, log } = this.#options
+    const { rows } = this.#options
     for (let unsent = this.#readings.unsent; unsent.length > 0; unsent = this.#readings.unsent) {
       const some = unsent.slice(0, batchMost)
       await eachOrAll(
         some,
         (readings) => rows.appendReadings(readings),
-        async (reading, err) => {
-          if (await rows.fellBehind(reading)) this.#readings.setBack(reading)
-          else log.error({ err, reading }, 'the ledger refuses a reading')
+        async (reading, error) => {
+          const [there] = await rows.lastReadings([reading.series], reading.sequence)
+          if (there && this.#readings.setBack(reading, there)) return
+          await this.#putAside([reading], error)
+          this.#readings.sent(reading)
         },
       )
       for (const reading of some) this.#readings.sent(reading)
@@ -311,29 +378,6 @@ export class Meter {
 function isContinued(last: Piece, next: Piece): boolean {
   const sameDay = nextMidnight(last.startedAt) === nextMidnight(next.startedAt)
   return last.endedAt === next.startedAt && last.state === next.state && sameDay && isSameSize(last, next)
-}
-
-/** Appends all at once, or, where the database refuses that for good, each alone. */
-async function eachOrAll<T>(
-  items: readonly T[],
-  append: (some: readonly T[]) => Promise<void>,
-  onRefused: (item: T, error: unknown) => void | Promise<void>,
-): Promise<void> {
-  if (items.length === 0) return
-  try {
-    await append(items)
-  } catch (error) {
-    if (!isRefused(error)) throw error
-    const [only, ...others] = items
-    if (only !== undefined && others.length === 0) await onRefused(only, error)
-    else for (const item of items) await eachOrAll([item], append, onRefused)
-  }
-}
-
-/** SQLSTATE classes 22, 23, 42: it would be refused next time too. */
-function isRefused(error: unknown): boolean {
-  const { code } = error as { code?: unknown }
-  return typeof code === 'string' && /^(22|23|42)/.test(code)
 }
 
 /** USER_HZ, what /proc counts in: 100 a second on x86 and ARM. @see time(7) */
