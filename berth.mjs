@@ -22,11 +22,12 @@
 //              Three other ends in a row: everything stops with 1.
 //   serving    an end is followed by a new start, after 200 ms doubling to 30 s, from 200 ms again after a calm minute.
 //   stopping   SIGTERM or SIGINT: the gateway first (it drains up to BERTH_DRAIN), then vmhost, then Postgres.
-//              A second signal hurries the one that is ending.
+//              A second signal hurries the one that is ending. SIGPWR, or systemd ending the whole server: gateway (it
+//              drains nothing) and vmhost (its machines sleep) are told at once, and Postgres ends after both.
 // Machines belong to none of these processes and run on, whichever of them is killed. When this process is killed,
 // its children notice the closed IPC channel: gateway and vmhost end in order, Postgres runs on and is adopted.
 
-import { spawn, spawnSync } from 'node:child_process'
+import { execFile, spawn, spawnSync } from 'node:child_process'
 import { createHash, randomBytes } from 'node:crypto'
 import * as fs from 'node:fs'
 import { delimiter, dirname, join } from 'node:path'
@@ -63,6 +64,9 @@ const ORPHAN_WAIT_S = 20
 // When its server goes down it puts machines to sleep first.
 const VMHOST_STOP_MS = 180_000
 const POSTGRES_STOP_MS = 70_000
+/** A gateway that nobody is to wait for: last words to those who are connected, and what it has yet to write. */
+const GATEWAY_POWER_MS = 10_000
+const SYSTEMD_ASK_MS = 2_000
 /** npm hands a terminal's Ctrl-C on to a process that got it already: one key press, two signals. */
 const SAME_SIGNAL_MS = 1000
 
@@ -355,6 +359,8 @@ async function start(sides) {
               parameters: [`${side}/main.ts`],
               stopMs: side === 'gateway' ? drainMs + 5000 : VMHOST_STOP_MS,
               whenOrphaned: "process.kill(process.pid, 'SIGTERM')",
+              // Machines sleep then; sessions are not waited for.
+              powerMs: side === 'gateway' ? GATEWAY_POWER_MS : VMHOST_STOP_MS,
             })
             .then((facts) => [side, facts]),
         ),
@@ -487,7 +493,10 @@ function waitForOrphan(file) {
   if (status !== 0) throw new Stop(`another vmhost is at work: ${file} is locked by it, see fuser ${file}`)
 }
 
-/** Starts children, starts them again, and ends them in the reverse order. */
+/**
+ * Starts children, starts them again, and ends them in the reverse order. When the server itself goes down there is no
+ * time for that: whoever has a `powerMs` is told at once by SIGPWR and has so long, and only the others wait for their turn.
+ */
 export class Supervisor {
   stopping = false
   #environment
@@ -495,6 +504,7 @@ export class Supervisor {
   /** Programs of the start, which end by themselves. */
   #passing = []
   #hurry = () => {}
+  #isPowerFailing = false
   #end = () => {}
   #fail = () => {}
   ended = new Promise((resolve) => {
@@ -512,14 +522,16 @@ export class Supervisor {
 
   handleSignals() {
     let lastAt = 0
-    for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP']) {
+    for (const signal of ['SIGTERM', 'SIGINT', 'SIGHUP', 'SIGPWR']) {
       process.on(signal, () => {
         const again = Date.now() - lastAt > SAME_SIGNAL_MS
         lastAt = Date.now()
+        const isNews = signal === 'SIGPWR' && !this.#isPowerFailing
+        if (isNews) this.#powerFails()
         if (!this.stopping) {
           this.#fail(new Stop('stopped before it was ready', 0))
           void this.stop()
-        } else if (again) this.#hurry()
+        } else if (again && !isNews) this.#hurry()
       })
     }
   }
@@ -585,9 +597,24 @@ export class Supervisor {
     this.stopping = true
     for (const child of this.#passing) child.kill('SIGTERM')
     for (const child of this.#children) clearTimeout(child.timer)
+    if (!this.#isPowerFailing && (await isServerGoingDown())) this.#powerFails()
     for (const child of [...this.#children].reverse()) await this.#stopChild(child)
     this.#end(0)
     return this.ended
+  }
+
+  /**
+   * The server itself goes down: a container's host says so by SIGPWR (lxc), an uninterruptible supply's daemon may, and
+   * systemd when it is asked. A drain that has begun ends too.
+   */
+  #powerFails() {
+    if (this.#isPowerFailing) return
+    this.#isPowerFailing = true
+    for (const child of this.#children) {
+      if (child.powerMs === undefined) continue
+      child.process?.kill('SIGPWR')
+      setTimeout(() => child.process?.kill('SIGKILL'), child.powerMs).unref()
+    }
   }
 
   #stopChild(child) {
@@ -606,9 +633,20 @@ export class Supervisor {
         clearTimeout(timer)
         resolve()
       }
-      child.process.kill('SIGTERM')
+      // Otherwise it has been told already.
+      if (!this.#isPowerFailing || child.powerMs === undefined) child.process.kill('SIGTERM')
     })
   }
+}
+
+/** Whether systemd is about to end everything, and not Berth alone. See vmhost/shutdown.ts, which asks for itself. */
+function isServerGoingDown() {
+  return new Promise((resolve) => {
+    // It exits with a failure for every answer but `running`.
+    execFile('systemctl', ['is-system-running'], { timeout: SYSTEMD_ASK_MS }, (_error, stdout) =>
+      resolve(stdout.trim() === 'stopping'),
+    )
+  })
 }
 
 /** Loaded into every child before its own code: what it does when its supervisor was killed. */

@@ -11,6 +11,7 @@ const selections = [
   'sleep=vmhost=^(before (hypervisor: stop|rename|hypervisor: quit)|after hypervisor: migrate$)',
   'sleep=power=^before (sync machines/N$|hypervisor: quit)',
   'sleep=full=^before (create .*state|rename)',
+  'sleep=beneath=^before rename',
   'wake=vmhost=^(before rename machines/N/memory|after hypervisor: cont)',
   'wake=hypervisor=^before rename machines/N/memory',
   'wake=full=^before (create .*started|start of)',
@@ -19,6 +20,7 @@ const selections = [
   'restore=full=^before (cp checkpoints.*begun|rename machines/N/restore/root.raw)',
   'cp=vmhost=^before rename machines/.new-N N',
   'cp=full=^before (create machines/.new-N/machine.json|start of)',
+  'cp=beneath=^before create machines/.new-N/machine.json',
 ]
 
 test(

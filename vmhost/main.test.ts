@@ -239,6 +239,33 @@ describe('a vmhost', () => {
     await nothingLeftOf(id)
   })
 
+  test('says that it is there while a hypervisor that hangs holds up its start', async () => {
+    const id = await bootingMachine()
+    const [pid = 0] = await server.hypervisors(id)
+    const lease = async () => {
+      const [host] = await server.sql<{ epoch: number; until: Date }[]>`
+        select lease_epoch as epoch, lease_expires_at as until from hosts`
+      return { epoch: host?.epoch ?? 0, untilMs: host?.until.getTime() ?? 0 }
+    }
+    const { epoch } = await lease()
+    await server.end('SIGKILL')
+    process.kill(pid, 'SIGSTOP')
+    const starting = server.start()
+    starting.catch(() => {})
+    try {
+      await expect.poll(async () => (await lease()).epoch, { timeout: 20_000 }).toBe(epoch + 1)
+      const taken = await lease()
+      // Sooner than the hypervisor is given up, when the start would go on.
+      await expect.poll(async () => (await lease()).untilMs, { timeout: 25_000 }).toBeGreaterThan(taken.untilMs)
+    } finally {
+      process.kill(pid, 'SIGCONT')
+    }
+    expect(await starting).toMatchObject({ running: 1 })
+    expect(await server.hypervisors(id)).toEqual([pid])
+    await server.update(id, { desired_state: 'gone' })
+    await nothingLeftOf(id)
+  })
+
   test('samples what a machine does, from the counters of its hypervisor and its tap, also once it was adopted', async () => {
     const id = await bootingMachine()
     const count = async () => (await server.sql`select from load_samples where machine_id = ${id}`).length

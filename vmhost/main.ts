@@ -63,6 +63,7 @@ const growEveryMs = 600_000
 const outboxLimitMs = 3_000
 const ledgerLimitMs = 3_000
 const sleepsAtOnce = 2
+const mostUnloggedBytes = 2 ** 20
 /** What the launcher and systemd leave a vmhost to put its machines to sleep is more. */
 const sleepThroughShutdownMs = 150_000
 
@@ -167,11 +168,12 @@ async function main(): Promise<void> {
   const facts = new FactsWriter(rows)
   const productVersion = await readVersion()
   const writeFacts = async () => {
-    const [images, space, unknownDisks, memory] = await Promise.all([
+    const [images, space, unknownDisks, memory, ledger] = await Promise.all([
       store.images(),
       store.space(),
       reconciler.unknownDisks(),
       reconciler.memory(),
+      meter.troubles(),
     ])
     await facts.write({
       boot_id: bootId(),
@@ -188,7 +190,7 @@ async function main(): Promise<void> {
       accelerator_reason: reason,
       nested: accelerated && nestedAvailable(),
       images: images.map(({ init: _, ...image }) => image),
-      doctor: await examine({ store, hypervisor, memory, unknownDisks, cgroupProblem, settings }),
+      doctor: await examine({ store, hypervisor, memory, unknownDisks, ledger, cgroupProblem, settings }),
       version: productVersion,
     })
   }
@@ -294,7 +296,12 @@ function stopSignal(log: Logger) {
 
 function logger(settings: Settings): Logger {
   const options = { level: settings.logLevel, base: { side: 'vmhost' } }
-  if (!process.stderr.isTTY) return pino(options, pino.destination({ dest: 2, sync: true }))
+  if (!process.stderr.isTTY) {
+    const destination = pino.destination({ dest: 2, sync: true, maxLength: mostUnloggedBytes })
+    // A file on a disk that is full. Lines are lost, and machines are looked after all the same.
+    destination.on('error', () => {})
+    return pino(options, destination)
+  }
   return pino({ ...options, transport: { target: 'pino-pretty', options: { destination: 2 } } })
 }
 

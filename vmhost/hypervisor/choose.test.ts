@@ -149,12 +149,12 @@ test('each hypervisor is taken over by its own driver, whichever starts machines
     ] as const) {
       const one = await before.start(spec)
       one.release()
-      const adopted = await after.adopt(44, directory)
+      const adopted = await after.adopt(44, directory, 64 * 2 ** 20)
       expect(adopted?.pid).toBe(one.pid)
       expect(await adopted?.state()).toBe('running')
       expect(await after.restores(before.stateVersion)).toBe(true)
       await adopted?.kill()
-      expect(await after.adopt(44, directory)).toBeUndefined()
+      expect(await after.adopt(44, directory, 64 * 2 ** 20)).toBeUndefined()
     }
   } finally {
     await qemu.destroy(44, directory)

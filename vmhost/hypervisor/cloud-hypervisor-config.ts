@@ -49,7 +49,7 @@ export function vmConfig(spec: MachineSpec, landlock: boolean): object {
     payload: payload(spec),
     disks: [rootDisk(inside(spec.disk)), ...(spec.tools ? [toolsDisk(inside(spec.tools))] : [])],
     ...(spec.network ? { net: [{ id: 'net', num_queues: 2, ...spec.network }] } : {}),
-    rng: { src: '/dev/urandom' },
+    rng: { src: randomness },
     balloon: { size: 0, deflate_on_oom: true, free_page_reporting: true },
     vsock: { id: 'vsock', cid: guestContextId, socket: files.agent },
     pvpanic: true,
@@ -61,7 +61,8 @@ export function vmConfig(spec: MachineSpec, landlock: boolean): object {
 /**
  * A saved guest's own configuration, made the machine's of this specification. What it was saved with and stays as it
  * is: the processors, the memory and the devices, by whose names its state is found again.
- * @param text config.json as Cloud Hypervisor wrote it
+ * @param text config.json as Cloud Hypervisor wrote it. A guest may have taken that over, so nothing of it is passed on
+ *   that `vmConfig` would not have said: every path in it is one that Landlock lets the next process reach
  * @throws HypervisorError when it is none, or of another machine's size
  */
 export function restoredConfig(text: string, spec: MachineSpec, landlock: boolean): object {
@@ -75,7 +76,7 @@ export function restoredConfig(text: string, spec: MachineSpec, landlock: boolea
   const disks = saved.disks.map(({ id, ...disk }) => {
     const path = paths.get(id)
     if (path === undefined) throw new HypervisorError('hypervisor.start', `The saved guest has a disk called ${id}`)
-    return { ...disk, id, path }
+    return { ...disk, id, path, image_type: 'Raw' }
   })
   if (disks.length !== paths.size || (saved.net ?? []).length !== (spec.network ? 1 : 0)) {
     throw new HypervisorError('hypervisor.start', 'The saved guest has other devices than the machine')
@@ -83,11 +84,15 @@ export function restoredConfig(text: string, spec: MachineSpec, landlock: boolea
   // The tap's own address as it was then: it would be set again, which only root may.
   const net = saved.net?.map(({ host_mac: _, ...card }) => ({ ...card, ...spec.network }))
   return {
-    ...saved,
+    cpus: saved.cpus,
+    memory: saved.memory,
     payload: payload(spec),
     disks,
     ...(net ? { net } : {}),
+    rng: { ...saved.rng, src: randomness },
+    balloon: saved.balloon,
     vsock: { ...saved.vsock, socket: files.agent },
+    pvpanic: true,
     ...consoles,
     ...confinement(spec, landlock),
   }
@@ -112,6 +117,8 @@ function payload(spec: MachineSpec): object {
   }
 }
 
+const randomness = '/dev/urandom'
+
 /** `image_type` said outright: a guest must not be able to have its disk taken for another format at the next boot. */
 function rootDisk(path: string): object {
   return { id: 'root', serial: 'root', path, image_type: 'Raw' }
@@ -131,12 +138,29 @@ function confinement(spec: MachineSpec, landlock: boolean): object {
   return { landlock_enable: true, landlock_rules: [{ path: files.run, access: 'rw' }, ...tap] }
 }
 
-/** Everything else in it passes through as it is. */
+const no = z.literal(false).nullish()
+const none = z.null().optional()
+/**
+ * What else is in these devices passes through as it is; of what may name a file or a socket besides the paths that are
+ * replaced, there is none.
+ */
 const savedShape = z.looseObject({
   cpus: z.looseObject({ boot_vcpus: z.number() }),
-  memory: z.looseObject({ size: z.number() }),
-  disks: z.array(z.looseObject({ id: z.string() })),
-  net: z.array(z.looseObject({ host_mac: z.unknown().optional() })).nullish(),
+  memory: z.looseObject({ size: z.number(), zones: none }),
+  disks: z.array(
+    z.looseObject({
+      id: z.string(),
+      image_type: z.literal('Raw').nullish(),
+      vhost_user: no,
+      vhost_socket: none,
+      backing_files: no,
+    }),
+  ),
+  net: z
+    .array(z.looseObject({ host_mac: z.unknown().optional(), vhost_user: no, vhost_socket: none, fds: none }))
+    .nullish(),
+  rng: z.looseObject({}),
+  balloon: z.looseObject({ size: z.number() }),
   vsock: z.looseObject({ cid: z.number() }),
 })
 

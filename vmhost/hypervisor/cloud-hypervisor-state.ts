@@ -1,6 +1,6 @@
 import { execFile } from 'node:child_process'
 import { constants } from 'node:fs'
-import { chmod, chown, copyFile, type FileHandle, mkdir, open, rename, rm, writeFile } from 'node:fs/promises'
+import { access, chmod, chown, copyFile, type FileHandle, mkdir, open, rename, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import type { CloudHypervisorApi } from './cloud-hypervisor-api.ts'
@@ -64,13 +64,12 @@ export async function writeState(writing: StateWriting): Promise<void> {
         // One write each, and its outcome not looked at: on a full disk the end is missing and all seems well.
         if (name !== savedFiles.memory) JSON.parse(await file.readFile('utf8'))
         else if (compact || !abilitiesOf(version).savesSparsely) await digHoles(join(folder, name))
-        await file.sync()
         await rename(join(folder, name), join(target, name))
       } finally {
         await file.close()
       }
     }
-    await writeFile(join(target, releaseFile), version, { flag: 'wx', mode: 0o600, flush: true })
+    await writeFile(join(target, releaseFile), version, { flag: 'wx', mode: 0o600 })
   } catch (error) {
     const cause = error instanceof HypervisorError && error.cause instanceof Error ? error.cause : error
     const words = error instanceof Error ? error.message : String(error)
@@ -115,6 +114,26 @@ async function readSaved(directory: string, name: string): Promise<string> {
 /** What was laid out takes disk as long as it is there, and is not read again. */
 export async function endRestore(directory: string): Promise<void> {
   await rm(join(directory, files.restore), { recursive: true, force: true })
+}
+
+/**
+ * How long one may be silent that is writing its guest, or reading it, for a vmhost that was killed meanwhile: it answers
+ * nobody before it is through.
+ * @param memoryBytes what its guest was promised: what the process itself has mapped, it may have mapped to be waited for
+ * @returns undefined when it is at neither
+ */
+export async function busyLimitMs(directory: string, memoryBytes: number): Promise<number | undefined> {
+  const isThere = (name: string) =>
+    access(join(directory, name)).then(
+      () => true,
+      () => false,
+    )
+  return (await isThere(files.save)) || (await isThere(files.restore)) ? stateLimitMs(memoryBytes) : undefined
+}
+
+/** What such a vmhost has left behind. */
+export async function forgetUnderWay(directory: string): Promise<void> {
+  for (const name of [files.save, files.restore]) await rm(join(directory, name), { recursive: true, force: true })
 }
 
 async function makeFolder(path: string, uid: number): Promise<void> {

@@ -3,7 +3,8 @@ import { chmodSync, existsSync, readFileSync, statSync } from 'node:fs'
 import { chown, mkdir, mkdtemp, readdir, rm, truncate, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest'
 import { type CloudHypervisorDriverOptions, cloudHypervisorDriver } from './cloud-hypervisor.ts'
 import { CloudHypervisorApi } from './cloud-hypervisor-api.ts'
 import { MonitorReader } from './cloud-hypervisor-events.ts'
@@ -206,7 +207,7 @@ describe('the driver of Cloud Hypervisor, as recorded', () => {
       expect(await one.resize(wanted)).toEqual(larger)
     expect(asked('vm.resize')).toHaveLength(2)
     one.release()
-    const adopted = await driver().adopt(machineId, directory)
+    const adopted = await driver().adopt(machineId, directory, 64 * MiB)
     if (!adopted) throw new Error('not found')
     running.push(adopted)
     expect(await adopted.size()).toEqual(larger)
@@ -296,6 +297,9 @@ describe('the driver of Cloud Hypervisor, as recorded', () => {
     // What the real one adds by itself, and could not set as the machine's user.
     const config = JSON.parse(readFileSync(join(folder, 'config.json'), 'utf8'))
     config.net[0].host_mac = '8a:e7:00:00:00:01'
+    // What a guest would add that has taken it over.
+    config.pmem = [{ file: '/etc/passwd' }]
+    config.rng.src = '/etc/passwd'
     await writeFile(join(folder, 'config.json'), JSON.stringify(config))
     const spec = await layOut()
     const network = { tap: 'vm99', mac: '02:be:0a:2a:00:63' }
@@ -310,6 +314,7 @@ describe('the driver of Cloud Hypervisor, as recorded', () => {
     }
     expect(told).toMatchObject({ landlock_enable: false, vsock: { cid: 3, socket: 'run/agent.sock' } })
     expect(told.net).toEqual([{ id: 'net', num_queues: 2, ...network }])
+    expect(JSON.stringify(told)).not.toContain('/etc/passwd')
     await again.resume()
     expect(await again.state()).toBe('running')
     await again.quit()
@@ -317,6 +322,80 @@ describe('the driver of Cloud Hypervisor, as recorded', () => {
       /The saved guest has 2 processors and 64 MiB, which the machine has not/,
     )
     expect(await driver().destroy(machineId, directory)).toBe(0)
+  })
+
+  test.each<[string, (config: { disks: object[]; memory: object }) => void]>([
+    ['a disk in another format', ({ disks: [root] }) => Object.assign(root ?? {}, { image_type: 'Qcow2' })],
+    ['a disk on top of another file', ({ disks: [root] }) => Object.assign(root ?? {}, { backing_files: true })],
+    ['a disk that somebody else serves', ({ disks: [root] }) => Object.assign(root ?? {}, { vhost_user: true })],
+    [
+      'memory from a file',
+      ({ memory }) => Object.assign(memory, { zones: [{ id: 'a', size: 1, file: '/etc/passwd' }] }),
+    ],
+  ])('%s, which no guest was ever given, is not restored', async (_, change) => {
+    const one = await boot()
+    await one.pause()
+    const folder = await saveFolder()
+    await one.save(folder)
+    await one.quit()
+    const path = join(folder, 'config.json')
+    const config = JSON.parse(readFileSync(path, 'utf8'))
+    change(config)
+    await writeFile(path, JSON.stringify(config))
+    await expect(driver().start({ ...(await layOut()), restoreFrom: folder })).rejects.toThrow(
+      'Cloud Hypervisor did not start: The saved guest cannot be read',
+    )
+  })
+
+  test('one that was busy saving its guest when its vmhost was killed is waited for, and keeps it', async () => {
+    fake = await makeFake({ FAKE_HELD: 'vm.snapshot run/go' })
+    const one = await boot()
+    await one.pause()
+    const killed = one.save(await saveFolder()).catch(() => {})
+    await expect.poll(() => asked('vm.snapshot')).toHaveLength(1)
+    one.release()
+    const adopting = driver({ adoptLimitMs: 200 }).adopt(machineId, directory, 64 * MiB)
+    adopting.catch(() => {})
+    await expect.poll(() => asked('vmm.ping')).toHaveLength(2)
+    await sleep(400)
+    await writeFile(join(directory, 'run/go'), '')
+    const adopted = await adopting
+    if (!adopted) throw new Error('not found')
+    running.push(adopted)
+    expect(await adopted.state()).toBe('paused')
+    await adopted.resume()
+    expect(await adopted.state()).toBe('running')
+    await killed
+    expect(existsSync(join(directory, 'run/save'))).toBe(false)
+  })
+
+  test('one that says it is busy is waited for as long as its guest’s memory takes, whatever else it has mapped', async () => {
+    const one = await boot()
+    await mkdir(join(directory, 'run/save'))
+    const limitMs = vi.spyOn(CloudHypervisorApi.prototype, 'whenThere')
+    one.release()
+    try {
+      const adopted = await driver().adopt(machineId, directory, 64 * MiB)
+      if (!adopted) throw new Error('not found')
+      running.push(adopted)
+      expect(limitMs.mock.calls.map(([waitMs]) => waitMs)).toEqual([60_000 + Math.ceil((64 * MiB) / 30_000)])
+    } finally {
+      limitMs.mockRestore()
+    }
+  })
+
+  test('what a vmhost that was killed has laid out takes no space any more', async () => {
+    const one = await boot()
+    one.release()
+    for (const name of ['save', 'restore']) {
+      await mkdir(join(directory, 'run', name))
+      await writeFile(join(directory, 'run', name, 'memory-ranges'), 'memory')
+    }
+    const adopted = await driver().adopt(machineId, directory, 64 * MiB)
+    if (!adopted) throw new Error('not found')
+    running.push(adopted)
+    expect(await readdir(join(directory, 'run'))).not.toEqual(expect.arrayContaining(['save']))
+    expect(await readdir(join(directory, 'run'))).not.toEqual(expect.arrayContaining(['restore']))
   })
 
   test('a guest that another release has saved goes on under that one, and nowhere where it is not kept', async () => {
@@ -377,7 +456,7 @@ describe('the driver of Cloud Hypervisor, as recorded', () => {
     expect(await one.state()).toBe('panicked')
     expect(asked('vm.pause')).toHaveLength(1)
     one.release()
-    const adopted = await driver().adopt(machineId, directory)
+    const adopted = await driver().adopt(machineId, directory, 64 * MiB)
     if (!adopted) throw new Error('not found')
     running.push(adopted)
     expect(await adopted.state()).toBe('panicked')
@@ -387,7 +466,7 @@ describe('the driver of Cloud Hypervisor, as recorded', () => {
     const one = await boot()
     one.release()
     process.kill(one.pid, 'SIGHUP')
-    const adopted = await driver().adopt(machineId, directory)
+    const adopted = await driver().adopt(machineId, directory, 64 * MiB)
     if (!adopted) throw new Error('not found')
     running.push(adopted)
     expect(await next(adopted, 'reset')).toMatchObject({ byGuest: true })
@@ -400,7 +479,7 @@ describe('the driver of Cloud Hypervisor, as recorded', () => {
     await next(one, 'shutdown')
     one.release()
     await rm(join(directory, 'guest'))
-    expect(await driver().adopt(machineId, directory)).toBeUndefined()
+    expect(await driver().adopt(machineId, directory, 64 * MiB)).toBeUndefined()
     expect(await identify(one.pid)).toBeUndefined()
   })
 

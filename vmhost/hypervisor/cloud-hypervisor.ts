@@ -6,7 +6,7 @@ import { confine, groupName } from './cgroup.ts'
 import { files } from './cloud-hypervisor-config.ts'
 import { CloudHypervisorProcess, type GuestNote, lastLine } from './cloud-hypervisor-process.ts'
 import type { CloudHypervisorPrograms } from './cloud-hypervisor-programs.ts'
-import { releaseOf, savedRelease, stateVersion } from './cloud-hypervisor-state.ts'
+import { busyLimitMs, forgetUnderWay, releaseOf, savedRelease, stateVersion } from './cloud-hypervisor-state.ts'
 import { abilitiesOf } from './cloud-hypervisor-version.ts'
 import { destroy, prepareDirectory } from './directory.ts'
 import { type Hypervisor, type HypervisorDriver, HypervisorError, hypervisorUid, type MachineSpec } from './driver.ts'
@@ -28,7 +28,7 @@ export type CloudHypervisorDriverOptions = {
   readonly kvmDevice?: string
   /** until it answers after its start; default 60 s, which only a server on its knees reaches */
   readonly startLimitMs?: number
-  /** until one that is already there answers; default 30 s */
+  /** until one that is already there, and is not busy with its guest's memory, answers; default 30 s */
   readonly adoptLimitMs?: number
 }
 
@@ -48,7 +48,7 @@ export function cloudHypervisorDriver(options: CloudHypervisorDriverOptions): Hy
       return version !== undefined && (await programOf(version, options)) !== undefined
     },
     start: (spec) => start(spec, options),
-    adopt: (machineId, directory) => adopt(machineId, directory, options),
+    adopt: (machineId, directory, memoryBytes) => adopt(machineId, directory, memoryBytes, options),
     destroy,
   }
 }
@@ -159,6 +159,7 @@ function programPath(directory: string, binary: string): string {
 async function adopt(
   machineId: number,
   directory: string,
+  memoryBytes: number,
   options: CloudHypervisorDriverOptions,
 ): Promise<Hypervisor | undefined> {
   const [identity] = await findProcesses(hypervisorUid(machineId), directory)
@@ -166,7 +167,9 @@ async function adopt(
   const note = await readNote(directory)
   const running = new CloudHypervisorProcess(machineId, directory, identity, undefined)
   try {
-    await running.attach(options.adoptLimitMs ?? adoptLimitMs, note)
+    const busyMs = await busyLimitMs(directory, memoryBytes)
+    await running.attach(busyMs ?? options.adoptLimitMs ?? adoptLimitMs, note)
+    await forgetUnderWay(directory)
     // The vmhost before was killed between making the guest and starting it.
     if (note === undefined && (await running.state()) === 'shutdown') {
       await running.kill()

@@ -2,6 +2,7 @@ import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { chmodSync, readdirSync, readFileSync } from 'node:fs'
 import { chown, mkdir, mkdtemp, rm, truncate, writeFile } from 'node:fs/promises'
+import { createServer, type Socket } from 'node:net'
 import { getPriority, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
@@ -15,7 +16,9 @@ import {
 } from './driver.ts'
 import { identify } from './process.ts'
 import { qemuVersion } from './qemu.ts'
-import { type Subject, subjects } from './testing/subjects.ts'
+import { files } from './qemu-command.ts'
+import { connectQmp } from './qmp.ts'
+import { qemu, type Subject, subjects } from './testing/subjects.ts'
 import type { TinyGuest } from './tiny-guest.ts'
 
 /**
@@ -23,6 +26,7 @@ import type { TinyGuest } from './tiny-guest.ts'
  * CLOUD_HYPERVISOR names its program and KVM works; nested.test.ts runs this file in a guest that has KVM where it does not.
  */
 
+const MiB = 2 ** 20
 const machineId = 41
 /** Closed to everybody else, as /root is: a hypervisor gets to its files all the same. */
 let home: string
@@ -92,13 +96,13 @@ describe.each(subjects)('the driver of $name', (candidate) => {
     driver = await candidate.driver(store)
   })
 
-  test("runs a guest under the machine's own uid, without groups or capabilities, seccomp on, in its own session", async () => {
+  test("runs a guest under the machine's own uid, without capabilities or a group but the one it needs, seccomp on, in its own session", async () => {
     const one = await boot('idle')
     expect(await one.state()).toBe('running')
     const status = readFileSync(`/proc/${one.pid}/status`, 'utf8')
     expect(status).toMatch(/^Uid:\t2000041\t2000041\t2000041\t2000041$/m)
     expect(status).toMatch(/^Gid:\t2000041\t/m)
-    expect(status).toMatch(/^Groups:\t\s*$/m)
+    expect(/^Groups:\t(.*)$/m.exec(status)?.[1]?.trim()).toBe(subject.groups().join(' '))
     expect(status).toMatch(/^CapBnd:\t0+$/m)
     expect(status).toMatch(/^NoNewPrivs:\t1$/m)
     for (const thread of readdirSync(`/proc/${one.pid}/task`)) {
@@ -176,7 +180,7 @@ describe.each(subjects)('the driver of $name', (candidate) => {
     const [line] = await once(createInterface({ input: owner.stdout }), 'line')
     owner.kill('SIGKILL')
     await once(owner, 'exit')
-    const adopted = await driver.adopt(machineId, directory)
+    const adopted = await driver.adopt(machineId, directory, 64 * MiB)
     if (!adopted) throw new Error('not found')
     running.push(adopted)
     expect(adopted.pid).toBe(Number(line))
@@ -189,14 +193,13 @@ describe.each(subjects)('the driver of $name', (candidate) => {
   test('a released hypervisor runs on and is adopted', async () => {
     const one = await driver.start(await specOf('idle'))
     one.release()
-    const again = await driver.adopt(machineId, directory)
+    const again = await driver.adopt(machineId, directory, 64 * MiB)
     if (!again) throw new Error('not found')
     running.push(again)
     expect(again.pid).toBe(one.pid)
   })
 
   test('gives a guest more while it runs, up to what it was started for, where it can, and whoever takes it over knows', async () => {
-    const MiB = 2 ** 20
     const spec = { ...(await specOf('idle')), cpus: 1, most: { cpus: 3, memoryBytes: 320 * MiB } }
     const one = await driver.start(spec)
     const start = { cpus: 1, memoryBytes: 64 * MiB }
@@ -208,7 +211,7 @@ describe.each(subjects)('the driver of $name', (candidate) => {
     expect(await one.resize(start)).toEqual(given(3, 192))
     expect(await one.state()).toBe('running')
     one.release()
-    const again = await driver.adopt(machineId, directory)
+    const again = await driver.adopt(machineId, directory, 64 * MiB)
     if (!again) throw new Error('not found')
     running.push(again)
     expect(await again.size()).toEqual(given(3, 192))
@@ -225,7 +228,7 @@ describe.each(subjects)('the driver of $name', (candidate) => {
     await one.yieldToOthers(true)
     expect(nices(one.pid)).toEqual([19])
     one.release()
-    const again = await driver.adopt(machineId, directory)
+    const again = await driver.adopt(machineId, directory, 64 * MiB)
     if (!again) throw new Error('not found')
     running.push(again)
     expect(nices(again.pid)).toEqual([0])
@@ -236,7 +239,7 @@ describe.each(subjects)('the driver of $name', (candidate) => {
     one.release()
     process.kill(one.pid, 'SIGSTOP')
     await expect(
-      (await subject.driver(store, { adoptLimitMs: 300 })).adopt(machineId, directory),
+      (await subject.driver(store, { adoptLimitMs: 300 })).adopt(machineId, directory, 64 * MiB),
     ).rejects.toMatchObject({ code: 'hypervisor.timeout' })
     expect(await driver.destroy(machineId, directory)).toBe(1)
     expect(await identify(one.pid)).toBeUndefined()
@@ -251,10 +254,42 @@ describe.each(subjects)('the driver of $name', (candidate) => {
 
   test('nothing runs: nothing is adopted', async () => {
     await specOf('idle')
-    expect(await driver.adopt(machineId, directory)).toBeUndefined()
+    expect(await driver.adopt(machineId, directory, 64 * MiB)).toBeUndefined()
   })
 })
 
 test("QEMU's version is known", async () => {
   expect(await qemuVersion()).toMatch(/^\d+\.\d+/)
+})
+
+/** What is QEMU's alone. */
+describe('the driver of QEMU', () => {
+  beforeEach(async () => {
+    subject = qemu
+    driver = await qemu.driver(store)
+  })
+
+  test('one that was being written when its vmhost was killed goes on once it is adopted, and does not stop at the end', async () => {
+    const one = await driver.start(await specOf('idle'))
+    one.release()
+    const path = join(directory, 'slow.sock')
+    const reader = createServer((socket) => socket.resume()).listen(path)
+    await once(reader, 'listening')
+    await chown(path, hypervisorUid(machineId), hypervisorUid(machineId))
+    const killed = await connectQmp(join(directory, files.qmp), { timeoutMs: 60_000, onEvent: () => {} })
+    await killed.execute('stop')
+    await killed.execute('migrate-set-parameters', { 'max-bandwidth': 1_000 })
+    const connected = once(reader, 'connection')
+    await killed.execute('migrate', { uri: 'unix:slow.sock' })
+    const [writing] = (await connected) as [Socket]
+    killed.close()
+    const over = once(writing, 'close')
+    const adopted = await driver.adopt(machineId, directory, 64 * MiB)
+    if (!adopted) throw new Error('not found')
+    running.push(adopted)
+    await adopted.resume()
+    await over
+    expect(await adopted.state()).toBe('running')
+    reader.close()
+  })
 })

@@ -140,8 +140,11 @@ export type HypervisorDriver = {
    * somebody killed it meanwhile, and another try may do
    */
   start(spec: MachineSpec): Promise<Hypervisor>
-  /** Takes over the process that runs in this machine's directory; undefined when there is none. */
-  adopt(machineId: number, directory: string): Promise<Hypervisor | undefined>
+  /**
+   * Takes over the process that runs in this machine's directory; undefined when there is none.
+   * @param memoryBytes what its guest was promised, which one that is busy with it is given the time for
+   */
+  adopt(machineId: number, directory: string, memoryBytes: number): Promise<Hypervisor | undefined>
   /** Ends whatever runs in this machine's directory under its uid, answering or not. Returns how many there were. */
   destroy(machineId: number, directory: string): Promise<number>
 }

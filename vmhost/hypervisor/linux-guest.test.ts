@@ -34,7 +34,7 @@ const memoryBytes = 512 * MiB
 const machineIds = [41, 42]
 const hasNetwork = process.env.BERTH_TEST_NETWORK === 'own'
 /** How often a guest sleeps and wakes; each time takes an emulated guest some ten seconds, one in an emulated server a minute. */
-const sleepCycles = Number(process.env.BERTH_TEST_SLEEP_CYCLES ?? 3)
+const sleepCycles = 3
 let home: string
 let store: string
 let subject: Subject
@@ -177,7 +177,7 @@ async function ssh(commandLine: string): Promise<string[]> {
 async function adopt(one: Hypervisor, { machineId, directory }: MachineSpec) {
   agent?.close()
   one.release()
-  const adopted = await driver.adopt(machineId, directory)
+  const adopted = await driver.adopt(machineId, directory, 64 * MiB)
   if (!adopted) throw new Error('not found')
   expect(adopted.pid).toBe(one.pid)
   return { one: adopted, channel: await attend(adopted) }
@@ -203,11 +203,14 @@ function hypervisorEvent(one: Hypervisor, type: HypervisorEvent['type']): Promis
   })
 }
 
+/** However long it takes, as long as it goes on. */
 async function untilBalloon(one: Hypervisor, holds: (bytes: number) => boolean): Promise<number> {
-  for (const deadline = Date.now() + 120_000; ; await sleep(200)) {
+  for (let last = 0, since = Date.now(); ; await sleep(200)) {
     const bytes = await one.balloon()
     if (holds(bytes)) return bytes
-    if (Date.now() > deadline) throw new Error(`the balloon holds ${bytes} bytes`)
+    if (bytes !== last) since = Date.now()
+    if (Date.now() > since + 120_000) throw new Error(`the balloon holds ${bytes} bytes`)
+    last = bytes
   }
 }
 

@@ -12,7 +12,7 @@ import {
 } from './driver.ts'
 import { awaitExit, isAlive, killLimitMs, type ProcessIdentity, setNice, signalProcess } from './process.ts'
 import { files } from './qemu-command.ts'
-import { stateFile, stateVersion, writeState } from './qemu-state.ts'
+import { endWriting, stateFile, stateVersion, writeState } from './qemu-state.ts'
 import { asObject, connectQmp, type QmpClient, type QmpEvent } from './qmp.ts'
 
 const quitLimitMs = 10_000
@@ -78,6 +78,11 @@ export class QemuProcess implements Hypervisor {
     })
     this.#watch = setInterval(look, watchEveryMs)
     this.#watch.unref()
+  }
+
+  /** The vmhost before may have been ended while it had this guest written: it goes on only when that is over. */
+  async endSaving(): Promise<void> {
+    await endWriting((command, args) => this.#execute(command, args))
   }
 
   /** Waits until a QEMU that was started with a saved guest has read all of it; the guest stands still then. */

@@ -1,11 +1,9 @@
-import { spawn } from 'node:child_process'
+import { type ChildProcess, spawn } from 'node:child_process'
 import { closeSync, constants, fstatSync, openSync, readSync, unlinkSync } from 'node:fs'
 import { type FileHandle, lchown, open, rm } from 'node:fs/promises'
-import { createServer, type Socket } from 'node:net'
+import { createServer } from 'node:net'
 import { join } from 'node:path'
-import { pipeline } from 'node:stream/promises'
 import { setTimeout as sleep } from 'node:timers/promises'
-import { createZstdCompress, constants as zlib } from 'node:zlib'
 import { type Accelerator, HypervisorError } from './driver.ts'
 import { processorKind } from './processor.ts'
 import { asObject } from './qmp.ts'
@@ -47,15 +45,15 @@ const silenceLimitMs = 60_000
 /** A guest may be standing still for it while its users wait. */
 const lookAgainMs = 4
 const socketName = 'saving.sock'
-const chunkBytes = 1 << 20
 /** More would take three times as long to save a twentieth of the space. */
-const fastest = { chunkSize: chunkBytes, params: { [zlib.ZSTD_c_compressionLevel]: 1 } }
+const packing = ['zstd', '-1', '-q', '-c']
+const saidMost = 300
 /** @see RFC 8878, 3.1.1 */
 const zstdMagic = 0xfd2fb528
 
 /**
  * Has QEMU write its guest into a file. It may start no process (`exec:`) and open no file here, so it hands the bytes
- * over a socket, and this process writes them.
+ * over a socket, and whoever has the other end writes them.
  * @see https://www.qemu.org/docs/master/devel/migration/main.html
  */
 export async function writeState({ execute, uid, directory, target, compact }: StateWriting): Promise<void> {
@@ -69,11 +67,10 @@ export async function writeState({ execute, uid, directory, target, compact }: S
     // The default, 128 MiB/s, is meant for networks that others use too. Its guest stands still, so nothing is sent twice.
     await execute('migrate-set-parameters', { 'max-bandwidth': 2 ** 40 })
     await execute('migrate', { uri: `unix:${socketName}` })
-    await untilCompleted(execute, receiver)
+    await untilCompleted(execute, receiver, file)
     await receiver.done
   } catch (error) {
-    await execute('migrate_cancel').catch(() => {})
-    await untilOver(execute).catch(() => {})
+    await endWriting(execute)
     // A disk that is full is the cause, and that QEMU could not get rid of its bytes is what came of it.
     const cause = receiver.failure ?? error
     const words = cause instanceof Error ? cause.message : String(cause)
@@ -87,15 +84,16 @@ export async function writeState({ execute, uid, directory, target, compact }: S
 
 type Execute = StateWriting['execute']
 
-async function untilCompleted(execute: Execute, receiver: Receiver): Promise<void> {
+async function untilCompleted(execute: Execute, receiver: Receiver, file: FileHandle): Promise<void> {
   for (let heardAt = performance.now(), heard = 0; ; ) {
     const { status, 'error-desc': why } = asObject(await execute('query-migrate'))
     if (status === 'completed') return
     if (status === 'failed' || status === 'cancelled' || receiver.failure) {
       throw new HypervisorError('hypervisor.refused', `QEMU stopped half way${why ? `: ${why}` : ''}`)
     }
-    if (receiver.bytes !== heard) {
-      heard = receiver.bytes
+    const { size } = await file.stat()
+    if (size !== heard) {
+      heard = size
       heardAt = performance.now()
     } else if (performance.now() - heardAt > silenceLimitMs) {
       throw new HypervisorError('hypervisor.timeout', `Nothing came from QEMU for ${silenceLimitMs / 1000} s`)
@@ -104,11 +102,18 @@ async function untilCompleted(execute: Execute, receiver: Receiver): Promise<voi
   }
 }
 
-/** Only then does `cont` do something: one that is still being cancelled would refuse it. */
+/** A guest goes on only when nothing of it is being written any more: before that, QEMU refuses it. */
+export async function endWriting(execute: Execute): Promise<void> {
+  await execute('migrate_cancel').catch(() => {})
+  await untilOver(execute).catch(() => {})
+}
+
 async function untilOver(execute: Execute): Promise<void> {
   for (const deadline = performance.now() + 5_000; performance.now() < deadline; await sleep(lookAgainMs)) {
     const { status } = asObject(await execute('query-migrate'))
-    if (status === undefined || ['none', 'completed', 'failed', 'cancelled'].includes(String(status))) return
+    const isOver = status === undefined || ['none', 'completed', 'failed', 'cancelled'].includes(String(status))
+    // It says so a moment before its guest may go on.
+    if (isOver && asObject(await execute('query-status')).status !== 'finish-migrate') return
   }
 }
 
@@ -117,24 +122,40 @@ type Receiver = {
   /** Resolves when the kernel has all that was sent. */
   readonly done: Promise<void>
   readonly failure: unknown
-  readonly bytes: number
   close(): void
 }
 
+/**
+ * Takes what is sent to a socket into a file. No byte of it passes through this process, whose other work it would wait
+ * for and which would take longer than the writing: a program reads the connection itself. It ends with this process,
+ * so that QEMU knows that nobody writes any more.
+ * @see setpriv(1) "--pdeathsig"
+ */
 function createReceiver(file: FileHandle, compact: boolean): Receiver {
-  const server = createServer()
+  const server = createServer({ pauseOnConnect: true })
   const { promise: done, resolve, reject } = Promise.withResolvers<void>()
-  let connection: Socket | undefined
+  let writer: ChildProcess | undefined
   let failure: unknown
   done.catch((error: unknown) => {
     failure = error
   })
   server.once('connection', (socket) => {
-    connection = socket
     server.close()
-    const written = file.createWriteStream({ highWaterMark: chunkBytes })
-    const all = compact ? pipeline(socket, createZstdCompress(fastest), written) : pipeline(socket, written)
-    all.then(resolve, reject)
+    const program = compact ? packing : ['cat']
+    let said = ''
+    writer = spawn('setpriv', ['--pdeathsig=KILL', '--', ...program], {
+      stdio: [socket, file.fd, 'pipe'],
+      env: { PATH: process.env.PATH, LC_ALL: 'C' },
+    })
+    socket.destroy()
+    writer.stderr?.on('data', (chunk: Buffer) => {
+      said = (said + chunk).slice(0, saidMost)
+    })
+    writer.once('error', reject)
+    writer.once('close', (status) => {
+      if (status === 0) resolve()
+      else reject(refusalOf(said))
+    })
   })
   return {
     listen: (path) =>
@@ -146,14 +167,21 @@ function createReceiver(file: FileHandle, compact: boolean): Receiver {
     get failure() {
       return failure
     },
-    get bytes() {
-      return connection?.bytesRead ?? 0
-    },
     close() {
       server.close()
-      connection?.destroy()
+      writer?.kill('SIGKILL')
     },
   }
+}
+
+/** @returns what a program said in the C locale when it could not write, as the kernel's error where it is known */
+function refusalOf(said: string): Error {
+  const code = said.includes('No space left on device')
+    ? 'ENOSPC'
+    : said.includes('Disk quota exceeded')
+      ? 'EDQUOT'
+      : ''
+  return Object.assign(new Error(said.trim() || 'What writes it was ended'), code === '' ? {} : { code })
 }
 
 /** A saved guest on its way into a QEMU that is being started. */

@@ -139,6 +139,7 @@ async function adopt(
   if (!identity) return undefined
   const running = new QemuProcess(machineId, directory, identity, undefined)
   await running.attach(options.adoptLimitMs ?? adoptLimitMs)
+  await running.endSaving()
   // The vmhost before may have been killed while this one yielded: nobody else would ever take that back.
   await running.yieldToOthers(false)
   return running

@@ -11,7 +11,10 @@ const execFileAsync = promisify(execFile)
  * thing, or that are entered by the PVH protocol. They are there in a tenth of a second under emulation, where Linux
  * takes several.
  */
-export type TinyGuest = 'idle' | 'counts' | 'reads' | 'powersOff' | 'resets' | 'panics'
+export type TinyGuest = 'idle' | 'counts' | 'reads' | 'writes' | 'powersOff' | 'resets' | 'panics'
+
+/** Where the guest that writes keeps the number of the sector that it writes next: what is before it is on its disk. */
+export const writesNextAt = 0x20008
 
 /** Finds pvpanic-pci (1b36:0011) on bus 0 and leaves its BAR 0 in eax. */
 const findPvpanic = `
@@ -46,6 +49,27 @@ const behaviour: Record<TinyGuest, string> = {
   // the first sector of its disk, again and again, with the firmware's driver: INT 13h, function 2
   reads:
     '1: movw $0x0201, %ax; movw $1, %cx; movw $0x80, %dx; xorw %bx, %bx; movw $0x2000, %si; movw %si, %es; int $0x13; jmp 1b',
+  // its disk from 1 to 32 MiB, 32 KiB at a time, each with the number of its first sector in front; what comes next is in
+  // its memory at `writesNextAt`: INT 13h, function 43h (EDD), whose packet is at 2000:0 and buffer at 3000:0
+  writes: `
+    movw $0x2000, %ax
+    movw %ax, %ds
+    movw $0x3000, %ax
+    movw %ax, %es
+    movl $0x00400010, 0
+    movl $0x30000000, 4
+    movl $2048, 8
+    movl $0, 12
+  1: movl 8, %eax
+    movl %eax, %es:0
+    movw $0x4300, %ax
+    movw $0x80, %dx
+    xorw %si, %si
+    int $0x13
+    jc 1b
+    addl $64, 8
+    cmpl $65536, 8
+    jb 1b`,
   // ACPI PM1a control of q35 as SeaBIOS places it: SLP_TYP 0 (S5), SLP_EN
   powersOff: 'movw $0x604, %dx; movw $0x2000, %ax; outw %ax, %dx',
   // reset control register of ICH9
@@ -127,7 +151,7 @@ async function assemble(text: string, path: string, link: (object: string) => Pr
   }
 }
 
-const pvhBehaviour: Record<Exclude<TinyGuest, 'counts' | 'reads'>, string> = {
+const pvhBehaviour: Record<Exclude<TinyGuest, 'counts' | 'reads' | 'writes'>, string> = {
   idle: '',
   // the sleep control register of its DSDT: SLP_TYP 5, SLP_EN
   powersOff: 'movw $0x600, %dx; movb $0x34, %al; outb %al, %dx',

@@ -2,7 +2,7 @@ import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, expect, test } from 'vitest'
-import { heldBytes, type KernelFiles, readHostMemory } from './host-memory.ts'
+import { heldBytes, type KernelFiles, readHostMemory, readUnwrittenBytes } from './host-memory.ts'
 
 const KiB = 1024
 
@@ -41,6 +41,16 @@ test('a kernel that measures stalls is believed, one that does not is done witho
 test('a kernel that does not say what is available is an error, and no server without memory', async () => {
   writeFileSync(files.meminfo, 'MemTotal: 8000000 kB\n')
   await expect(readHostMemory(files)).rejects.toThrow(/does not say how much memory is available/)
+})
+
+test('what waits to be written is what the kernel says does, and what it writes now', async () => {
+  expect(await readUnwrittenBytes()).toBeGreaterThanOrEqual(0)
+  expect(await readUnwrittenBytes(files)).toBeUndefined()
+  writeFileSync(
+    files.meminfo,
+    'Dirty:              3000 kB\nWriteback:           500 kB\nWritebackTmp:         70 kB\n',
+  )
+  expect(await readUnwrittenBytes(files)).toBe(3500 * KiB)
 })
 
 test('a process holds its own memory and what it shares with nobody by a name; one that is gone holds none', async () => {

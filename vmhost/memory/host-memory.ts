@@ -38,6 +38,15 @@ export async function readHostMemory(files: KernelFiles = kernelFiles): Promise<
   return { totalBytes, availableBytes, stall: stallOf(pressure) }
 }
 
+/** What waits to be written to any disk, or is being written. undefined: the kernel does not say. */
+export async function readUnwrittenBytes(
+  files: Pick<KernelFiles, 'meminfo'> = kernelFiles,
+): Promise<number | undefined> {
+  const meminfo = await readFile(files.meminfo, 'utf8')
+  const [dirtyBytes, writtenBytes] = [bytesOf(meminfo, 'Dirty'), bytesOf(meminfo, 'Writeback')]
+  return dirtyBytes === undefined || writtenBytes === undefined ? undefined : dirtyBytes + writtenBytes
+}
+
 /** What a process holds that nobody else does: a hypervisor's guest and its own heap. 0 when it is gone. */
 export async function heldBytes(pid: number, files: KernelFiles = kernelFiles): Promise<number> {
   const status = await readFile(`${files.processes}/${pid}/status`, 'utf8').catch(() => '')

@@ -232,6 +232,61 @@ test('where balloons do not do, those idle longest sleep, and no more than it ta
   for (const guest of [idle, working]) expect(await desired(guest)).toMatchObject({ desired_state: 'running' })
 })
 
+const asleepOf = async (all: Guest[]) => {
+  const told = await owner<{ id: number }[]>`select id from machines where desired_state = 'asleep' order by id`
+  return told.map(({ id }) => all.findIndex((guest) => guest.id === id))
+}
+
+test('one that could not be put to sleep is not waited for, and is passed over as long as there are others', async () => {
+  const all = [await running(600), await running(500), await running(60), await running(5)]
+  for (const guest of all) guest.usedBytes = 3.9 * GiB
+  freeBytes = 16 * GiB + marks.scarce - 5 * GiB
+  await look()
+  expect(await asleepOf(all)).toEqual([0, 1])
+  await look(5)
+  expect(await asleepOf(all)).toEqual([0, 1])
+  for (const { id } of all.slice(0, 2)) keeper.couldNotSleep(id)
+  await look()
+  expect(await asleepOf(all)).toEqual([0, 1, 2, 3])
+  // Something came for all of them. Those that failed are idle longest again.
+  await owner`update machines set desired_state = 'running'`
+  await look()
+  expect(await asleepOf(all)).toEqual([2, 3])
+  for (const guest of all.slice(2)) await fallAsleep(guest)
+  freeBytes -= 8 * GiB
+  await look()
+  expect(await asleepOf(all)).toEqual([0, 1, 2, 3])
+})
+
+test('one that failed before memory ran short keeps nobody awake either', async () => {
+  const all = [await running(600), await running(500), await running(60)]
+  for (const guest of all) guest.usedBytes = 3.9 * GiB
+  freeBytes = 40 * GiB
+  for (const { id } of all.slice(0, 2)) {
+    await owner`update machines set desired_state = 'asleep' where id = ${id}`
+    keeper.couldNotSleep(id)
+  }
+  await look(60)
+  freeBytes = 12 * GiB + marks.least - 1
+  await look()
+  expect(await asleepOf(all)).toEqual([0, 1, 2])
+})
+
+test('while programs are about to be ended, one that says nothing is waited for ten seconds', async () => {
+  const all = [await running(600), await running(500), await running(null)]
+  for (const guest of all) guest.usedBytes = 3.9 * GiB
+  freeBytes = 12 * GiB + marks.least - 1
+  await look()
+  expect(await asleepOf(all)).toEqual([0])
+  freeBytes = 12 * GiB - 5 * GiB
+  await look()
+  expect(await asleepOf(all)).toEqual([0, 1])
+  await look(8)
+  expect(await asleepOf(all)).toEqual([0, 1])
+  await look(3)
+  expect(await asleepOf(all)).toEqual([0, 1, 2])
+})
+
 test('nobody sleeps whom something came for since it was idle; one that works does when programs are about to be ended', async () => {
   const idle = await running(60)
   idle.usedBytes = 3.9 * GiB

@@ -31,6 +31,8 @@ export type Keeper = {
   room(machineId: number, wanted: { bytes: number; isWanted: () => Promise<boolean> }): Promise<Disposable | undefined>
   /** Whether there is so much for what can wait: nobody has to give any for it, or waits to be woken. */
   spare(bytes: number): Promise<boolean>
+  /** A machine's sleep was tried and failed: it is awake, and nobody waits for its memory any more. */
+  couldNotSleep(machineId: number): void
   figures(): Promise<Figures>
   /** What a machine has given back, as far as was seen at the last look. */
   balloonBytes(machineId: number): number
@@ -86,6 +88,10 @@ const lookAgainMs = 250
 const refuseEveryMs = 30_000
 /** A machine that does not fall asleep within this time is not counted on. */
 const fallLimitMs = 120_000
+/** Nor within this one while the kernel is about to end programs: it would not wait for a guest that says nothing. */
+const fallLimitDesperateMs = 10_000
+/** One that could not sleep is passed over for so long. It is tried again every ten minutes, and says so each time. */
+const passOverMs = 900_000
 /** Balloons move in steps of this; less is no difference. */
 const grainBytes = 2 ** 20
 
@@ -115,6 +121,8 @@ class MemoryKeeper implements Keeper {
   readonly #admitted = new Map<number, number>()
   readonly #refusedAt = new Map<number, number>()
   readonly #falling = new Map<number, { since: number; heldBytes: number }>()
+  /** when the sleep of a machine failed last */
+  readonly #failedAt = new Map<number, number>()
   readonly #turns = coalesce(() => this.#turn())
   #timer: NodeJS.Timeout | undefined
   #going: Promise<void> | undefined
@@ -199,6 +207,10 @@ class MemoryKeeper implements Keeper {
     if (overPromisedBytes(left, new Set(this.#admitted.keys()), overheadBytes) > 0) return false
     const onTheirWay = [...this.#admitted.values()].reduce((all, one) => all + one, 0)
     return hasRoom(host, onTheirWay + bytes)
+  }
+
+  couldNotSleep(machineId: number): void {
+    this.#failedAt.set(machineId, this.#now())
   }
 
   #mayRefuse(machineId: number): boolean {
@@ -369,7 +381,8 @@ class MemoryKeeper implements Keeper {
     if (missingBytes <= 0 && overPromised <= 0) return
     const sleepers = this.#awake.map((row): Sleeper => {
       const held = this.#known.get(row.id)?.heldBytes ?? 0
-      return { ...row, heldBytes: held, promisedBytes: row.memoryBytes + overheadBytes }
+      const couldNotSleep = this.#failedAt.has(row.id)
+      return { ...row, heldBytes: held, promisedBytes: row.memoryBytes + overheadBytes, couldNotSleep }
     })
     const able = sleepers.filter(({ id }) => seats.has(id) && !waiting.has(id) && !this.#falling.has(id))
     const need = {
@@ -381,9 +394,10 @@ class MemoryKeeper implements Keeper {
       falling,
     }
     for (const one of chooseSleepers(need, able, new Date())) {
+      const since = this.#now()
       if (!(await rows.putToSleep(one))) continue
       this.#isUnderWay = true
-      this.#falling.set(one.id, { since: this.#now(), heldBytes: one.heldBytes })
+      this.#falling.set(one.id, { since, heldBytes: one.heldBytes })
       log.warn({ machine: one.id, level: this.#level, missingBytes, isForWake }, 'is put to sleep: memory is short')
     }
   }
@@ -391,10 +405,17 @@ class MemoryKeeper implements Keeper {
   /** Who is on the way to sleep, or to be off; one that does not get there is not counted on, but not tried again either. */
   #seeFalling(promises: Promises, overheadBytes: number) {
     const now = this.#now()
+    const limitMs = this.#level === 'desperate' ? fallLimitDesperateMs : fallLimitMs
     const rows = leaving(promises)
-    for (const { id } of rows) if (!this.#falling.has(id)) this.#falling.set(id, { since: now, heldBytes: 0 })
+    for (const [id, at] of this.#failedAt) if (now - at >= passOverMs) this.#failedAt.delete(id)
+    // One that others put to sleep may have failed long before it is seen here.
+    const sinceOf = (id: number) => this.#failedAt.get(id) ?? now
+    for (const { id } of rows) if (!this.#falling.has(id)) this.#falling.set(id, { since: sinceOf(id), heldBytes: 0 })
     for (const id of this.#falling.keys()) if (!rows.some((row) => row.id === id)) this.#falling.delete(id)
-    const counted = rows.filter(({ id }) => now - (this.#falling.get(id)?.since ?? now) < fallLimitMs)
+    const counted = rows.filter(({ id }) => {
+      const since = this.#falling.get(id)?.since ?? now
+      return now - since < limitMs && (this.#failedAt.get(id) ?? Number.NEGATIVE_INFINITY) < since
+    })
     return {
       count: counted.length,
       heldBytes: counted.reduce((all, { id }) => all + (this.#falling.get(id)?.heldBytes ?? 0), 0),

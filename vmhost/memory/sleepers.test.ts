@@ -12,6 +12,7 @@ const sleeper = (id: number, idleMinutes: number | null, more: Partial<Sleeper> 
   idleSince: idleMinutes === null ? null : minutesAgo(idleMinutes),
   activityAt: null,
   holdUntil: null,
+  couldNotSleep: false,
   ...more,
 })
 const none = { count: 0, heldBytes: 0, promisedBytes: 0 }
@@ -61,6 +62,18 @@ test('one that works sleeps only when programs are about to be ended and nobody 
   expect(ids(chooseSleepers(desperate, [held], now))).toEqual([1])
   const falling = { count: 1, heldBytes: GiB, promisedBytes: 4 * GiB }
   expect(chooseSleepers({ ...desperate, falling }, [held, used], now)).toEqual([])
+})
+
+test('one that could not sleep lately does when nobody else is left, nor on the way; one that works goes before it', () => {
+  const failed = [sleeper(1, 600, { couldNotSleep: true }), sleeper(2, 500, { couldNotSleep: true })]
+  const much = need({ missingBytes: 10 * GiB })
+  expect(ids(chooseSleepers(much, [...failed, sleeper(3, 5)], now))).toEqual([3])
+  expect(ids(chooseSleepers(much, [...failed, sleeper(3, null)], now))).toEqual([1, 2])
+  const desperate: SleepNeed = { ...much, level: 'desperate' }
+  expect(ids(chooseSleepers(desperate, [...failed, sleeper(3, null)], now))).toEqual([3])
+  expect(ids(chooseSleepers(desperate, failed, now))).toEqual([1, 2])
+  const falling = { count: 1, heldBytes: GiB, promisedBytes: 4 * GiB }
+  expect(chooseSleepers({ ...desperate, falling }, failed, now)).toEqual([])
 })
 
 test('for one that waits to be woken those idle longest make room, be it for memory or for promises; those that work do not', () => {

@@ -46,6 +46,8 @@ let agents: Map<number, Agent>
 /** of their sockets */
 const paths = new Map<number, string>()
 let started = 0
+/** so many times a guest is not let go on */
+let resumesRefused = 0
 /** called within the next save */
 let whileSaving: (() => void | Promise<void>) | undefined
 let networks: Map<number, string | undefined>
@@ -67,6 +69,7 @@ beforeEach(async () => {
   agents = new Map()
   networks = new Map()
   whileSaving = undefined
+  resumesRefused = 0
   await vmhost()
 })
 
@@ -164,6 +167,10 @@ function wrapped(hypervisor: Hypervisor): Hypervisor {
       whileSaving = undefined
       await act?.()
       await hypervisor.save(folder, options)
+    },
+    resume: async () => {
+      if (resumesRefused-- > 0) throw new Error('It does not go on')
+      await hypervisor.resume()
     },
   }
   return new Proxy(hypervisor, {
@@ -372,6 +379,40 @@ test('what cannot be kept leaves the machine as it is, running, and says why', a
   expect(machines.get(id)?.pid).toBe(pid)
   expect(await written(id)).toBe('after')
   expect(told(id)).toMatchObject({ frozen: false })
+})
+
+test('one that cannot be let go on when it was not kept stands still until it can, and says so', async () => {
+  const id = await create('demo')
+  const { id: from } = await take(id)
+  whileSaving = () => {
+    resumesRefused = 1
+    throw new Error('There is no room for it')
+  }
+  await wantRestore(id, from)
+  await settle(async () =>
+    expect((await machineRow(id))?.observed_reason).toBe(
+      'It stands still: it was not put to sleep, and does not go on, which is tried again',
+    ),
+  )
+  expect(await is(id, 'running')).toMatchObject({ observed_reason: null })
+  expect(await hypervisors.at(-1)?.state()).toBe('running')
+})
+
+test('a machine that stands still is not ended for a restore that could not keep it', async () => {
+  const id = await create('demo')
+  const { id: from } = await take(id)
+  await write(id, 'after')
+  const pid = machines.get(id)?.pid
+  await machines.get(id)?.standStill()
+  await wantRestore(id, from)
+  await settle(async () =>
+    expect(await machineRow(id)).toMatchObject({
+      observed_restore: 1,
+      observed_restore_problem: expect.stringContaining('It stands still'),
+    }),
+  )
+  expect(machines.get(id)?.pid).toBe(pid)
+  expect(await written(id)).toBe('after')
 })
 
 test('a checkpoint that fails says why; a machine that was to be made of it fails, and can be thrown away', async () => {

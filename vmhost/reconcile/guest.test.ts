@@ -6,7 +6,7 @@ import pino from 'pino'
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import type { Sql } from '../../migrations/connect.ts'
 import { type TestDatabase, testDatabase } from '../../test/database.ts'
-import type { Hypervisor, HypervisorEvent } from '../hypervisor/driver.ts'
+import type { GuestState, Hypervisor, HypervisorEvent } from '../hypervisor/driver.ts'
 import { Agent } from '../testing/agent.ts'
 import { type Ending, Guest } from './guest.ts'
 import { makeHostKey } from './identity.ts'
@@ -27,7 +27,10 @@ let happened: string[]
 let balloons: number[]
 let ended: PromiseWithResolvers<Ending>
 let freeBytes: number
+/** of its hypervisor, after `resume` too */
+let state: GuestState
 let raise: (event: HypervisorEvent) => void
+let onResume: (() => void) | undefined
 
 beforeEach(async () => {
   directory = mkdtempSync(join(tmpdir(), 'berth-guest-'))
@@ -46,6 +49,7 @@ beforeEach(async () => {
   balloons = []
   ended = Promise.withResolvers()
   freeBytes = 0
+  state = 'running'
   agent = new Agent(join(directory, 'agent.sock'))
 })
 
@@ -65,7 +69,7 @@ function attend(ready = false, options: { bootLimitMs?: number } = {}): Guest {
     consolePath: join(directory, 'fifo'),
     stateVersion: 'test',
     save: nothing,
-    state: async () => 'running',
+    state: async () => state,
     on: (listener) => {
       raise = listener
       return () => {}
@@ -75,6 +79,7 @@ function attend(ready = false, options: { bootLimitMs?: number } = {}): Guest {
     },
     resume: async () => {
       happened.push('resumed')
+      onResume?.()
     },
     powerButton: nothing,
     setBalloon: async (bytes) => {
@@ -142,6 +147,18 @@ test('it is ready when it knows who it is and its sshd listens, and then reports
     .toMatchObject([{ machine_id: row.id, report: { txBytes: 4711, listeningPorts: [8000], cpuSeconds: 1.5 } }])
 })
 
+test('one that another vmhost was about to put to sleep is told again when it does not answer at first', async () => {
+  const before = attend()
+  await agent.identified.promise
+  agent.reaches('sshd')
+  await expect.poll(() => before.ready, { timeout: 60_000 }).toBe(true)
+  await before.release()
+  agent.deafToKeys = 1
+  const after = attend(false, { bootLimitMs: 16_000 })
+  await expect.poll(() => after.ready, { timeout: 60_000 }).toBe(true)
+  expect(happened.filter((one) => one === 'failed')).toEqual([])
+})
+
 test('after a reboot it is told anew, once its tools are there, and is not ready before', async () => {
   const one = attend()
   await agent.identified.promise
@@ -196,6 +213,34 @@ test('one that stands still for want of disk says so, goes on when there is spac
   expect(one.ready).toBe(true)
 })
 
+test('one whose hypervisor cannot go on, with space enough, says what the way out is, and is tried all the same', async () => {
+  agent.stage = 'init'
+  agent.hostname = 'demo'
+  const one = attend(true)
+  state = 'ioError'
+  freeBytes = 9
+  raise({ type: 'ioError', noSpace: false })
+  const tried = () => happened.filter((what) => what === 'resumed').length
+  await expect.poll(tried, { timeout: 60_000 }).toBe(3)
+  const lost =
+    "reason It stands still: its server's disk lost some of what it wrote. Restart it: it boots from its disk, as after a power cut"
+  await expect.poll(() => happened.filter((what) => what !== 'resumed').slice(2), { timeout: 60_000 }).toEqual([lost])
+  expect(one.standsStill).toBe(true)
+  state = 'running'
+  await expect.poll(() => happened.at(-1), { timeout: 60_000 }).toBe('reason null')
+  expect(one.standsStill).toBe(false)
+})
+
+test('one whose disk fails while there is no space under it says that it is for want of space', async () => {
+  agent.stage = 'init'
+  agent.hostname = 'demo'
+  attend(true)
+  raise({ type: 'ioError', noSpace: false })
+  const failed = "reason It stands still: its server's disk failed a write or read, which is tried again"
+  const full = "reason It stands still: its server's disk is full. It goes on by itself when there is space"
+  await expect.poll(() => happened, { timeout: 60_000 }).toEqual([failed, 'disk-error', full])
+})
+
 test('one that has to stand still for others to have space is paused once, and goes on when there is some', async () => {
   agent.stage = 'init'
   agent.hostname = 'demo'
@@ -208,6 +253,18 @@ test('one that has to stand still for others to have space is paused once, and g
   await expect.poll(() => happened.slice(3), { timeout: 60_000 }).toEqual(['resumed', 'reason null'])
 })
 
+test('one that is stopped again while it is let go on is tried again', async () => {
+  const one = attend(true)
+  freeBytes = 9
+  onResume = () => {
+    onResume = undefined
+    raise({ type: 'ioError', noSpace: true })
+  }
+  raise({ type: 'ioError', noSpace: true })
+  await expect.poll(() => one.standsStill, { timeout: 60_000 }).toBe(false)
+  expect(happened.filter((what) => what === 'resumed')).toHaveLength(2)
+})
+
 test('one that says hundreds of times where it is makes nothing happen a second time', async () => {
   agent.answers = false
   const one = attend()
@@ -218,8 +275,8 @@ test('one that says hundreds of times where it is makes nothing happen a second 
     await expect.poll(() => one.fatal, { timeout: 60_000 }).toBe(round)
     await rows.one(row.id)
   }
-  expect(agent.told).toBe(1)
   expect(happened).toEqual(['stage ssh'])
+  expect(agent.told).toBe(1)
 })
 
 test.each([

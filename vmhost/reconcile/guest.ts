@@ -2,6 +2,7 @@ import type { Logger } from 'pino'
 import { type AgentChannel, ChannelError, connectAgent } from '../guest/channel.ts'
 import { type AgentEvent, type BootStage, bootStages, type MachineReport } from '../guest/messages.ts'
 import type { Hypervisor, HypervisorEvent } from '../hypervisor/driver.ts'
+import { spaceProblem } from '../storage/space.ts'
 import type { MachineFiles } from '../storage/store.ts'
 import { ConsoleReader } from './console.ts'
 import { publicPart } from './identity.ts'
@@ -53,6 +54,8 @@ export class Guest {
   /** undefined, too, once it was ready, or booted by itself */
   #prepare: ((agent: AgentChannel) => Promise<void>) | undefined
   #isLying = false
+  /** what is to be done before it may go on, where it did not get up */
+  #leavesBed: (() => Promise<void>) | undefined
   #stage: BootStage | undefined
   /** it was reported that its sshd is awaited, in this boot */
   #saidSsh = false
@@ -118,10 +121,16 @@ export class Guest {
       state: () => hypervisor.state(),
       resume: async () => {
         if (this.#isLying) throw new Error('It lies down, and goes on when it gets up')
+        await this.#leavesBed?.()
         await hypervisor.resume()
       },
     }
-    this.#standstill = new Standstill(goesOn, world.store, () => this.#goOn())
+    this.#standstill = new Standstill(goesOn, world.store, {
+      end: () => this.#goOn(),
+      stuck: () => {
+        if (!this.#over) this.#owner.observe({ observedReason: standsStillFor.good })
+      },
+    })
     hypervisor.on((event) => this.#onHypervisor(event))
     this.#channel.on((event) => this.#onAgent(event))
     if (this.#ready) this.#reportSoon(firstReportMs)
@@ -243,6 +252,19 @@ export class Guest {
       await this.hypervisor.powerButton().catch(() => {})
       return true
     }
+  }
+
+  /**
+   * It was to lie down, and did not come to it: looks whether it goes on. One that does not is tried again until it does,
+   * and says then that it is ready.
+   * @param leavesBed takes away what was saved of it, which must not be there when it goes on
+   */
+  async getsUp(leavesBed: () => Promise<void>): Promise<boolean> {
+    const state = await this.hypervisor.state().catch(() => 'paused' as const)
+    if (this.#over || state !== 'paused') return true
+    this.#leavesBed = leavesBed
+    if (this.#standstill.begin(false)) this.#owner.observe({ observedReason: standsStillFor.lying })
+    return false
   }
 
   /** Has it stand still before its server's disk is full; there is space again when it goes on by itself. */
@@ -405,9 +427,11 @@ export class Guest {
       this.#end({ kind: 'failed', reason: `The machine did not take its identity: ${error.message}` })
       return
     }
-    // Lost: the guest said hello and went away, and the next hello starts over. The database away: likewise.
     this.#log.warn({ err: error }, 'identity')
-    if (!refused && !(error instanceof ChannelError)) {
+    // Lost: the guest said hello and went away, and the next hello starts over. The database away, or a guest that was
+    // too busy to answer: nothing else would.
+    const startsOver = error instanceof ChannelError && (error.code === 'agent.lost' || error.code === 'agent.closed')
+    if (!refused && !startsOver) {
       setTimeout(() => {
         if (!this.#over && !this.#introduction.made && has(this.#stage, 'tools')) this.#introduceOrRetry(false)
       }, introduceAgainMs).unref()
@@ -480,19 +504,33 @@ export class Guest {
 
   #standStill(noSpace: boolean): void {
     if (!this.#standstill.begin()) return
-    const why = noSpace
-      ? "It stands still: its server's disk is full. It goes on by itself when there is space"
-      : "It stands still: its server's disk failed a write or read, which is tried again"
-    this.#owner.observe({ observedReason: why })
+    this.#owner.observe({ observedReason: noSpace ? standsStillFor.space : standsStillFor.failure })
     this.#owner.record('disk-error', { noSpace })
     clearTimeout(this.#limit)
+    if (!noSpace) this.#lookForSpace().catch(() => {})
+  }
+
+  /** A volume that finds no space on the filesystem under it fails as a broken disk does. */
+  async #lookForSpace(): Promise<void> {
+    const problem = spaceProblem(await this.#world.store.space())
+    if (problem && this.#standstill.on && !this.#over) this.#owner.observe({ observedReason: standsStillFor.space })
   }
 
   #goOn(): void {
-    this.#owner.observe({ observedReason: null })
+    const didNotGetUp = this.#leavesBed !== undefined
+    this.#leavesBed = undefined
+    if (didNotGetUp && this.#ready) this.sayReady()
+    else this.#owner.observe({ observedReason: null })
     this.#expectProgress()
   }
 }
+
+const standsStillFor = {
+  lying: 'It stands still: it was not put to sleep, and does not go on, which is tried again',
+  space: "It stands still: its server's disk is full. It goes on by itself when there is space",
+  failure: "It stands still: its server's disk failed a write or read, which is tried again",
+  good: "It stands still: its server's disk lost some of what it wrote. Restart it: it boots from its disk, as after a power cut",
+} as const
 
 /** `off`: switched off from inside; `gone`: the hypervisor's process ended by itself or by somebody else. */
 export type Ending =

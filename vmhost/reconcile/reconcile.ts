@@ -7,8 +7,7 @@ import { MemoryRows } from '../memory/memory-rows.ts'
 import { LoadRows } from '../meter/load-rows.ts'
 import { LoadSampler } from '../meter/load-sampler.ts'
 import type { PublicPort } from '../network/types.ts'
-import { giveUpBallast, keepBallast } from '../storage/ballast.ts'
-import { isShortOfSpace, spaceProblem } from '../storage/space.ts'
+import { spaceProblem } from '../storage/space.ts'
 import type { TemplateFiles } from '../storage/templates.ts'
 import { coalesce } from './coalesce.ts'
 import { parsePublicKeyLine } from './identity.ts'
@@ -18,6 +17,7 @@ import { Machine } from './machine.ts'
 import { isTaken } from './ownership.ts'
 import { portsSetting, readOpenPorts } from './public-ports.ts'
 import type { MachineRow } from './rows.ts'
+import { SpaceGuard } from './space-guard.ts'
 import { Templates } from './templates.ts'
 import type { World } from './world.ts'
 
@@ -47,7 +47,7 @@ export type Reconciler = {
 
 export type ReconcilerOptions = {
   /** The world of the machines, without what the reconciler itself provides. */
-  readonly world: Omit<World, 'gatewayKey' | 'signal' | 'room' | 'templates'>
+  readonly world: Omit<World, 'gatewayKey' | 'signal' | 'room' | 'couldNotSleep' | 'templates'>
   /** where templates are kept */
   readonly templates: TemplateFiles
   readonly log: Logger
@@ -89,6 +89,7 @@ class HostReconciler implements Reconciler {
   readonly #keeper: Keeper
   readonly #sampler: LoadSampler
   readonly #templates: Templates
+  readonly #spaceGuard: SpaceGuard
   readonly #stop = new AbortController()
   readonly #timers: NodeJS.Timeout[] = []
   readonly #background = new Set<Promise<void>>()
@@ -99,7 +100,6 @@ class HostReconciler implements Reconciler {
   #gatewayKey: string | undefined
   /** before that, nothing is known of whose files are whose */
   #hasLooked = false
-  #isShortOfSpace = false
 
   constructor({ world, templates, log, publicPorts, onLeaseLost, onUnknownDisk }: ReconcilerOptions) {
     this.#log = log
@@ -129,11 +129,20 @@ class HostReconciler implements Reconciler {
       log,
       signal: this.#stop.signal,
     })
+    this.#spaceGuard = new SpaceGuard({
+      store: world.store,
+      stopsWithoutSpace: world.driver.name === 'qemu',
+      standStill: async () => {
+        await Promise.allSettled([...this.#machines.values()].map((machine) => machine.standStill()))
+      },
+      log,
+    })
     this.#world = {
       ...world,
       templates: this.#templates,
       gatewayKey: () => this.#gatewayKey,
       room: (machineId, wanted) => this.#keeper.room(machineId, wanted),
+      couldNotSleep: (machineId) => this.#keeper.couldNotSleep(machineId),
       signal: this.#stop.signal,
     }
   }
@@ -157,6 +166,8 @@ class HostReconciler implements Reconciler {
   }
 
   async start(): Promise<void> {
+    // A hypervisor that hangs, or is busy with its guest's memory, may take longer to be adopted than the lease lasts.
+    this.#every(heartbeatEveryMs, () => this.#heartbeat())
     await this.#readGatewayKey()
     const rows = await this.#world.rows.all()
     for (const row of rows) this.#machines.set(row.id, new Machine(row, this.#world))
@@ -180,11 +191,10 @@ class HostReconciler implements Reconciler {
     this.#every(rescanEveryMs, () => this.#rescan())
     this.#every(networkEveryMs, () => this.#networkRound())
     this.#every(trashEveryMs, () => this.#emptyTrash())
-    this.#every(heartbeatEveryMs, () => this.#heartbeat())
     this.#every(checkpointsEveryMs, () => this.#countCheckpoints())
     this.#every(templatesEveryMs, () => this.#templates.sweep())
     this.#every(idlenessEveryMs, () => this.#watchIdleness())
-    if (this.#world.store.volume.ballast) this.#every(spaceEveryMs, () => this.#guardSpace())
+    this.#every(spaceEveryMs, () => this.#spaceGuard.look())
   }
 
   async sleepThroughShutdown(limitMs: number): Promise<void> {
@@ -359,23 +369,6 @@ class HostReconciler implements Reconciler {
         this.#log.info({ machine: watched.id, because: sleepBecause }, 'is put to sleep')
       }
     }
-  }
-
-  /** Machines stand still before what they write takes the last space from Postgres, which has the ballast's then. */
-  async #guardSpace(): Promise<void> {
-    const { store } = this.#world
-    const { ballast } = store.volume
-    if (!ballast) return
-    const was = this.#isShortOfSpace
-    this.#isShortOfSpace = isShortOfSpace(await store.space(), was)
-    if (!this.#isShortOfSpace) {
-      await keepBallast(ballast)
-      return
-    }
-    if (!was) this.#log.error("the server's disk is nearly full: machines stand still until there is space")
-    // One that has just been started too. What cannot be stopped must not keep the space from Postgres.
-    await Promise.allSettled([...this.#machines.values()].map((machine) => machine.standStill()))
-    await giveUpBallast(ballast)
   }
 
   async #heartbeat(): Promise<void> {

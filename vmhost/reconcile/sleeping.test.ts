@@ -124,8 +124,35 @@ describe('a sleep that fails', () => {
       .poll(() => lab.seen.observedReason, { timeout: 60_000 })
       .toMatch(/^It could not be put to sleep, which is tried again: Its server's disk has no room for the \d+ MiB/)
     await lab.awake()
+    // The next one would find no space either.
+    expect(lab.failedSleeps).toBe(0)
     lab.want({ desiredState: 'running' })
     await expect.poll(() => lab.seen.observedReason).toBeNull()
+  })
+
+  const says = ['it says nothing', 'No space left on device']
+  test.each(says)(
+    'for want of an answer (%s) takes no place from others, and whoever keeps the memory hears of it',
+    async (said) => {
+      using _place = await lab.places.acquire(AbortSignal.timeout(20_000))
+      lab.agent.refusesReports = said
+      lab.want({ desiredState: 'asleep' })
+      await expect
+        .poll(() => lab.seen.observedReason, { timeout: 20_000 })
+        .toMatch(/^It could not be put to sleep, which is tried again: /)
+      expect(lab.failedSleeps).toBe(1)
+      await lab.awake()
+    },
+  )
+
+  test('half way is heard of too', async () => {
+    lab.whileSaving = () => {
+      throw new Error('half way')
+    }
+    lab.want({ desiredState: 'asleep' })
+    await expect.poll(() => lab.seen.observedReason, { timeout: 20_000 }).toMatch(/tried again: half way$/)
+    expect(lab.failedSleeps).toBe(1)
+    await lab.awake()
   })
 
   test('because the disk is full half way leaves it awake', async () => {

@@ -49,7 +49,7 @@ const limits = {
 }
 const lookMs = 50
 /** Emulated beside others that are coming up, a guest may be that slow to say anything. */
-const reportLimitMs = 45_000
+export const reportLimitMs = 45_000
 export const thawLimitMs = 45_000
 
 /**

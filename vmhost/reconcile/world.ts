@@ -35,6 +35,8 @@ export type World = {
   readonly sleeps: Slots
   /** finds memory for those that wake */
   readonly room: Keeper['room']
+  /** hears of those that could not be put to sleep */
+  readonly couldNotSleep?: Keeper['couldNotSleep']
   readonly guest: GuestNetwork
   /** what a single machine may have */
   readonly memoryBytes: number

@@ -49,6 +49,6 @@ export function spaceProblem(space: Space): string | undefined {
  * it is not one and the other by turns.
  * @param isShort what it was
  */
-export function isShortOfSpace(space: Space, isShort: boolean): boolean {
+export function isShortOfSpace(space: Pick<Space, 'freeBytes' | 'reserveBytes'>, isShort: boolean): boolean {
   return space.freeBytes < space.reserveBytes / (isShort ? 2 : 4)
 }

@@ -1,6 +1,7 @@
-import { readFileSync, writeFileSync, writeSync } from 'node:fs'
-import { createServer } from 'node:http'
+import { existsSync, readFileSync, writeFileSync, writeSync } from 'node:fs'
+import { createServer, type ServerResponse } from 'node:http'
 import { join } from 'node:path'
+import { setTimeout as sleep } from 'node:timers/promises'
 import type { RecordedCall, RecordedState, Recording } from './record-cloud-hypervisor.ts'
 
 /**
@@ -10,7 +11,8 @@ import type { RecordedCall, RecordedState, Recording } from './record-cloud-hype
  *
  *     SIGUSR1 the guest switches itself off · SIGUSR2 it panics · SIGHUP it reboots
  *
- * Every request goes, one JSON document a line, to the file that FAKE_REQUESTS names.
+ * Every request goes, one JSON document a line, to the file that FAKE_REQUESTS names. They are carried out one after the
+ * other, and FAKE_HELD, a call and a file, has that one, and all that come after it, wait until the file is there.
  */
 
 const recording: Recording = JSON.parse(readFileSync(process.env.FAKE_RECORDING ?? '', 'utf8'))
@@ -56,6 +58,9 @@ function find(method: string, name: string, body: unknown): RecordedCall | undef
   )
 }
 
+/** The one loop that works off all requests. */
+let loop = Promise.resolve()
+
 const server = createServer(async (question, answer) => {
   let text = ''
   for await (const chunk of question) text += chunk
@@ -64,6 +69,14 @@ const server = createServer(async (question, answer) => {
   const name = (question.url ?? '').replace('/api/v1/', '')
   const requests = process.env.FAKE_REQUESTS
   if (requests !== undefined) writeFileSync(requests, `${JSON.stringify({ method, name, body })}\n`, { flag: 'a' })
+  loop = loop.then(() => respond({ method, name, body }, answer))
+})
+
+type Question = { method: string; name: string; body: Record<string, unknown> | null }
+
+async function respond({ method, name, body }: Question, answer: ServerResponse): Promise<void> {
+  const [held, until = ''] = process.env.FAKE_HELD?.split(' ') ?? []
+  while (name === held && !existsSync(until)) await sleep(10)
   const failing = process.env.FAKE_FAILURE?.split(' ')[0] === name
   const found = find(method, name, body)
   const status = failing ? 500 : (found?.status ?? 404)
@@ -72,7 +85,7 @@ const server = createServer(async (question, answer) => {
   answer.writeHead(status, { 'content-type': 'application/json', server: 'Cloud Hypervisor API' })
   answer.end(said === null || said === undefined ? undefined : JSON.stringify(dress(name, said)))
   if (name === 'vmm.shutdown') answer.once('close', () => process.exit(0))
-})
+}
 
 function carryOut(name: string, body: Record<string, unknown> | null): void {
   if (name === 'vm.create') config = body ?? {}

@@ -59,6 +59,30 @@ export async function startNested(cloudHypervisor: string): Promise<NestedServer
   }
 }
 
+/**
+ * The command line that has Node run something of the checkout in such a server, where it may make taps, and with many
+ * times as long for the proof of KVM as elsewhere.
+ */
+export function insideNested(parameters: readonly string[]): string {
+  const environment = {
+    CLOUD_HYPERVISOR: '/mnt/cloud-hypervisor',
+    BERTH_TEST_CACHE: '/mnt/cache',
+    TMPDIR: '/mnt/tmp',
+    BERTH_TEST_KVM_LIMIT_MS: '300000',
+    BERTH_TEST_NETWORK: 'own',
+  }
+  const words = Object.entries(environment).map(([name, value]) => `${name}=${value}`)
+  return `mkdir -p -m 1777 /mnt/tmp && cd /mnt/checkout && {
+    ${inOwnNetwork(`env ${words.join(' ')} node ${parameters.join(' ')}`)}
+  }`
+}
+
+/** The command line that runs another in a network namespace of its own, with its exit status. */
+export function inOwnNetwork(commandLine: string): string {
+  return `n=berth-own-$$; ip netns add $n && ip -n $n link set lo up && ip netns exec $n ${commandLine}
+    status=$?; ip netns delete $n; exit $status`
+}
+
 async function makeDisk(home: string, cloudHypervisor: string): Promise<void> {
   const tree = join(home, 'tree')
   const artifacts = await testArtifacts()

@@ -22,9 +22,12 @@ export async function adopt(state: MachineState, life: Life, sleep: Sleep): Prom
   const { world, log } = state
   const { driver, store } = world
   const directory = store.directoryOf(state.id)
+  const runsWith = await readRunsWith(directory)
+  // Its row may have become less, which is for its next start.
+  const memoryBytes = Math.max(state.row.memoryBytes, runsWith?.memoryBytes ?? 0)
   let hypervisor: Hypervisor | undefined
   try {
-    hypervisor = await driver.adopt(state.id, directory)
+    hypervisor = await driver.adopt(state.id, directory, memoryBytes)
   } catch (error) {
     // It does not answer and so cannot be trusted with a disk; its guest is started again from what it had synced.
     log.warn({ err: error }, 'the hypervisor does not answer and is ended')
@@ -46,7 +49,7 @@ export async function adopt(state: MachineState, life: Life, sleep: Sleep): Prom
     await sleep.findAsleep(memory)
     return
   }
-  state.runsWith = await readRunsWith(directory)
+  state.runsWith = runsWith
   await state.seeSize(hypervisor).catch((error) => log.warn({ err: error }, 'its size'))
   state.network = networkOf({ id: state.id, address }, state.runsWith?.commandLine)
   const ready = observedState === 'running' && isReady && !memory.used

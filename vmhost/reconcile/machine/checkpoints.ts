@@ -1,7 +1,7 @@
 import type { Logger } from 'pino'
 import type { Draft } from '../../storage/checkpoints.ts'
 import { StorageError } from '../../storage/errors.ts'
-import { findMemory, memoryBytes } from '../../storage/memory.ts'
+import { findMemory, forgetMemory, memoryBytes } from '../../storage/memory.ts'
 import { spaceProblem } from '../../storage/space.ts'
 import type { MachineFiles } from '../../storage/store.ts'
 import type { CheckpointObservation, CheckpointRow } from '../checkpoint-rows.ts'
@@ -181,6 +181,7 @@ export class MachineCheckpoints {
       return await takeWithMemory(bed, draft, { ...this.#state.runsWith, boot })
     } finally {
       guest.lying = false
+      if (!this.#state.ending) await guest.getsUp(() => forgetMemory(files.directory))
     }
   }
 
@@ -190,13 +191,19 @@ export class MachineCheckpoints {
    * @throws StorageError or MachineError when it cannot be kept; it is as it was then
    */
   async #keepBefore(row: MachineRow, wish: RestoreWish): Promise<boolean> {
-    const { checkpointRows } = this.#world
+    const { checkpointRows, store } = this.#world
     const wanted = wish.keeps === null ? undefined : await checkpointRows.one(wish.keeps)
     if (wanted?.observedState === 'failed')
       throw new MachineError(wanted.observedReason ?? 'What it is now could not be kept')
     if (wanted?.observedState !== 'waiting' || wanted.desiredState === 'gone') return true
     const guest = this.#state.guest
-    if (guest?.ready && !guest.standsStill) {
+    // It has what it was doing again as soon as it is ready, which brings another turn.
+    if (guest?.restored) return false
+    if (guest?.standsStill) throw new MachineError(standsStill)
+    // Before anything is ended for it.
+    const full = spaceProblem(await store.space())
+    if (full) throw new StorageError('storage.full', full)
+    if (guest?.ready) {
       const problem = await this.#sleep.layDown(guest, (now) => now.restore?.number === wish.number)
       if (problem !== undefined) {
         await checkpointRows.report(wanted.id, { observedState: 'failed', observedReason: problem })
@@ -223,3 +230,6 @@ export class MachineCheckpoints {
     return false
   }
 }
+
+const standsStill =
+  'It stands still, as it says itself: restore it when it goes on, or stop it first, which ends all that it was doing'

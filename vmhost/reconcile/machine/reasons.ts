@@ -22,7 +22,7 @@ export function oneLine(text: string): string {
   return text.replace(/[\x00-\x1f\x7f]+/g, ' ').slice(0, 500)
 }
 
-function isDiskFull(error: unknown): boolean {
+export function isDiskFull(error: unknown): boolean {
   for (let link = error; link instanceof Error; link = link.cause) {
     if ((link as NodeJS.ErrnoException).code === 'ENOSPC' || link.message.includes('No space left on device'))
       return true

@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
+import { ChannelError } from '../../guest/channel.ts'
 import { type Hypervisor, HypervisorError } from '../../hypervisor/driver.ts'
 import { StorageError } from '../../storage/errors.ts'
 import {
@@ -14,12 +15,12 @@ import { isShortOfSpace } from '../../storage/space.ts'
 import type { Guest } from '../guest.ts'
 import { isOwn } from '../ownership.ts'
 import type { MachineRow } from '../rows.ts'
-import { layDown } from '../sleeping.ts'
+import { layDown, reportLimitMs } from '../sleeping.ts'
 import { MachineError } from '../specification.ts'
 import { LostMemoryError, restoreMemory, type Started } from '../starting.ts'
 import type { World } from '../world.ts'
 import type { Life } from './life.ts'
-import { messageOf, oneLine } from './reasons.ts'
+import { isDiskFull, messageOf, oneLine } from './reasons.ts'
 import { type MachineState, offline } from './state.ts'
 
 /**
@@ -66,11 +67,17 @@ export class Sleep {
   async layDown(guest: Guest, isWanted: (row: MachineRow) => boolean): Promise<string | undefined> {
     const { sleeps, store, rows, outbox, signal } = this.#world
     const row = this.#state.row
+    const { hypervisor, agent, files, boot } = guest
     let isTold = false
+    try {
+      // Who says nothing takes no place meanwhile from those that can sleep.
+      await agent.report({ timeoutMs: reportLimitMs })
+    } catch (error) {
+      return this.#notLaidDown(error)
+    }
     using slot = await this.#state.slot(sleeps, isWanted)
     if (!slot) return undefined
     await this.#state.gettingUp
-    const { hypervisor, agent, files, boot } = guest
     this.#state.saved = undefined
     guest.lying = true
     try {
@@ -92,19 +99,30 @@ export class Sleep {
         return isStillWanted()
       })
     } catch (error) {
-      signal.throwIfAborted()
-      this.#log.warn({ err: error }, 'could not be saved')
-      // Its hypervisor is gone: that is told by itself.
-      return this.#state.ending ? undefined : oneLine(messageOf(error))
+      return this.#notLaidDown(error)
     } finally {
       guest.lying = false
-      if (isTold && !this.#state.saved && !this.#state.ending) guest.sayReady()
+      const isUp = this.#state.saved || this.#state.ending || (await guest.getsUp(() => forgetMemory(files.directory)))
+      if (isUp && isTold && !this.#state.saved && !this.#state.ending) guest.sayReady()
     }
     this.#state.again = true
     if (!this.#state.saved) return undefined
     await this.#life.endGuest(guest, 'quit')
     await this.#life.disconnect()
     return undefined
+  }
+
+  /** @returns why, if that is not told by itself */
+  #notLaidDown(error: unknown): string | undefined {
+    const { signal, couldNotSleep } = this.#world
+    signal.throwIfAborted()
+    this.#log.warn({ err: error }, 'could not be saved')
+    // Its hypervisor is gone.
+    if (this.#state.ending) return undefined
+    // On a full disk the next one would fare no better. What a guest says of it is no reason to wait for that guest.
+    const isFull = error instanceof StorageError ? error.code === 'storage.full' : isDiskFull(error)
+    if (!isFull || error instanceof ChannelError) couldNotSleep?.(this.#state.id)
+    return oneLine(messageOf(error))
   }
 
   async wake(row: MachineRow, saved: SavedMemory): Promise<void> {

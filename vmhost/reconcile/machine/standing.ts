@@ -16,6 +16,8 @@ export function standingOf({
   const { cpus, memoryBytes } = (running && runsWith) ?? row
   const diskBytes = running || row.hostKey !== null ? row.diskBytes : 0
   const size = { cpus, memoryBytes, diskBytes }
+  // That it stands still is its server's fault, and its processors and memory are of no use to anybody.
+  if (running?.standsStill) return { ...size, state: 'failed', pid: running.hypervisor.pid }
   if (running) return { ...size, state: said === 'creating' ? said : 'running', pid: running.hypervisor.pid }
   if (said === 'running') return { ...size, state: saved ? 'asleep' : 'between' }
   return { ...size, state: said }

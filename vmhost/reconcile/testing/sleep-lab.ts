@@ -76,6 +76,10 @@ export class SleepLab implements AsyncDisposable {
   balloonBytes = 0
   mostBalloonBytes = 0
   hasRoom = true
+  /** of those that are being put to sleep, at the newest vmhost */
+  places = new Slots(1)
+  /** how often whoever keeps the memory heard that its sleep failed */
+  failedSleeps = 0
   stateVersion: string | undefined
   keepsBoot = true
   /** called once, within the save */
@@ -120,6 +124,7 @@ export class SleepLab implements AsyncDisposable {
   async vmhost(): Promise<void> {
     const real = qemuDriver({ accelerator: 'tcg', version: await qemuVersion(), cgroups: false })
     const stop = new AbortController()
+    this.places = new Slots(1)
     const hypervisors: Hypervisor[] = []
     const wrap = (hypervisor: Hypervisor) => {
       hypervisors.push(hypervisor)
@@ -194,7 +199,10 @@ export class SleepLab implements AsyncDisposable {
       } as Partial<World['outbox']> as World['outbox'],
       slots: new Slots(1),
       wakes: new Slots(1),
-      sleeps: new Slots(1),
+      sleeps: this.places,
+      couldNotSleep: () => {
+        this.failedSleeps++
+      },
       room: async () => {
         if (this.hasRoom) return { [Symbol.dispose]: () => {} }
         this.row = { ...this.row, desiredState: 'asleep' }

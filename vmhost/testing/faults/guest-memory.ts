@@ -40,7 +40,12 @@ export class GuestMemory {
 
   /** Grows as long as it runs. */
   get ticks(): number {
-    return this.#read(ticksAt, 4).readUInt32LE()
+    return this.word(ticksAt)
+  }
+
+  /** @param at physical address of 32 bits */
+  word(at: number): number {
+    return this.#read(at, 4).readUInt32LE()
   }
 
   get held(): Held {

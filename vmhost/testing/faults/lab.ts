@@ -18,6 +18,7 @@ import { join } from 'node:path'
 import { Duplex, Transform } from 'node:stream'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { makeTinyGuest } from '../../hypervisor/tiny-guest.ts'
+import { isMounted } from '../../storage/volume.ts'
 import { Agent } from '../agent.ts'
 import { artifactsFolder, TestServer } from '../server.ts'
 import { GuestMemory, type Held, heldByDisk, holdOnDisk } from './guest-memory.ts'
@@ -67,8 +68,8 @@ export class FaultLab implements AsyncDisposable {
     return lab
   }
 
-  async start(): Promise<void> {
-    await this.server.start({ NODE_OPTIONS: `--import=${preload}`, BERTH_FAULTS: this.#home })
+  async start(env: Record<string, string> = {}): Promise<void> {
+    await this.server.start({ NODE_OPTIONS: `--import=${preload}`, BERTH_FAULTS: this.#home, ...env })
   }
 
   /** Begins to count. @returns number of the round */
@@ -138,11 +139,11 @@ export class FaultLab implements AsyncDisposable {
     return join(this.server.dataDirectory, 'store')
   }
 
-  /** Leaves no block, and no inode, to anybody. */
-  fill(): void {
-    const folder = join(this.store, 'filling')
+  /** Leaves no block, and no inode, to anybody: `full` in the store, `beneath` on the filesystem under its volume. */
+  fill(where: 'full' | 'beneath'): void {
+    const folder = this.#filling[where]
     mkdirSync(folder)
-    const { bavail, bsize } = statfsSync(this.store)
+    const { bavail, bsize } = statfsSync(folder)
     const tries = [bavail * bsize - 4 * MiB, MiB, 64 * 1024, 4096]
     let files = 0
     for (const bytes of tries) {
@@ -154,7 +155,8 @@ export class FaultLab implements AsyncDisposable {
         }
       }
     }
-    for (;;) {
+    // Of inodes the volume's file needs none.
+    while (where === 'full') {
       try {
         writeFileSync(join(folder, `${files++}`), '')
       } catch {
@@ -164,7 +166,17 @@ export class FaultLab implements AsyncDisposable {
   }
 
   empty(): void {
-    rmSync(join(this.store, 'filling'), { recursive: true, force: true })
+    for (const folder of Object.values(this.#filling)) rmSync(folder, { recursive: true, force: true })
+  }
+
+  get #filling() {
+    return { full: join(this.store, 'filling'), beneath: join(this.server.dataDirectory, 'filling') }
+  }
+
+  /** Waits until no machine stands still for want of space. */
+  async goesOn(): Promise<void> {
+    const still = () => this.server.sql`select from machines where observed_reason like 'It stands still%'`
+    while ((await still()).length > 0) await sleep(100)
   }
 
   async machines(): Promise<number[]> {
@@ -291,7 +303,7 @@ function isStopped(pid: number): boolean {
 
 /** Whoever worked in it was killed a moment ago, and the loop device under it goes in its own time. */
 async function unmount(path: string): Promise<void> {
-  for (let attempt = 0; ; attempt++) {
+  for (let attempt = 0; await isMounted(path); attempt++) {
     try {
       execFileSync('umount', [path], { stdio: 'pipe' })
       return

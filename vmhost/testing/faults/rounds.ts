@@ -9,8 +9,9 @@ import { type Operation, type OperationName, operations, type UnderTest } from '
  *     hypervisor  kill -9 of every hypervisor; the vmhost goes on
  *     power       all of it, and what was not synced is lost
  *     full        not a block is left in the store until it has come to its end, or says that it cannot
+ *     beneath     the same of the filesystem under the store's volume, which others have filled
  */
-export const faults = ['vmhost', 'hypervisor', 'power', 'full'] as const
+export const faults = ['vmhost', 'hypervisor', 'power', 'full', 'beneath'] as const
 export type Fault = (typeof faults)[number]
 
 export type Round = {
@@ -86,8 +87,9 @@ export async function playRound(lab: FaultLab, operation: OperationName, fault: 
         await lab.cutPower()
         await lab.start()
         break
+      case 'beneath':
       case 'full': {
-        lab.fill()
+        lab.fill(fault)
         lab.goOn()
         const enough = new AbortController()
         const told = await Promise.race([over.then(() => 'went through; '), troubleOf(test, enough.signal)])
@@ -96,6 +98,7 @@ export async function playRound(lab: FaultLab, operation: OperationName, fault: 
         const wrong = told === '' ? [] : (await lab.leftovers()).filter((one) => /\.new|\.gone|\.sock/.test(one))
         if (wrong.length > 0) met += `left while full: ${wrong.join(', ')}; `
         lab.empty()
+        if (fault === 'beneath') await lab.goesOn()
         if (told.startsWith('said (') && test.giveUp) isGivenUp = true
         break
       }
@@ -104,7 +107,10 @@ export async function playRound(lab: FaultLab, operation: OperationName, fault: 
     await settled(lab)
     // What was found at first may have been from before.
     if (!isGivenUp) await test.over()
-    const may = { lose: fault === 'hypervisor' || fault === 'power', fail: fault === 'full' || fault === 'hypervisor' }
+    const may = {
+      lose: fault === 'hypervisor' || fault === 'power',
+      fail: ['full', 'beneath', 'hypervisor'].includes(fault),
+    }
     const outcome = await test.check(may)
     await settled(lab)
     await test.remove()
