@@ -1,5 +1,5 @@
 import { createHash, randomInt } from 'node:crypto'
-import type { Sql } from '../../migrations/connect.ts'
+import type { Db, Sql } from '../../migrations/connect.ts'
 
 /** Crockford's base 32: no letter that could be taken for a digit. */
 const ALPHABET = '0123456789abcdefghjkmnpqrstvwxyz'
@@ -50,7 +50,7 @@ export function hashCode(code: string): Buffer {
  * @throws InvitationError
  */
 export async function createInvitation(
-  sql: Sql,
+  sql: Db,
   { accountId, makesOwner = false, uses = INVITATION_DEFAULTS.uses, expiresInMs }: NewInvitation,
   code = makeCode(),
 ): Promise<{ code: string; invitation: Invitation }> {
@@ -75,14 +75,14 @@ export async function createInvitation(
 }
 
 /** Those that can still be used, the newest first. */
-export async function listInvitations(sql: Sql, accountId: number): Promise<Invitation[]> {
+export async function listInvitations(sql: Db, accountId: number): Promise<Invitation[]> {
   return await sql<Invitation[]>`
     select id, uses_left as "usesLeft", expires_at as "expiresAt", created_at as "createdAt" from invitations
     where account_id = ${accountId} and uses_left > 0 and expires_at > now() order by id desc`
 }
 
 /** @returns whether there was such an invitation of this account */
-export async function revokeInvitation(sql: Sql, accountId: number, id: number): Promise<boolean> {
+export async function revokeInvitation(sql: Db, accountId: number, id: number): Promise<boolean> {
   const rows = await sql`delete from invitations where id = ${id} and account_id = ${accountId} returning id`
   return rows.length > 0
 }

@@ -1,4 +1,4 @@
-import type { Sql } from '../../migrations/connect.ts'
+import type { Db, Sql } from '../../migrations/connect.ts'
 import type { Log } from '../log.ts'
 import { nameInComment, recordName } from './names.ts'
 import type { KeyLine } from './public-key.ts'
@@ -34,7 +34,7 @@ const keyTaken = (fingerprint: string) =>
     `the key ${fingerprint} belongs to another account; remove it there first, with ssh-key remove, or add another one`,
   )
 
-export async function listKeys(sql: Sql, accountId: number): Promise<AccountKey[]> {
+export async function listKeys(sql: Db, accountId: number): Promise<AccountKey[]> {
   return await sql<AccountKey[]>`
     select id, name, algorithm, fingerprint, comment, public_key as "publicKey", created_at as "createdAt",
       last_used_at as "lastUsedAt"
@@ -118,18 +118,25 @@ export async function insertKey(
 
 /**
  * Removes a key by name, fingerprint or number. Connections that signed in with it end within a second.
+ * @param onRemoved in its transaction
  * @throws KeyError 'key.not_found', 'key.last'
  */
-export async function removeKey(sql: Sql, accountId: number, which: string): Promise<AccountKey> {
+export async function removeKey(
+  sql: Sql,
+  accountId: number,
+  which: string,
+  onRemoved: (tx: Db, key: AccountKey) => Promise<void> = async () => {},
+): Promise<AccountKey> {
   return await sql.begin(async (tx) => {
     // Two removals at once must not each leave the other's key as the last one.
     await tx`select from accounts where id = ${accountId} for update`
-    const keys = await listKeys(tx as unknown as Sql, accountId)
+    const keys = await listKeys(tx, accountId)
     const key = pick(keys, which)
     if (keys.length === 1) {
       throw new KeyError('key.last', 'that is the last key of this account; add another one first: ssh-key add')
     }
     await tx`delete from keys where id = ${key.id}`
+    await onRemoved(tx, key)
     return key
   })
 }
@@ -138,7 +145,7 @@ export async function removeKey(sql: Sql, accountId: number, which: string): Pro
  * @returns the key as it was
  * @throws KeyError 'key.not_found', 'key.name'
  */
-export async function renameKey(sql: Sql, accountId: number, which: string, name: string): Promise<AccountKey> {
+export async function renameKey(sql: Db, accountId: number, which: string, name: string): Promise<AccountKey> {
   assertKeyName(name)
   const keys = await listKeys(sql, accountId)
   const key = pick(keys, which)

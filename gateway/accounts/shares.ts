@@ -1,5 +1,5 @@
 /** What a machine's owner shares of its pages: with the reader of a mailbox, or with whoever has a link. */
-import type { Sql } from '../../migrations/connect.ts'
+import type { Db, Sql } from '../../migrations/connect.ts'
 import { noteOnMachine, type Tx } from './events.ts'
 import { addressedTo, provedEmail } from './web-access.ts'
 import { hashToken, makeToken } from './web-sessions.ts'
@@ -38,7 +38,7 @@ const INVITATIONS_A_DAY = 50
 const INVITATIONS_TO_ONE_A_DAY = 5
 const INVITATIONS_FOR_ONE_A_DAY = 20
 
-export async function listShares(sql: Sql, machineId: number): Promise<{ shares: Share[]; links: ShareLink[] }> {
+export async function listShares(sql: Db, machineId: number): Promise<{ shares: Share[]; links: ShareLink[] }> {
   const shares = await sql<Share[]>`
     select id, email, created_at as "createdAt", accepted_at as "acceptedAt" from shares
     where machine_id = ${machineId} order by email`
@@ -52,6 +52,7 @@ export async function listShares(sql: Sql, machineId: number): Promise<{ shares:
 /**
  * Shares with an address. Sharing again with one that has not come yet makes a new link and mails it.
  * @param mail what the invitation says, given its token
+ * @param onAdded when the share is new, in its transaction
  * @returns whether the share was new
  * @throws ShareError
  */
@@ -59,6 +60,7 @@ export async function addShare(
   sql: Sql,
   { machineId, accountId, email }: { machineId: number; accountId: number; email: string },
   mail: (token: string) => { subject: string; body: string },
+  onAdded: (tx: Db) => Promise<void> = async () => {},
 ): Promise<{ added: boolean; accepted: boolean }> {
   return await sql.begin(async (tx) => {
     await tx`select from accounts where id = ${accountId} for update`
@@ -90,12 +92,13 @@ export async function addShare(
     const { subject, body } = mail(token)
     await tx`
       insert into mails (recipient, subject, body, invited_by) values (${email}, ${subject}, ${body}, ${accountId})`
+    if (!known) await onAdded(tx)
     return { added: !known, accepted: false }
   })
 }
 
 /** @returns whether there was one; whoever came by it is cut off within a second */
-export async function removeShare(sql: Sql, machineId: number, email: string): Promise<boolean> {
+export async function removeShare(sql: Db, machineId: number, email: string): Promise<boolean> {
   const rows = await sql`delete from shares where machine_id = ${machineId} and email = ${email} returning id`
   return rows.length > 0
 }
@@ -171,7 +174,7 @@ async function noteAccepted(tx: Tx, accepted: Accepted | undefined, address: str
  * @throws ShareError
  */
 export async function addLink(
-  sql: Sql,
+  sql: Db,
   { machineId, uses, expiresInMs }: { machineId: number; uses?: number | undefined; expiresInMs?: number | undefined },
 ): Promise<{ token: string; link: ShareLink }> {
   if ((await listShares(sql, machineId)).links.length >= MAX_LINKS) {
@@ -188,7 +191,7 @@ export async function addLink(
 }
 
 /** @returns whether there was one; whoever came by it is cut off within a second */
-export async function removeLink(sql: Sql, machineId: number, id: number): Promise<boolean> {
+export async function removeLink(sql: Db, machineId: number, id: number): Promise<boolean> {
   const rows = await sql`delete from share_links where machine_id = ${machineId} and id = ${id} returning id`
   return rows.length > 0
 }

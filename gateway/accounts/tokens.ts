@@ -1,6 +1,6 @@
 /** Short tokens that programs show, revocable: `exe1.` and 26 characters of base 32. Only their hash is kept. */
 import { randomBytes } from 'node:crypto'
-import type { Sql } from '../../migrations/connect.ts'
+import type { Db, Sql } from '../../migrations/connect.ts'
 import { hashToken } from './web-sessions.ts'
 
 export const TOKEN_PREFIX = 'exe1.'
@@ -31,7 +31,7 @@ export class TokenError extends Error {
  * @throws TokenError
  */
 export async function createToken(
-  sql: Sql,
+  sql: Db,
   options: {
     accountId: number
     label: string
@@ -67,7 +67,7 @@ export async function listTokens(sql: Sql, accountId: number): Promise<Token[]> 
 }
 
 /** @returns whether there was such a token of the account; whoever came by it is cut off within a second */
-export async function removeToken(sql: Sql, accountId: number, id: number): Promise<boolean> {
+export async function removeToken(sql: Db, accountId: number, id: number): Promise<boolean> {
   const rows = await sql`delete from tokens where id = ${id} and account_id = ${accountId} returning id`
   return rows.length > 0
 }

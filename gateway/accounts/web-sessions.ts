@@ -7,7 +7,7 @@
  * merely typed opens neither that account by mail nor what is shared with the address.
  */
 import { createHash, randomBytes } from 'node:crypto'
-import type { Sql } from '../../migrations/connect.ts'
+import type { Db, Sql } from '../../migrations/connect.ts'
 
 export type WebSession = {
   id: number
@@ -159,18 +159,18 @@ export async function listSessions(sql: Sql, accountId: number): Promise<SignedI
 }
 
 /** Signs one browser of an account out. @returns whether there was such a one */
-export async function endSessionOf(sql: Sql, accountId: number, sessionId: number): Promise<boolean> {
+export async function endSessionOf(sql: Db, accountId: number, sessionId: number): Promise<boolean> {
   const rows = await sql`delete from web_sessions where id = ${sessionId} and account_id = ${accountId} returning id`
   return rows.length > 0
 }
 
 /** Signs the browser out, on every machine's host too. */
-export async function endSession(sql: Sql, sessionId: number): Promise<void> {
+export async function endSession(sql: Db, sessionId: number): Promise<void> {
   await sql`delete from web_sessions where id = ${sessionId}`
 }
 
 /** Signs every browser of an account out. @returns how many there were */
-export async function endAllSessions(sql: Sql, accountId: number): Promise<number> {
+export async function endAllSessions(sql: Db, accountId: number): Promise<number> {
   const rows = await sql`delete from web_sessions where account_id = ${accountId} returning id`
   return rows.length
 }

@@ -37,7 +37,8 @@ it('a month is closed once, however often and by however many gateways', async (
   await using ledger = await testLedger()
   await users(ledger, 12)
   const other = ledger.database.as('berth_gateway')
-  const round = (sql: typeof other) => billingRound({ sql, log, signal: never, now: MARCH })
+  const round = (sql: typeof other, now = MARCH) => billingRound({ sql, log, signal: never, now })
+  await round(other, new Date('2026-02-28T22:00:00Z'))
   await Promise.all([round(ledger.gateway), round(other), round(ledger.gateway), round(other)])
   await round(other)
   // Without the lock it is no different.
@@ -233,6 +234,75 @@ it('a figure that was changed does not stand the proof, nor does a rollup that i
   ).toMatch(/not \$0\.06/)
   await expect(ledger.gateway`update invoices set total_micros = 0`).rejects.toThrow(/permission denied/)
   await expect(ledger.owner`update invoice_lines set amount_micros = 0`).rejects.toThrow(/append only/)
+})
+
+it('credits, what is carried and the rounding are proved too', async () => {
+  await using ledger = await testLedger()
+  const accountId = await ledger.account({ plan: 'usage', since: '2026-02-01' })
+  const machineId = await ledger.machine(accountId)
+  await ledger.spans([span(machineId, '2026-02-01T00:00:00Z', '2026-02-01T10:00:07.123456Z', { cpus: 4 })])
+  await ledger.gateway`insert into credits (account_id, micros, reason) values (${accountId}, 1000000, 'a welcome')`
+  await closeDueMonths(ledger.gateway, MARCH, never, log)
+  const problems = async () => {
+    for await (const proof of proveInvoices(ledger.gateway, never)) return proof.problems.join('; ')
+    return undefined
+  }
+  expect(await problems()).toBe('')
+  const meanwhile = async (change: string, back: string) => {
+    await ledger.owner.unsafe(
+      `set session_replication_role = replica; ${change}; set session_replication_role = origin`,
+    )
+    const found = await problems()
+    await ledger.owner.unsafe(`set session_replication_role = replica; ${back}; set session_replication_role = origin`)
+    expect(await problems()).toBe('')
+    return found
+  }
+  const line = (kind: string, micros: number) =>
+    `update invoice_lines set amount_micros = amount_micros + ${micros} where kind = '${kind}';
+     update invoices set total_micros = total_micros + ${micros}`
+  // 1.660329 less a dollar is 66 cents; a cent more on the rounding, and on the total.
+  expect(await meanwhile(line('rounding', 10_000), line('rounding', -10_000))).toBe(
+    'the rounding is $0.009671, not -$0.000329',
+  )
+  expect(await meanwhile(line('credit', -100_000), line('credit', 100_000))).toBe(
+    '$1.100000 of credit 1 are taken, which is of $1.000000',
+  )
+  const credit = "update invoice_lines set amount_micros = amount_micros + 0 where kind = 'credit'"
+  expect(await meanwhile(credit.replace('+ 0', '- 1000000'), credit.replace('+ 0', '+ 1000000'))).toMatch(
+    /; credits take \$0\.339671 more than there is to pay; /,
+  )
+  const carried = (kind: string, to: string) => `update invoice_lines set kind = '${to}' where kind = '${kind}'`
+  expect(await meanwhile(carried('credit', 'carried'), carried('carried', 'credit'))).toMatch(
+    /^what is carried is -\$1\.000000, not \$0\.000000; /,
+  )
+})
+
+it('what an invoice below nothing leaves is proved to be its credit', async () => {
+  await using ledger = await testLedger()
+  const accountId = await ledger.account({ plan: 'usage', since: '2026-02-01' })
+  const machineId = await ledger.machine(accountId)
+  await ledger.spans([span(machineId, '2026-02-01T00:00:00Z', '2026-02-01T10:00:00Z', { cpus: 4 })])
+  await closeDueMonths(ledger.gateway, MARCH, never, log)
+  // What was charged too much, as a rate that was wrong would have had it.
+  await ledger.owner.unsafe(`set session_replication_role = replica;
+    update invoice_lines set amount_micros = amount_micros + 500000 where kind = 'cpu';
+    update invoices set total_micros = total_micros + 500000; set session_replication_role = origin`)
+  await closeDueMonths(ledger.gateway, APRIL, never, log)
+  const second = await readInvoice(ledger.gateway, 2)
+  expect(second?.lines.map(({ kind, amount }) => [kind, amount])).toEqual([
+    ['cpu', -500_000n],
+    ['carried', 500_000n],
+  ])
+  const problems = async () => {
+    const all = []
+    for await (const proof of proveInvoices(ledger.gateway, never))
+      if (proof.invoice.number === 2) all.push(...proof.problems)
+    return all
+  }
+  expect(await problems()).toEqual([])
+  await ledger.owner.unsafe(`set session_replication_role = replica;
+    update credits set micros = 600000; set session_replication_role = origin`)
+  expect(await problems()).toEqual(['credit 1 is of $0.600000, and $0.500000 were left'])
 })
 
 it('rates and plans change from tomorrow on, one at a time, and never what was', async () => {

@@ -5,11 +5,10 @@
  *
  * A database that is away is nobody's failure: that ends the round, and nothing of it is noted here.
  */
-import type { Sql } from '../../migrations/connect.ts'
+import type { Db, Sql } from '../../migrations/connect.ts'
 import { noteEvent } from '../accounts/events.ts'
 import { databaseIsAway } from '../fault.ts'
 import { firstDay, type Month, sayMonth } from './calendar.ts'
-import type { Db } from './terms.ts'
 
 export type Task = 'invoice' | 'limit'
 

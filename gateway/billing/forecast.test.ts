@@ -43,12 +43,17 @@ it('is what the month comes to cost when all that it assumes comes true, over ra
   await reading(1, '2026-02-20T11:00:00Z', 46.5e9)
 
   const forecast = await readForecast(ledger.gateway, accountId, NOW)
-  expect(forecast).toMatchObject({ running: 1, resting: 1, changes: [{ from: '2026-02-27', plan: 'late' }] })
+  expect(forecast).toMatchObject({ running: 1, resting: 1 })
+  expect(forecast.changes).toMatchObject([
+    { from: '2026-02-25', plan: 'usage', isOfPlan: false },
+    { from: '2026-02-27', plan: 'late', isOfPlan: true },
+  ])
   expect(assumptionsOf(forecast)).toEqual([
     'the machine that runs now runs on until then',
     'the machine that rests (asleep or off) stays so',
     'disks and checkpoints stay as large as they are',
     'as much is sent as in the last 7 days',
+    'other rates hold from 2026-02-25 on, as was set',
     'plan late holds from 2026-02-27 on, as was set',
   ])
   expect(totalOf(forecast.lines)).toBe(forecast.total)
@@ -85,6 +90,22 @@ it('of an account with nothing is nothing, and of a plan with a fee its fee', as
   expect(await readForecast(ledger.gateway, accountId, NOW)).toMatchObject({ total: 0n, resting: 1 })
   const end = new Date('2026-02-28T23:59:59.999Z')
   expect((await readForecast(ledger.gateway, accountId, end)).total).toBe(0n)
+})
+
+it('of an account that no plan is named for says from when the plan of all others holds', async () => {
+  await using ledger = await testLedger()
+  const accountId = await ledger.account()
+  const owner = await ledger.account({ owner: true })
+  await ledger.before(
+    (sql) => sql`insert into account_plans (plan, effective) values ('usage', tstzrange('2026-02-25', null))`,
+  )
+  const machineId = await ledger.machine(accountId)
+  await ledger.owner`update machines set cpus = 25, created_at = '2026-02-01' where id = ${machineId}`
+  await written(ledger, span(machineId, '2026-02-20T00:00:00Z', NOW.toISOString(), { cpus: 25, memoryBytes: 1 }))
+  const forecast = await readForecast(ledger.gateway, accountId, NOW)
+  expect(assumptionsOf(forecast)).toContain('plan usage holds from 2026-02-25 on, as was set')
+  expect(forecast.charged).toBe(4n * 24_000_000n)
+  expect((await readForecast(ledger.gateway, owner, NOW)).changes).toEqual([])
 })
 
 it('says on which day a limit is reached', async () => {

@@ -9,6 +9,7 @@
  *
  * Nobody can promise that, so whoever shows the figure shows the assumptions too.
  */
+import type { Db } from '../../migrations/connect.ts'
 import { divideHalfEven, sum } from './arithmetic.ts'
 import {
   addDays,
@@ -22,8 +23,9 @@ import {
   startOfMonth,
 } from './calendar.ts'
 import { addQuantities, METERS, NO_USAGE, type Quantities } from './meters.ts'
-import { dayShares, type Line, linesOf, type MonthUsage } from './pricing.ts'
-import { type Db, readPriceList, readSubscriber, termsOf } from './terms.ts'
+import { type Change, changesOf, outlookOf } from './outlook.ts'
+import { dayShares, type Line, limitShares, linesOf, type MonthUsage } from './pricing.ts'
+import { readPriceList, readSubscriber, termsOf } from './terms.ts'
 import { readUsage } from './usage.ts'
 
 export type Forecast = {
@@ -37,8 +39,8 @@ export type Forecast = {
   running: number
   /** machines that cost disk alone, and are taken to stay so */
   resting: number
-  /** plans from a day on that are to come in the month */
-  changes: { from: Day; plan: string }[]
+  /** plans and rates from a day on that are to come in the month */
+  changes: Change[]
 }
 
 /** What a machine is now, and what its network does. */
@@ -71,34 +73,40 @@ export async function readForecast(db: Db, accountId: number, now: Date): Promis
   const machines = await machinesNow(db, accountId, now)
   const until = startOfMonth(addMonths(month, 1))
   const lines = linesOf(terms, withFuture(used, machines, terms.starts, until))
-  const today = dayOf(now)
   return {
     ...{ until, lines, total: sum(lines.map(({ amount }) => amount)) },
     charged: sum(lines.filter(({ charged }) => charged).map(({ amount }) => amount)),
     running: machines.filter(({ isRunning }) => isRunning).length,
     resting: machines.filter(({ isRunning }) => !isRunning).length,
-    changes: subscriber.plans.flatMap(({ from: day, plan }) =>
-      day !== null && day > today && day < to ? [{ from: day, plan }] : [],
-    ),
+    changes: changesOf(outlookOf(subscriber, list, dayOf(now))).filter((change) => change.from < to),
   }
 }
 
-/** What falls to each day, in order; they sum to the lines. */
-export function daysOf(lines: readonly Line[]): [day: Day, amount: bigint][] {
+/**
+ * What falls to each day, in order; they sum to the lines.
+ * @param sharesOf a line's
+ */
+export function daysOf(
+  lines: readonly Line[],
+  sharesOf: (line: Line) => [day: Day, amount: bigint][] = dayShares,
+): [day: Day, amount: bigint][] {
   const days = new Map<Day, bigint>()
   for (const line of lines) {
-    for (const [day, amount] of dayShares(line)) days.set(day, (days.get(day) ?? 0n) + amount)
+    for (const [day, amount] of sharesOf(line)) days.set(day, (days.get(day) ?? 0n) + amount)
   }
   return [...days].sort(([a], [b]) => (a < b ? -1 : 1))
 }
 
 /**
- * The first day at whose end so much will have been charged.
+ * The first day at whose end so much will have been charged, as limits count it.
  * @returns undefined when the month ends before
  */
 export function dayOfReaching({ lines }: Pick<Forecast, 'lines'>, micros: bigint): Day | undefined {
   let spent = 0n
-  for (const [day, amount] of daysOf(lines.filter(({ charged }) => charged))) {
+  for (const [day, amount] of daysOf(
+    lines.filter(({ charged }) => charged),
+    limitShares,
+  )) {
     spent += amount
     if (spent >= micros) return day
   }
@@ -115,7 +123,9 @@ export function assumptionsOf({ running, resting, changes }: Forecast): string[]
     ...(running + resting > 0 ? ['disks and checkpoints stay as large as they are'] : []),
     ...(running > 0 ? ['as much is sent as in the last 7 days'] : []),
     ...(running + resting === 0 ? ['no machine is made'] : []),
-    ...changes.map(({ from, plan }) => `plan ${plan} holds from ${from} on, as was set`),
+    ...changes.map(({ from, plan, isOfPlan }) =>
+      isOfPlan ? `plan ${plan} holds from ${from} on, as was set` : `other rates hold from ${from} on, as was set`,
+    ),
   ]
 }
 

@@ -1,12 +1,18 @@
 /** An invoice as it is shown: with names, rates and words. The same for the command, the page, CSV and JSON. */
-import { csv, sayWhat } from '../commands/billing-words.ts'
+import type { Db } from '../../migrations/connect.ts'
+import type { Party } from '../../migrations/schema.ts'
+import { csv, csvText, sayPayment, sayWhat } from '../commands/billing-words.ts'
 import { harmless } from '../commands/text.ts'
+import type { StripeSettings } from '../settings.ts'
 import { addMonths, firstDay, sayMonth } from './calendar.ts'
 import { type Invoice, type InvoiceLine, readCredits, readInvoice } from './invoices.ts'
 import { inUnits, unitName } from './meters.ts'
 import { plainAmount } from './money.ts'
+import { partyLines } from './parties.ts'
 import { dayShares, machineShares } from './pricing.ts'
-import { type Db, type Rate, readPriceList } from './terms.ts'
+import { isLive } from './stripe/client.ts'
+import { type Payment, readPayments } from './stripe/payments.ts'
+import { type Rate, readPriceList } from './terms.ts'
 
 export type Row = {
   line: InvoiceLine
@@ -19,14 +25,19 @@ export type Row = {
 
 export type InvoiceView = {
   invoice: Invoice
+  /** as it was when the invoice was closed, where that was kept */
   email: string | null
+  /** undefined where it is not collected by this Berth, or nothing is to be paid */
+  payment: Payment | undefined
   rows: Row[]
   /** of the account's machines, those that are gone too */
   names: ReadonlyMap<number, string>
 }
 
+type Stripe = StripeSettings | undefined
+
 /** @returns undefined where there is no such invoice; whose it is, the caller looks at */
-export async function readInvoiceView(db: Db, number: number): Promise<InvoiceView | undefined> {
+export async function readInvoiceView(db: Db, stripe: Stripe, number: number): Promise<InvoiceView | undefined> {
   const found = await readInvoice(db, number)
   if (!found) return undefined
   const { invoice, lines } = found
@@ -36,7 +47,8 @@ export async function readInvoiceView(db: Db, number: number): Promise<InvoiceVi
     select id, name from machines where account_id = ${invoice.accountId}`
   const [account] = await db<{ email: string | null }[]>`select email from accounts where id = ${invoice.accountId}`
   return {
-    ...{ invoice, email: account?.email ?? null },
+    ...{ invoice, email: invoice.buyer?.email ?? account?.email ?? null },
+    payment: (await paymentsOfInvoices(db, stripe, invoice.accountId)).get(number),
     rows: lines.map((line) => rowOf(line, invoice, rates, reasons)),
     names: new Map(machines.map(({ id, name }) => [id, name])),
   }
@@ -51,8 +63,19 @@ function rowOf(line: InvoiceLine, invoice: Invoice, rates: readonly Rate[], reas
   return { line, rate: rates.find(({ id }) => id === line.rateId), isCorrection, what }
 }
 
-export function invoiceHead({ number, month, closedAt, total }: Invoice) {
-  return { number, month, closed_at: closedAt.toISOString(), total_micros: Number(total) }
+/** What became of an account's invoices, by their numbers; of none where no payments are taken. */
+export async function paymentsOfInvoices(db: Db, stripe: Stripe, accountId: number): Promise<Map<number, Payment>> {
+  if (!stripe) return new Map()
+  return new Map((await readPayments(db, isLive(stripe), accountId)).map((payment) => [payment.invoice, payment]))
+}
+
+export function invoiceHead({ number, month, closedAt, total }: Invoice, payment: Payment | undefined) {
+  return {
+    ...{ number, month, closed_at: closedAt.toISOString(), total_micros: Number(total) },
+    ...(payment
+      ? { payment: { status: payment.status, refunded_micros: Number(payment.refunded), words: sayPayment(payment) } }
+      : {}),
+  }
 }
 
 /** What falls to machines and days; a correction may take from one and give to another, and has no shares. */
@@ -64,14 +87,15 @@ export function sharesOf({ line, rate, isCorrection }: Row): {
   return { machines: machineShares(line), days: dayShares(line) }
 }
 
-export function invoiceDocument({ invoice, email, rows }: InvoiceView) {
+export function invoiceDocument({ invoice, email, payment, rows }: InvoiceView) {
   return {
-    ...invoiceHead(invoice),
+    ...invoiceHead(invoice, payment),
     period: {
       from: `${firstDay(invoice.month)}T00:00:00.000Z`,
       to: `${firstDay(addMonths(invoice.month, 1))}T00:00:00.000Z`,
     },
     ...{ currency: 'USD', account: invoice.accountId, email },
+    ...(namesParties(invoice) ? { seller: partyDocument(invoice.seller), buyer: partyDocument(invoice.buyer) } : {}),
     lines: rows.map((row) => {
       const { line, rate, isCorrection, what } = row
       return {
@@ -92,6 +116,15 @@ export function invoiceDocument({ invoice, email, rows }: InvoiceView) {
   }
 }
 
+/** Whether it says more of who sells and buys than whose account it is. */
+export function namesParties({ seller, buyer }: Invoice): boolean {
+  return [seller, buyer].some((party) => party !== null && partyLines(party).length > 0)
+}
+
+function partyDocument(party: Party | null) {
+  return { name: party?.name ?? null, address: party?.address ?? null, tax_id: party?.tax_id ?? null }
+}
+
 const texts = (pairs: InvoiceLine['machines'] | InvoiceLine['days']) =>
   pairs.map(([key, quantity]) => [key, String(quantity)])
 
@@ -108,21 +141,29 @@ const FIELDS = [
   'amount_usd',
 ]
 
+/** Where an invoice names them, in each row, so that rows of many invoices can stand in one sheet. */
+const PARTY_FIELDS = ['seller', 'seller_address', 'seller_tax_id', 'buyer', 'buyer_address', 'buyer_tax_id']
+
 /** By machine, whose amounts sum to the lines, which sum to the invoice. */
 export function invoiceCsv({ invoice, rows, names }: InvoiceView): string {
+  const { seller, buyer } = invoice
+  const parties = namesParties(invoice)
+    ? [seller, buyer].flatMap((party) => [party?.name, party?.address, party?.tax_id].map((one) => csvText(one ?? '')))
+    : []
   return csv(
-    FIELDS,
+    [...FIELDS, ...(parties.length > 0 ? PARTY_FIELDS : [])],
     rows.flatMap((row) => {
       const { line, rate } = row
       const head = [String(invoice.number), line.month, line.kind, line.class]
       const price = rate ? plainAmount(rate.micros) : ''
       const amounts = new Map(sharesOf(row).machines)
       if (!rate || amounts.size === 0) {
-        return [[...head, '', '', rate ? unitName(rate.kind) : '', '', price, plainAmount(line.amount)]]
+        return [[...head, '', '', rate ? unitName(rate.kind) : '', '', price, plainAmount(line.amount), ...parties]]
       }
       return line.machines.map(([machineId, quantity]) => [
         ...[...head, String(machineId), names.get(machineId) ?? '', unitName(rate.kind)],
         ...[inUnits(rate.kind, quantity, line.month, 9), price, plainAmount(amounts.get(machineId) ?? 0n)],
+        ...parties,
       ])
     }),
   )

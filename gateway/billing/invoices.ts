@@ -5,17 +5,21 @@
  *
  * Amounts of lines are whole millionths. What is left after credits is paid in cents, so one line rounds it.
  */
-import type { Sql } from '../../migrations/connect.ts'
-import type { InvoiceLineKind } from '../../migrations/schema.ts'
+import type { Db, Sql } from '../../migrations/connect.ts'
+import type { Buyer, InvoiceLineKind, Party } from '../../migrations/schema.ts'
 import { noteEvent } from '../accounts/events.ts'
+import { tellAccounts } from '../accounts/notices.ts'
 import { divideHalfEven, sum } from './arithmetic.ts'
 import { firstDay, type Month, monthOf, sayMonth } from './calendar.ts'
+import { invoiceLetter, type Where } from './invoice-letter.ts'
 import { sayMoney } from './money.ts'
+import { kept, readSeller } from './parties.ts'
 import { type Line, totalOf } from './pricing.ts'
-import { type Db, type PriceList, readSubscriber, type Subscriber } from './terms.ts'
+import { type PriceList, readSubscriber, type Subscriber } from './terms.ts'
 import { monthLines, type Source } from './usage.ts'
 
-const CENT = 10_000n
+/** What is paid is in whole ones. */
+export const CENT = 10_000n
 
 export type InvoiceLine = {
   kind: InvoiceLineKind
@@ -32,13 +36,23 @@ export type InvoiceLine = {
   amount: bigint
 }
 
-export type Invoice = { number: number; accountId: number; month: Month; closedAt: Date; total: bigint }
+export type Invoice = {
+  number: number
+  accountId: number
+  month: Month
+  closedAt: Date
+  total: bigint
+  /** as they were then; null where nothing was set, and on invoices from before anything could be */
+  seller: Party | null
+  buyer: Buyer | null
+}
 
 export type Closing = {
   list: PriceList
   now: Date
   /** corrections are looked for in months for which facts came in since then */
   lateSince: Date
+  where?: Where | undefined
 }
 
 /**
@@ -49,18 +63,20 @@ export async function closeMonth(
   sql: Sql,
   accountId: number,
   month: Month,
-  { list, now, lateSince }: Closing,
+  { list, now, lateSince, where }: Closing,
 ): Promise<number | undefined> {
   return await sql.begin(async (tx) => {
     // Asked at once and answered in this order: whoever else closes for this account, or spends its credits, waits at
     // the first.
-    const [, [there], subscriber, late, credits] = await Promise.all([
-      tx`select from accounts where id = ${accountId} for no key update`,
+    const [[account], [there], subscriber, late, credits, seller] = await Promise.all([
+      tx<{ email: string | null; details: Party | null }[]>`
+        select email, billing_details as details from accounts where id = ${accountId} for no key update`,
       tx<{ number: number }[]>`
         select number from invoices where account_id = ${accountId} and month = ${firstDay(month)}::date`,
       readSubscriber(tx, accountId),
       lateMonths(tx, accountId, month, lateSince),
       creditsLeft(tx, accountId),
+      readSeller(tx),
     ])
     if (there) return there.number
     const lines = (await chargedLines(tx, month, subscriber, list)).map(asInvoiceLine)
@@ -68,12 +84,14 @@ export async function closeMonth(
     if (lines.length === 0) return undefined
     lines.push(...(await settlement(tx, accountId, month, totalOf(lines), credits)))
     const total = totalOf(lines)
+    const buyer: Buyer = { ...account?.details, ...(account?.email == null ? {} : { email: account.email }) }
     // Last, because from here on whoever else wants a number waits.
     const [written] = await tx<{ number: number }[]>`
       with counter as (update invoice_counter set last = last + 1 returning last),
         invoice as (
-          insert into invoices (number, account_id, month, closed_at, total_micros)
-          select last, ${accountId}, ${firstDay(month)}::date, ${now}, ${String(total)}::bigint from counter returning number),
+          insert into invoices (number, account_id, month, closed_at, total_micros, seller, buyer)
+          select last, ${accountId}, ${firstDay(month)}::date, ${now}, ${String(total)}::bigint,
+            ${jsonOf(kept(seller))}::text::jsonb, ${jsonOf(kept(buyer))}::text::jsonb from counter returning number),
         lines as (
           insert into invoice_lines (invoice, position, kind, class, month, plan, rate_id, quantity, included, machines,
             days, credit_id, amount_micros)
@@ -84,10 +102,15 @@ export async function closeMonth(
     if (!written) throw new Error('there is no counter of invoices')
     const { number } = written
     const detail = { number, month, total: sayMoney(total) }
-    await noteEvent(tx, { accountId, actor: 'gateway', kind: 'invoice.closed', detail })
+    await Promise.all([
+      noteEvent(tx, { accountId, actor: 'gateway', kind: 'invoice.closed', detail }),
+      tellAccounts(tx, [{ accountId, ...invoiceLetter(number, month, total, where) }]),
+    ])
     return number
   })
 }
+
+const jsonOf = (value: unknown) => (value === null ? null : JSON.stringify(value))
 
 async function chargedLines(db: Db, month: Month, subscriber: Subscriber, list: PriceList, source?: Source) {
   return (await monthLines(db, month, subscriber, list, source)).filter(({ charged }) => charged)
@@ -248,11 +271,19 @@ export function creditBalance(credits: readonly Credit[]): bigint {
   return sum(credits.map(({ left }) => left))
 }
 
-type InvoiceRow = { number: number; account_id: number; month_text: string; closed_at: Date; total_micros: number }
+type InvoiceRow = {
+  number: number
+  account_id: number
+  month_text: string
+  closed_at: Date
+  total_micros: number
+  seller: Party | null
+  buyer: Buyer | null
+}
 
 const asInvoice = (row: InvoiceRow): Invoice => ({
   ...{ number: row.number, accountId: row.account_id, month: row.month_text },
-  ...{ closedAt: row.closed_at, total: BigInt(row.total_micros) },
+  ...{ closedAt: row.closed_at, total: BigInt(row.total_micros), seller: row.seller, buyer: row.buyer },
 })
 
 /** Newest first. */

@@ -1,8 +1,10 @@
 import { pino } from 'pino'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { readNotices } from '../accounts/notices.ts'
 import { wakeMachine } from '../activity/wake.ts'
 import { readFailures } from './failures.ts'
-import { checkLimit, checkLimits, setLimit } from './limits.ts'
+import { dayOfReaching, readForecast } from './forecast.ts'
+import { checkLimit, checkLimits, type LookedAt, setLimit } from './limits.ts'
 import { type Ledger, span, testLedger } from './testing/ledger.ts'
 
 const log = pino({ level: 'silent' })
@@ -102,6 +104,49 @@ describe('a limit', () => {
     expect(await readFailures(other.gateway)).toEqual([])
   })
 
+  it('is told to an account without an address too', async () => {
+    const nameless = await ledger.account({ plan: 'usage' })
+    const id = await ledger.machine(nameless)
+    await ledger.spans([span(id, '2026-02-01T00:00:00Z', '2026-02-01T02:00:00Z', { cpus: 25, memoryBytes: 1 })])
+    await setLimit(ledger.gateway, nameless, 'own', { micros: 2_000_000n, hard: true })
+    const before = (await mails()).length
+    await checkLimit(ledger.gateway, nameless, FEBRUARY)
+    expect((await readNotices(ledger.gateway, nameless)).map(({ subject }) => subject)).toEqual([
+      'your machines have reached your limit of $2.00',
+    ])
+    expect((await mails()).length).toBe(before)
+  })
+
+  it('is looked at again when something was used, and where nothing was not until the hour is over', async () => {
+    await using other = await testLedger()
+    const account = await other.account({ plan: 'usage' })
+    const id = await other.machine(account)
+    const run = (from: string, to: string) => other.spans([span(id, from, to, { cpus: 25, memoryBytes: 1 })])
+    const states = async () => (await other.gateway`select desired_state as state from machines`)[0]?.state
+    const lookedAt: LookedAt = new Map()
+    const look = (minutes: number) =>
+      checkLimits(other.gateway, new Date(FEBRUARY.getTime() + minutes * 60_000), never, log, lookedAt)
+    await setLimit(other.gateway, account, 'own', { micros: 10_000_000n, hard: true })
+    await run('2026-02-01T00:00:00Z', '2026-02-01T02:00:00Z')
+    await look(0)
+    // Nobody lowers a limit so: the commands look by themselves.
+    await setLimit(other.gateway, account, 'own', { micros: 1_000_000n, hard: true })
+    await look(1)
+    expect(await states()).toBe('running')
+    await look(60)
+    expect(await states()).toBe('paused')
+    await setLimit(other.gateway, account, 'own', { micros: 10_000_000n, hard: true })
+    await look(61)
+    await other.owner`update machines set desired_state = 'running'`
+    await run('2026-02-02T00:00:00Z', '2026-02-02T08:00:00Z')
+    await look(62)
+    expect(await states()).toBe('paused')
+    // What is over it is looked at each time.
+    await other.owner`update machines set desired_state = 'running'`
+    await look(63)
+    expect(await states()).toBe('paused')
+  })
+
   it('counts what is charged: on plan house none is ever reached', async () => {
     const guest = await ledger.account({ email: 'guest@example.com' })
     const id = await ledger.machine(guest)
@@ -109,5 +154,24 @@ describe('a limit', () => {
     await setLimit(ledger.gateway, guest, 'own', { micros: 1n, hard: true })
     expect(await checkLimit(ledger.gateway, guest, FEBRUARY)).toBe(false)
     expect(await wanted(id)).toBe('running')
+  })
+
+  it('counts a fee whole on the first day of its plan, and not before', async () => {
+    const guest = await ledger.account({ email: 'soon@example.com' })
+    const id = await ledger.machine(guest)
+    await ledger.before(async (sql) => {
+      await sql`insert into plans (name, charged) values ('team', true)`
+      await sql`insert into rates (plan, kind, micros, effective) values ('team', 'fee', 100000000, '(,)')`
+      await sql`insert into account_plans (account_id, plan, effective) values (${guest}, 'team', tstzrange('2026-02-22', null))`
+    })
+    // A quarter of the month: 25 dollars.
+    await setLimit(ledger.gateway, guest, 'own', { micros: 20_000_000n, hard: true })
+    expect(await checkLimit(ledger.gateway, guest, FEBRUARY)).toBe(false)
+    expect(await checkLimit(ledger.gateway, guest, new Date('2026-02-21T23:59:59Z'))).toBe(false)
+    expect(await wanted(id)).toBe('running')
+    const forecast = await readForecast(ledger.gateway, guest, FEBRUARY)
+    expect(dayOfReaching(forecast, 20_000_000n)).toBe('2026-02-22')
+    expect(await checkLimit(ledger.gateway, guest, new Date('2026-02-22T00:00:00Z'))).toBe(true)
+    expect(await wanted(id)).toBe('paused')
   })
 })

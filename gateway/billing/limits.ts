@@ -1,5 +1,5 @@
 /**
- * Limits on what an account spends in a month: its own, and one of the operator's. At 80 and at 100 % a mail is written,
+ * Limits on what an account spends in a month: its own, and one of the operator's. At 80 and at 100 % the account is told,
  * once each for a month and a limit. At a hard one
  *
  *   under   -> over     over_limit_at is set; machines that run, or are to, are paused, and keep all that is in them
@@ -7,15 +7,20 @@
  *   over    -> under    in a new month, or with a higher limit: over_limit_at is taken away; what was paused waits for
  *                       `resume`, since nobody should pay for machines that start by themselves
  *
+ * What is spent is what the ledger says, which a running machine's time comes into in pieces of five minutes, looked at
+ * every minute as what it sends is (BERTH_METER); limits are looked at once a minute. So a machine may run on for seven minutes after
+ * the limit is reached, and for as long as its server cannot reach the database; that is charged. A fee is spent whole
+ * on the first day of its plan. Where nothing was charged in the month so far, no limit is reached.
+ *
  * Each step can be done again: a machine that another gateway woke in the same moment is paused by the next look.
  */
-import type { Sql } from '../../migrations/connect.ts'
+import type { Db, Sql } from '../../migrations/connect.ts'
+import { tellAccounts } from '../accounts/notices.ts'
 import type { Log } from '../log.ts'
-import { firstDay, monthOf, sayMonth } from './calendar.ts'
+import { addMonths, dayOf, firstDay, monthOf, sayMonth } from './calendar.ts'
 import { forgetFailure, noteFailure } from './failures.ts'
 import { sayMoney } from './money.ts'
-import { totalOf } from './pricing.ts'
-import type { Db } from './terms.ts'
+import { countedOf } from './pricing.ts'
 import { readMonth } from './usage.ts'
 
 export type Whose = 'own' | 'operator'
@@ -44,25 +49,46 @@ export async function setLimit(
   }
 }
 
-/** What is charged for the month so far. */
+/** What is charged for the month so far; a fee is from the first day of its plan on, and then whole. */
 export async function spentIn(db: Db, accountId: number, now: Date): Promise<bigint> {
-  return totalOf((await readMonth(db, accountId, monthOf(now))).filter(({ charged }) => charged))
+  return countedOf(await readMonth(db, accountId, monthOf(now)), dayOf(now))
 }
 
-/** Looks at every account that has a limit, or had one that it was over. */
-export async function checkLimits(sql: Sql, now: Date, signal: AbortSignal, log: Log): Promise<void> {
-  const accounts = await sql<{ id: number; failed: boolean }[]>`
-    select id, id in (select account_id from billing_failures where task = 'limit') as failed
+/** Of accounts whose limits were looked at, what they had used then; kept from one look to the next. */
+export type LookedAt = Map<number, string>
+
+/**
+ * Looks at accounts that have a limit, or had one that they were over. Those are many, and most have used nothing since
+ * the last look: such a one is passed over, for an hour at most, but for what is over its limit.
+ */
+export async function checkLimits(
+  sql: Sql,
+  now: Date,
+  signal: AbortSignal,
+  log: Log,
+  lookedAt: LookedAt = new Map(),
+): Promise<void> {
+  const month = monthOf(now)
+  // Facts are only added, so that a sum of all there are says whether there are new ones. Indexes: primary keys.
+  const accounts = await sql<{ id: number; over: boolean; failed: boolean; used: string }[]>`
+    select id, over_limit_at is not null as over,
+      id in (select account_id from billing_failures where task = 'limit') as failed,
+      coalesce((select sum(cpu + memory + disk + checkpoints + direct + gateway) from usage_account_days
+        where account_id = accounts.id and day >= ${firstDay(month)}::date
+          and day < ${firstDay(addMonths(month, 1))}::date), 0)::text as used
     from accounts where over_limit_at is not null or id in (select account_id from spend_limits)
       or id in (select account_id from billing_failures where task = 'limit') order by id`
-  for (const { id, failed } of accounts) {
+  for (const { id, over, failed, used } of accounts) {
     if (signal.aborted) return
+    const seen = `${now.toISOString().slice(0, 13)} ${used}`
+    if (!over && !failed && lookedAt.get(id) === seen) continue
     try {
       await checkLimit(sql, id, now)
+      lookedAt.set(id, seen)
       if (failed) await forgetFailure(sql, id, 'limit')
     } catch (error) {
       // What one account spends keeps nobody else's from being looked at; it is looked at again each time.
-      await noteFailure(sql, { accountId: id, task: 'limit', month: monthOf(now) }, error, now)
+      await noteFailure(sql, { accountId: id, task: 'limit', month }, error, now)
       log.error({ err: error, account: id }, 'a limit could not be looked at')
     }
   }
@@ -72,11 +98,11 @@ export async function checkLimits(sql: Sql, now: Date, signal: AbortSignal, log:
 export async function checkLimit(sql: Sql, accountId: number, now: Date): Promise<boolean> {
   const spent = await spentIn(sql, accountId, now)
   return await sql.begin(async (tx) => {
-    const [account] = await tx<{ email: string | null; over: boolean }[]>`
-      select email, over_limit_at is not null as over from accounts where id = ${accountId} for no key update`
+    const [account] = await tx<{ over: boolean }[]>`
+      select over_limit_at is not null as over from accounts where id = ${accountId} for no key update`
     if (!account) return false
     const limits = await readLimits(tx, accountId)
-    for (const limit of limits) await tell(tx, accountId, account.email, limit, spent, now)
+    for (const limit of limits) await tell(tx, accountId, limit, spent, now)
     const isOver = limits.some(({ hard, micros }) => hard && spent >= micros)
     if (isOver !== account.over) {
       await tx`update accounts set over_limit_at = ${isOver ? now : null} where id = ${accountId}`
@@ -88,14 +114,7 @@ export async function checkLimit(sql: Sql, accountId: number, now: Date): Promis
   })
 }
 
-async function tell(
-  tx: Db,
-  accountId: number,
-  email: string | null,
-  limit: Limit,
-  spent: bigint,
-  now: Date,
-): Promise<void> {
+async function tell(tx: Db, accountId: number, limit: Limit, spent: bigint, now: Date): Promise<void> {
   const reached = PERCENTS.filter((percent) => spent * 100n >= limit.micros * percent)
   const month = firstDay(monthOf(now))
   let isNews = false
@@ -108,15 +127,14 @@ async function tell(
   }
   const most = reached.at(-1)
   // Who passed both at once hears of the second alone.
-  if (!isNews || most === undefined || email === null) return
-  const { subject, body } = letter(limit, spent, most === 100n, now)
-  await tx`insert into mails (recipient, subject, body) values (${email}, ${subject}, ${body})`
+  if (!isNews || most === undefined) return
+  await tellAccounts(tx, [{ accountId, ...letter(limit, spent, most === 100n, now) }])
 }
 
 function letter({ micros, hard, whose }: Limit, spent: bigint, isFull: boolean, now: Date) {
   const month = sayMonth(monthOf(now))
   const of = `${whose === 'own' ? 'your' : "the operator's"} limit of ${sayMoney(micros)}`
-  const subject = isFull ? `Berth: your machines have reached ${of}` : `Berth: your machines have cost 80 % of ${of}`
+  const subject = isFull ? `your machines have reached ${of}` : `your machines have cost 80 % of ${of}`
   const happened = `In ${month} (UTC) your machines have cost ${sayMoney(spent)} so far; ${of} is ${isFull ? 'reached' : 'near'}.`
   const means = hard
     ? isFull

@@ -1,8 +1,8 @@
 /** What the operator decides: plans, their rates, and who is on which. All of it from a day to come on, never before. */
-import type { Sql } from '../../migrations/connect.ts'
+import type { Db } from '../../migrations/connect.ts'
 import type { RateKind } from '../../migrations/schema.ts'
 import { addDays, type Day, dayOf, startOfDay } from './calendar.ts'
-import { type Db, planOn, readPriceList, readSubscriber } from './terms.ts'
+import { planOn, readPriceList, readSubscriber } from './terms.ts'
 
 export type Plan = {
   name: string
@@ -34,39 +34,33 @@ export async function soonest(db: Db): Promise<Day> {
 }
 
 /** Makes a plan, or gives one other caps; those left out stay. @returns whether it is new */
-export async function setPlan(sql: Sql, name: string, caps: Partial<Caps>): Promise<boolean> {
-  return await sql.begin(async (tx) => {
-    const made =
-      await tx`insert into plans (name, charged) values (${name}, true) on conflict do nothing returning name`
-    const column: Record<keyof Caps, string> = {
-      machinesMost: 'machines_most',
-      cpusMost: 'cpus_most',
-      memoryBytesMost: 'memory_bytes_most',
-      diskBytesMost: 'disk_bytes_most',
-    }
-    for (const [cap, most] of Object.entries(caps) as [keyof Caps, number | null][]) {
-      await tx`update plans set ${tx(column[cap])} = ${most} where name = ${name}`
-    }
-    return made.length > 0
-  })
+export async function setPlan(tx: Db, name: string, caps: Partial<Caps>): Promise<boolean> {
+  const made = await tx`insert into plans (name, charged) values (${name}, true) on conflict do nothing returning name`
+  const column: Record<keyof Caps, string> = {
+    machinesMost: 'machines_most',
+    cpusMost: 'cpus_most',
+    memoryBytesMost: 'memory_bytes_most',
+    diskBytesMost: 'disk_bytes_most',
+  }
+  for (const [cap, most] of Object.entries(caps) as [keyof Caps, number | null][]) {
+    await tx`update plans set ${tx(column[cap])} = ${most} where name = ${name}`
+  }
+  return made.length > 0
 }
 
-/** From that day on, in place of all that was to come. */
+/** From that day on, in place of all that was to come. Two operators at once take turns, in transactions of their own. */
 export async function setRate(
-  sql: Sql,
+  tx: Db,
   rate: { plan: string; kind: RateKind; micros: bigint; included: bigint; from: Day },
 ): Promise<void> {
   const { plan, kind, micros, included } = rate
   const from = startOfDay(rate.from)
-  await sql.begin(async (tx) => {
-    // Two operators at once take turns.
-    await tx`select from plans where name = ${plan} for update`
-    await tx`delete from rates where plan = ${plan} and kind = ${kind} and lower(effective) >= ${from}`
-    await tx`update rates set effective = effective * tstzrange(null, ${from})
-      where plan = ${plan} and kind = ${kind} and effective @> ${from}::timestamptz`
-    await tx`insert into rates (plan, kind, micros, included, effective)
-      values (${plan}, ${kind}, ${String(micros)}::bigint, ${String(included)}::bigint, tstzrange(${from}, null))`
-  })
+  await tx`select from plans where name = ${plan} for update`
+  await tx`delete from rates where plan = ${plan} and kind = ${kind} and lower(effective) >= ${from}`
+  await tx`update rates set effective = effective * tstzrange(null, ${from})
+    where plan = ${plan} and kind = ${kind} and effective @> ${from}::timestamptz`
+  await tx`insert into rates (plan, kind, micros, included, effective)
+    values (${plan}, ${kind}, ${String(micros)}::bigint, ${String(included)}::bigint, tstzrange(${from}, null))`
 }
 
 /** @param accountId null: all that no plan is named for, but the operator's own */

@@ -109,6 +109,27 @@ export function dayShares(line: Pick<Line, 'amount' | 'days'>): [day: Day, amoun
   return line.days.map(([day], index) => [day, amounts[index] ?? 0n])
 }
 
+/** What of fees falls to days after this one: the whole month's stands on the invoice from its first day on. */
+export function feeAhead(lines: Iterable<Pick<Line, 'kind' | 'amount' | 'days'>>, today: Day): bigint {
+  const fees = [...lines].filter(({ kind }) => kind === 'fee')
+  return sum(fees.flatMap((line) => dayShares(line).flatMap(([day, amount]) => (day > today ? [amount] : []))))
+}
+
+/**
+ * What of a line counts towards a limit on each day: a fee whole on its first, for from then on it stands on the invoice,
+ * and what is used as it is used.
+ */
+export function limitShares(line: Pick<Line, 'kind' | 'amount' | 'days'>): [day: Day, amount: bigint][] {
+  const [first] = line.days
+  return line.kind === 'fee' && first ? [[first[0], line.amount]] : dayShares(line)
+}
+
+/** What counts towards a limit so far: all that is charged, but for fees of plans that are to begin. */
+export function countedOf(lines: Iterable<Pick<Line, 'kind' | 'charged' | 'amount' | 'days'>>, today: Day): bigint {
+  const begun = [...lines].filter(({ kind, days: [first] }) => kind !== 'fee' || !first || first[0] <= today)
+  return totalOf(begun.filter(({ charged }) => charged))
+}
+
 export function totalOf(lines: Iterable<Pick<Line, 'amount'>>): bigint {
   return sum([...lines].map(({ amount }) => amount))
 }

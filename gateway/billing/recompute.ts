@@ -1,11 +1,20 @@
 /** Proves invoices: every figure on them is computed again from the facts and the rates. */
-import { sum } from './arithmetic.ts'
+import type { Db } from '../../migrations/connect.ts'
+import { divideHalfEven, sum } from './arithmetic.ts'
 import { addMonths, firstDay, type Month, startOfMonth } from './calendar.ts'
-import { billedLines, differences, type Invoice, type InvoiceLine, linesOfFacts, readInvoice } from './invoices.ts'
+import {
+  billedLines,
+  CENT,
+  differences,
+  type Invoice,
+  type InvoiceLine,
+  linesOfFacts,
+  readInvoice,
+} from './invoices.ts'
 import { unitOf } from './meters.ts'
 import { sayExactly } from './money.ts'
 import { amountOf, totalOf } from './pricing.ts'
-import { type Db, type PriceList, type Rate, readPriceList } from './terms.ts'
+import { type PriceList, type Rate, readPriceList } from './terms.ts'
 
 export type Proof = {
   invoice: Invoice
@@ -28,10 +37,11 @@ export async function missingNumbers(db: Db): Promise<{ last: number; missing: n
   return { last, missing: rows.map(({ number }) => number) }
 }
 
-/** @yields one proof an invoice, in order */
-export async function* proveInvoices(db: Db, signal: AbortSignal): AsyncGenerator<Proof> {
+/** @param only that one, if there is such an invoice @yields one proof an invoice, in order */
+export async function* proveInvoices(db: Db, signal: AbortSignal, only?: number): AsyncGenerator<Proof> {
   const list = await readPriceList(db)
-  const numbers = await db<{ number: number }[]>`select number from invoices order by number`
+  const numbers = await db<{ number: number }[]>`
+    select number from invoices ${only === undefined ? db`` : db`where number = ${only}`} order by number`
   for (const { number } of numbers) {
     signal.throwIfAborted()
     yield await proveInvoice(db, number, list)
@@ -43,7 +53,10 @@ export async function proveInvoice(db: Db, number: number, list: PriceList): Pro
   if (!found) throw new RangeError(`there is no invoice ${number}`)
   const { invoice, lines } = found
   const { accountId, month } = invoice
-  const problems = [...sums(invoice, lines), ...lines.flatMap((line) => alone(line, invoice, list))]
+  const problems = [
+    ...[...sums(invoice, lines), ...settled(lines), ...(await wrongCredits(db, accountId, number))],
+    ...lines.flatMap((line) => alone(line, invoice, list)),
+  ]
   const billed = await billedLines(db, accountId, month)
   const computed = await linesOfFacts(db, accountId, month, list)
   const wrong = differences(computed, billed)
@@ -60,6 +73,42 @@ function sums({ total, number }: Invoice, lines: readonly InvoiceLine[]): string
   return sumOfLines === total
     ? []
     : [`the lines of invoice ${number} sum to ${sayExactly(sumOfLines)}, not ${sayExactly(total)}`]
+}
+
+/** Credits, what was carried and the rounding follow from the lines of use. */
+function settled(lines: readonly InvoiceLine[]): string[] {
+  const ofKind = (kind: InvoiceLine['kind']) => totalOf(lines.filter((line) => line.kind === kind))
+  const [credit, carried, rounding] = [ofKind('credit'), ofKind('carried'), ofKind('rounding')]
+  const used = totalOf(lines.filter(({ rateId }) => rateId !== null))
+  const due = used + credit
+  const problems: string[] = []
+  const expect = (what: string, is: bigint, expected: bigint) => {
+    if (is !== expected) problems.push(`${what} is ${sayExactly(is)}, not ${sayExactly(expected)}`)
+  }
+  expect('what is carried', carried, used < 0n ? -used : 0n)
+  if (lines.some(({ kind, amount }) => kind === 'credit' && amount >= 0n)) problems.push('a credit takes nothing off')
+  if (credit !== 0n && due < 0n) problems.push(`credits take ${sayExactly(-due)} more than there is to pay`)
+  else expect('the rounding', rounding, due < 0n ? 0n : divideHalfEven(due, CENT) * CENT - due)
+  return problems
+}
+
+/** Of credits that an invoice takes from or leaves: more taken than there was, another account's, another sum than was left. */
+async function wrongCredits(db: Db, accountId: number, invoice: number): Promise<string[]> {
+  // Index invoice_lines_by_credit.
+  const rows = await db<{ id: number; micros: number; used: number; carried: number | null; own: boolean }[]>`
+    select id, micros, account_id = ${accountId} as own,
+      coalesce((select -sum(amount_micros) from invoice_lines where credit_id = credits.id and kind = 'credit'), 0)::bigint as used,
+      (select sum(amount_micros)::bigint from invoice_lines where credit_id = credits.id and kind = 'carried') as carried
+    from credits where id in (select credit_id from invoice_lines where invoice = ${invoice}) order by id`
+  return rows.flatMap(({ id, micros, used, carried, own }) => [
+    ...(own ? [] : [`credit ${id} is another account's`]),
+    ...(BigInt(used) > BigInt(micros)
+      ? [`${sayExactly(BigInt(used))} of credit ${id} are taken, which is of ${sayExactly(BigInt(micros))}`]
+      : []),
+    ...(carried !== null && BigInt(carried) !== BigInt(micros)
+      ? [`credit ${id} is of ${sayExactly(BigInt(micros))}, and ${sayExactly(BigInt(carried))} were left`]
+      : []),
+  ])
 }
 
 /** What can be seen of a line without its facts. Those of corrections are differences of two lines. */

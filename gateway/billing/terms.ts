@@ -1,11 +1,8 @@
 /** Under which plan an account was on each day of a month, and at which rates. */
-import type postgres from 'postgres'
+import type { Db } from '../../migrations/connect.ts'
 import type { RateKind } from '../../migrations/schema.ts'
 import { addMonths, type Day, dayOf, daysBetween, firstDay, type Month } from './calendar.ts'
 import { RATE_KINDS, USAGE_KINDS, type UsageKind } from './meters.ts'
-
-/** A pool or a transaction. */
-export type Db = postgres.ISql<{ int8: number }>
 
 /** The plan of an account that none was given to. */
 export const FIRST_PLAN = 'house'
@@ -85,6 +82,21 @@ export async function readSubscriber(db: Db, accountId: number): Promise<Subscri
   ])
   if (!account) throw new RangeError(`there is no account ${accountId}`)
   return { accountId, isOwner: account.isOwner, createdOn: dayOf(new Date(account.createdAt)), plans: [...plans] }
+}
+
+/** Everybody's, by number. */
+export async function readSubscribers(db: Db): Promise<Subscriber[]> {
+  const [accounts, plans] = await Promise.all([
+    db<{ id: number; isOwner: boolean; createdAt: Date }[]>`
+      select id, is_owner as "isOwner", created_at as "createdAt" from accounts order by id`,
+    db<(Between & { plan: string; accountId: number })[]>`
+      select account_id as "accountId", plan, ${bounds(db)} from account_plans where account_id is not null order by id`,
+  ])
+  const own = Map.groupBy(plans, ({ accountId }) => accountId)
+  return accounts.map(({ id, isOwner, createdAt }) => ({
+    ...{ accountId: id, isOwner, createdOn: dayOf(createdAt) },
+    plans: (own.get(id) ?? []).map(({ from, to, plan }) => ({ from, to, plan })),
+  }))
 }
 
 export function planOn(subscriber: Subscriber, { others }: PriceList, day: Day): string {

@@ -1,4 +1,5 @@
 /** What was used, from the rollup or from the facts themselves, and what of it falls into a range of time. */
+import type { Db } from '../../migrations/connect.ts'
 import { divideHalfEven, sum } from './arithmetic.ts'
 import {
   addDays,
@@ -16,15 +17,26 @@ import {
 } from './calendar.ts'
 import { addQuantities, KIND_OF, METERS, type Meter, NO_USAGE, type Quantities } from './meters.ts'
 import { dayShares, type Line, linesOf, type MonthUsage, machineShares } from './pricing.ts'
-import { type Db, type PriceList, readPriceList, readSubscriber, type Subscriber, termsOf } from './terms.ts'
+import { type PriceList, readPriceList, readSubscriber, type Subscriber, termsOf } from './terms.ts'
 
 /** `ledger` computes from the facts and takes as long as there are of them; `rollup` reads what was added up. */
 export type Source = 'rollup' | 'ledger'
 
 type Used = Record<Meter, string>
-type Row = Used & { part: number | null; machine_id: number | null; day: Day | null }
+/** A whole column a field: of a thousand rows a driver makes a thousand objects, and nine texts for each. */
+type Columns = Record<Meter | 'key' | 'part', string | null>
 
 const quantitiesOf = (row: Used): Quantities => METERS.map((meter) => BigInt(row[meter]))
+
+function rowsOf(columns: Columns | undefined): { key: string; part: number; quantities: Quantities }[] {
+  if (!columns?.key) return []
+  const parts = columns.part?.split(',') ?? []
+  const quantities = METERS.map((meter) => columns[meter]?.split(',') ?? [])
+  return columns.key.split(',').map((key, row) => ({
+    ...{ key, part: Number(parts[row]) },
+    quantities: quantities.map((column) => BigInt(column[row] ?? 0)),
+  }))
+}
 
 /**
  * An account's use between two days, by part of the month and machine, and by day.
@@ -35,35 +47,38 @@ export async function readUsage(
   accountId: number,
   { from, to, starts, source = 'rollup' }: { from: Day; to: Day; starts: readonly Day[]; source?: Source },
 ): Promise<MonthUsage> {
-  const summed = db`sum(cpu)::text as cpu, sum(memory)::text as memory, sum(disk)::text as disk,
-    sum(checkpoints)::text as checkpoints, sum(direct)::text as direct, sum(gateway)::text as gateway`
+  const summed = db`sum(cpu) as cpu, sum(memory) as memory, sum(disk) as disk, sum(checkpoints) as checkpoints,
+    sum(direct) as direct, sum(gateway) as gateway`
+  const meters = db`cpu, memory, disk, checkpoints, direct, gateway`
   const within = db`account_id = ${accountId} and day >= ${from}::date and day < ${to}::date`
   const part = db`width_bucket(day, string_to_array(${starts.join(',')}, ',')::date[]) - 1`
   // The month of a machine is a row when all of it is priced alike. Indexes: the primary keys, in this order of columns.
   const isMonth =
     starts.length === 1 && from === firstDay(monthOf(from)) && to === firstDay(addMonths(monthOf(from), 1))
   const ofFacts = db`ledger_usage((select array_agg(id) from machines where account_id = ${accountId}), ${startOfDay(from)}, ${startOfDay(to)})`
-  const asText = db`cpu::text, memory::text, disk::text, checkpoints::text, direct::text, gateway::text`
   const ofMachines =
     source === 'ledger'
-      ? db`select ${part} as part, machine_id, null as day, ${summed} from ${ofFacts} group by 1, 2`
+      ? db`select ${part} as part, machine_id as key, ${summed} from ${ofFacts} group by 1, 2`
       : isMonth
-        ? db`select 0 as part, machine_id, null as day, ${asText}
+        ? db`select 0 as part, machine_id as key, ${meters}
             from usage_machine_months where account_id = ${accountId} and month = ${from}::date`
-        : db`select ${part} as part, machine_id, null as day, ${summed} from usage_days where ${within} group by 1, 2`
+        : db`select ${part} as part, machine_id as key, ${summed} from usage_days where ${within} group by 1, 2`
   const ofDays =
     source === 'ledger'
-      ? db`select null, null, to_char(day, 'YYYY-MM-DD') as day, ${summed} from ${ofFacts} group by day`
-      : db`select null, null, to_char(day, 'YYYY-MM-DD') as day, ${asText} from usage_account_days where ${within}`
+      ? db`select 0 as part, to_char(day, 'YYYY-MM-DD') as key, ${summed} from ${ofFacts} group by day`
+      : db`select 0 as part, to_char(day, 'YYYY-MM-DD') as key, ${meters} from usage_account_days where ${within}`
+  const columns = db`string_agg(key::text, ',') as key, string_agg(part::text, ',') as part,
+    string_agg(cpu::text, ',') as cpu, string_agg(memory::text, ',') as memory, string_agg(disk::text, ',') as disk,
+    string_agg(checkpoints::text, ',') as checkpoints, string_agg(direct::text, ',') as direct,
+    string_agg(gateway::text, ',') as gateway`
   // In one statement, so that both are of the same facts.
-  const rows = await db<Row[]>`${ofMachines} union all ${ofDays}`
+  const found = await db<(Columns & { of: string })[]>`
+    select 'machines' as of, ${columns} from (${ofMachines}) as m
+    union all select 'days', ${columns} from (${ofDays}) as d`
+  const rows = (what: string) => rowsOf(found.find(({ of }) => of === what))
   return {
-    machines: rows.flatMap((row) =>
-      row.machine_id === null || row.part === null
-        ? []
-        : [{ part: row.part, machineId: row.machine_id, quantities: quantitiesOf(row) }],
-    ),
-    days: rows.flatMap((row) => (row.day === null ? [] : [{ day: row.day, quantities: quantitiesOf(row) }])),
+    machines: rows('machines').map(({ key, part, quantities }) => ({ part, machineId: Number(key), quantities })),
+    days: rows('days').map(({ key, quantities }) => ({ day: key, quantities })),
   }
 }
 
@@ -81,8 +96,15 @@ export async function monthLines(
 
 /** An account's month as it stands. */
 export async function readMonth(db: Db, accountId: number, month: Month): Promise<Line[]> {
-  const [subscriber, list] = await Promise.all([readSubscriber(db, accountId), readPriceList(db)])
-  return await monthLines(db, month, subscriber, list)
+  const [from, to] = [firstDay(month), firstDay(addMonths(month, 1))]
+  const [subscriber, list, usage] = await Promise.all([
+    readSubscriber(db, accountId),
+    readPriceList(db),
+    readUsage(db, accountId, { from, to, starts: [from] }),
+  ])
+  const terms = termsOf(month, subscriber, list)
+  const isOnePart = terms.starts.length === 1
+  return linesOf(terms, isOnePart ? usage : await readUsage(db, accountId, { from, to, starts: terms.starts }))
 }
 
 /** What each machine has cost in a month: to be charged, or on a plan that charges nothing what it would. */
@@ -105,8 +127,7 @@ export type RangeLine = Omit<Line, 'machines' | 'days'> & {
  * ends outside by what was used inside, then of the machines. Ranges that meet sum to their union.
  */
 export async function readRange(db: Db, accountId: number, from: Date, to: Date): Promise<RangeLine[]> {
-  const list = await readPriceList(db)
-  const subscriber = await readSubscriber(db, accountId)
+  const [list, subscriber] = await Promise.all([readPriceList(db), readSubscriber(db, accountId)])
   const lines: RangeLine[] = []
   const last = monthOf(new Date(to.getTime() - 1))
   for (const month of monthsBetween(monthOf(from), addMonths(last, 1))) {

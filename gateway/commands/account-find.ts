@@ -27,10 +27,11 @@ export const ACCOUNT = { label: 'ACCOUNT', complete: accountNames } as const
  * @throws CommandError 'account.not_found' (3)
  */
 export async function accountNamed(tx: Pick<Sql, 'unsafe'>, typed: string): Promise<Account> {
-  const accounts = await allAccounts(tx)
-  const found = accounts.find(
-    ({ id, email }) => String(id) === typed || (email !== null && email === typed.toLowerCase()),
-  )
+  // Indexes: the primary key, accounts_email_key. No address is a number.
+  const isId = /^[1-9]\d{0,8}$/.test(typed)
+  const [found] = isId
+    ? await accountsWhere(tx, 'accounts.id = $2', [Number(typed)])
+    : await accountsWhere(tx, 'email = $2', [typed.toLowerCase()])
   if (found) return found
   throw new CommandError('account.not_found', 3, `no account ${shown(typed)}`, { wayOn: 'account ls lists them' })
 }
@@ -50,6 +51,10 @@ export async function guest(tx: Pick<Sql, 'unsafe'>, typed: string): Promise<Acc
 }
 
 export async function allAccounts(tx: Pick<Sql, 'unsafe'>): Promise<Account[]> {
+  return await accountsWhere(tx, 'true', [])
+}
+
+async function accountsWhere(tx: Pick<Sql, 'unsafe'>, which: string, values: (number | string)[]): Promise<Account[]> {
   return await tx.unsafe<Account[]>(
     `select accounts.id, email, is_owner as "isOwner", suspended_at as "suspendedAt", accounts.created_at as "createdAt",
        case when is_owner then null else coalesce(max_machines, $1) end as "machinesMost",
@@ -59,8 +64,8 @@ export async function allAccounts(tx: Pick<Sql, 'unsafe'>): Promise<Account[]> {
          'house') as plan,
        (select count(*)::int from machines where account_id = accounts.id
           and desired_state not in ('trashed', 'gone') and observed_state <> 'gone') as machines
-     from accounts order by accounts.id`,
-    [DEFAULT_MACHINES_MOST],
+     from accounts where ${which} order by accounts.id`,
+    [DEFAULT_MACHINES_MOST, ...values],
   )
 }
 

@@ -2,11 +2,13 @@ import { dayOf, monthOf, sayMonth } from '../billing/calendar.ts'
 import { creditBalance, readCredits, readInvoices } from '../billing/invoices.ts'
 import { readLimits } from '../billing/limits.ts'
 import { sayMoney } from '../billing/money.ts'
-import { totalOf } from '../billing/pricing.ts'
-import { readSubscriber } from '../billing/terms.ts'
+import { changeDocument, changesOf, outlookOf, sayChange } from '../billing/outlook.ts'
+import { feeAhead, totalOf } from '../billing/pricing.ts'
+import { readPriceList, readSubscriber } from '../billing/terms.ts'
 import { readMonth } from '../billing/usage.ts'
 import { ACCOUNT, accountNamed, nameOf, standing } from './account-find.ts'
 import { limitDocument, sayLimit } from './billing.ts'
+import { sayAhead } from './billing-words.ts'
 import { defineCommand } from './command.ts'
 import { statusOf } from './machine-document.ts'
 import { definitions } from './text.ts'
@@ -32,8 +34,8 @@ export const accountShow = defineCommand({
     const limits = await readLimits(sql, account.id)
     const credits = await readCredits(sql, account.id)
     const invoices = await readInvoices(sql, account.id)
-    const { plans } = await readSubscriber(sql, account.id)
-    const changes = plans.filter(({ from }) => from !== null && from > dayOf(now))
+    const subscriber = await readSubscriber(sql, account.id)
+    const changes = changesOf(outlookOf(subscriber, await readPriceList(sql), dayOf(now)))
     const machines = (await app.machines.list({ accountId: account.id })).filter(
       (machine) => machine.accountId === account.id,
     )
@@ -48,7 +50,7 @@ export const accountShow = defineCommand({
         ...{ id: account.id, email: account.email, owner: account.isOwner, suspended: account.suspendedAt !== null },
         ...{ suspended_at: account.suspendedAt?.toISOString() ?? null, over_limit: account.isOverLimit },
         ...{ created_at: account.createdAt.toISOString(), keys: keys?.count ?? 0, plan: account.plan },
-        changes: changes.map(({ from, plan }) => ({ from, plan })),
+        changes: changes.map(changeDocument),
         ...{ machines_most: account.machinesMost, memory_bytes: memory, disk_bytes: disk },
         machines: machines.slice(0, MACHINES_TOLD).map((machine) => ({
           ...{ vm_name: machine.name, status: statusOf(machine), image: machine.image, allocated_cpus: machine.cpus },
@@ -74,7 +76,7 @@ export const accountShow = defineCommand({
             ['since', sayWhen(account.createdAt)],
             ...(standing(account) ? [['state', standing(account)] as const] : []),
             ['plan', account.plan],
-            ...changes.map(({ from, plan }) => ['next', `plan ${plan} from ${from} on`] as const),
+            ...changes.map((change) => ['next', sayChange(change)] as const),
             [
               'machines',
               `${machines.length}${account.machinesMost === null ? '' : ` of ${account.machinesMost}`}${machines.length > 0 ? `: ${sayList(machines.map(({ name }) => name))}` : ''}`,
@@ -82,9 +84,7 @@ export const accountShow = defineCommand({
             ...(machines.length > 0 ? [['size', `${sayBytes(memory)} memory, ${sayBytes(disk)} disk`] as const] : []),
             [
               'this month',
-              charged > 0n || total === 0n
-                ? `${sayMoney(charged)} for ${sayMonth(monthOf(now))} so far, in UTC`
-                : `it would cost ${sayMoney(total)} for ${sayMonth(monthOf(now))} so far, in UTC`,
+              `${charged > 0n || total === 0n ? sayMoney(charged) : `it would cost ${sayMoney(total)}`} for ${sayMonth(monthOf(now))} so far, in UTC${sayAhead(feeAhead(lines, dayOf(now)))}`,
             ],
             ...limits.map(
               (limit) => ['limit', `${sayLimit(limit)}${limit.whose === 'own' ? ', its own' : ''}`] as const,

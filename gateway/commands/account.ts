@@ -1,8 +1,9 @@
 import type { Sql } from '../../migrations/connect.ts'
 import type { Caller } from '../app.ts'
-import { limitSpending } from './account-billing.ts'
+import { limitSpending, sayLimited, spendingOf } from './account-billing.ts'
 import { ACCOUNT, allAccounts, guest, nameOf, standing } from './account-find.ts'
 import { DEFAULT_MACHINES_MOST } from './admission.ts'
+import { LIMIT_ACTS } from './billing.ts'
 import { defineCommand } from './command.ts'
 import { CommandError, usageError } from './error.ts'
 import { recordEvent } from './machine-steps.ts'
@@ -59,40 +60,40 @@ export const accountLimit = defineCommand({
   group: 'operator',
   operator: true,
   summary: 'how many machines an account may have, and what it may spend',
-  description: `Without this it is ${DEFAULT_MACHINES_MOST}; the operator's own account has no limit. Machines that are there stay. With --spend mails go out at 80 and 100 % of what a month may cost; with --hard machines are paused there, and nothing wakes or starts one until the month is over.`,
+  description: `Without this it is ${DEFAULT_MACHINES_MOST}; the operator's own account has no limit. Machines that are there stay. With --spend mails go out at 80 and 100 % of what a month may cost; with --hard machines are paused there, and nothing wakes or starts one until the month is over. ${LIMIT_ACTS}`,
   flags: {
     spend: { type: 'string', value: 'AMOUNT|none', summary: 'USD that a calendar month may cost' },
     hard: { type: 'boolean', summary: 'pause its machines there' },
   },
   arguments: { account: ACCOUNT, machines: { label: 'MACHINES', optional: true } },
   examples: ['account limit ada@example.com 25', 'account limit ada@example.com --spend 100 --hard'],
-  async run(context, { flags, args }) {
-    const { app, caller } = context
+  async run({ app, caller }, { flags, args }) {
     const most = args.machines === undefined ? undefined : machinesOf(args.machines)
-    if (flags.hard && flags.spend === undefined) throw usageError('--hard belongs to --spend AMOUNT')
+    const hard = flags.hard === true
+    if (hard && flags.spend === undefined) throw usageError('--hard belongs to --spend AMOUNT')
     if (most === undefined && flags.spend === undefined) {
       throw usageError('nothing is given to limit', 'account limit ACCOUNT MACHINES, or --spend AMOUNT')
     }
+    const spend = flags.spend === undefined ? undefined : { micros: spendingOf(flags.spend), hard }
     const account = await app.sql.begin(async (tx) => {
       const found = await guest(tx, args.account)
-      if (most === undefined) return found
-      await tx`update accounts set max_machines = ${most} where id = ${found.id}`
-      await recordEvent(tx, caller, 'account.limited', null, { account: found.id, machines: most }, found.id)
+      if (most !== undefined) {
+        await tx`update accounts set max_machines = ${most} where id = ${found.id}`
+        await recordEvent(tx, caller, 'account.limited', null, { account: found.id, machines: most }, found.id)
+      }
+      if (spend) await limitSpending(tx, caller, found, spend)
       return found
     })
-    const spend =
-      flags.spend === undefined ? undefined : await limitSpending(context, account, flags.spend, flags.hard === true)
+    const limited = spend ? await sayLimited(app.sql, account, spend.micros, hard) : ''
     const may = most === 1 ? 'one machine' : `${most} machines`
     const text = most === undefined ? '' : `${nameOf(account)} may have ${may}, and has ${account.machines}\n`
     return {
       json: {
         account: account.id,
         ...(most === undefined ? {} : { machines_most: most, machines: account.machines }),
-        ...(spend
-          ? { spend_micros: spend.micros === null ? null : Number(spend.micros), hard: flags.hard === true }
-          : {}),
+        ...(spend ? { spend_micros: spend.micros === null ? null : Number(spend.micros), hard } : {}),
       },
-      text: text + (spend?.text ?? ''),
+      text: text + limited,
     }
   },
 })

@@ -1,7 +1,7 @@
 import type postgres from 'postgres'
 import type { HostImage } from '../../migrations/schema.ts'
 import type { App, Caller } from '../app.ts'
-import { refuseBeyondCaps } from '../billing/caps.ts'
+import { ANOTHER_MACHINE, refuseBeyondCaps } from '../billing/caps.ts'
 import { CommandError, usageError } from './error.ts'
 import { mayBeReference } from './images.ts'
 import { recordEvent } from './machine-steps.ts'
@@ -113,7 +113,7 @@ async function admitIn(tx: Tx, app: App, caller: Caller, asked: MachineWish): Pr
     diskBytes: wish.diskBytes,
     host: host.name,
   })
-  await refuseBeyondCaps(tx, caller.accountId)
+  await refuseBeyondCaps(tx, caller.accountId, ANOTHER_MACHINE)
   return { ...wish, ...machine, host: host.name }
 }
 

@@ -5,17 +5,18 @@ import {
   invoiceCsv,
   invoiceDocument,
   invoiceHead,
+  paymentsOfInvoices,
   readInvoiceView,
 } from '../billing/invoice-document.ts'
-import { readInvoices } from '../billing/invoices.ts'
+import { type Invoice, readInvoices } from '../billing/invoices.ts'
 import { inUnits } from '../billing/meters.ts'
 import { plainAmount, sayExactly, sayMoney, sayRate } from '../billing/money.ts'
-import { csv, sayQuantity } from './billing-words.ts'
+import { partyLines } from '../billing/parties.ts'
+import { csv, invoiceNumber, sayPayment, sayQuantity } from './billing-words.ts'
 import type { Completer, Result } from './command.ts'
 import { defineCommand } from './command.ts'
-import { CommandError, usageError } from './error.ts'
-import { harmless, table, type View } from './text.ts'
-import { shown } from './values.ts'
+import { CommandError } from './error.ts'
+import { definitions, harmless, table, type View } from './text.ts'
 import { controlUrl } from './web-links.ts'
 import { truncate } from './width.ts'
 
@@ -34,18 +35,24 @@ export const billingInvoices = defineCommand({
   async run({ app, caller }, { flags, args }) {
     if (args.number !== undefined) return await oneInvoice(app, caller, args.number, flags.csv === true)
     const invoices = await readInvoices(app.sql, caller.accountId)
+    const payments = await paymentsOfInvoices(app.sql, app.settings.stripe, caller.accountId)
+    const stateOf = ({ number }: Invoice) => {
+      const payment = payments.get(number)
+      return payment ? sayPayment(payment) : ''
+    }
     if (flags.csv) {
       const text = csv(
-        ['number', 'month', 'closed_at', 'total_usd'],
+        ['number', 'month', 'closed_at', 'total_usd', ...(payments.size > 0 ? ['state'] : [])],
         invoices.map((one) => [
           ...[String(one.number), one.month],
           ...[one.closedAt.toISOString(), plainAmount(one.total)],
+          ...(payments.size > 0 ? [stateOf(one)] : []),
         ]),
       )
       return { json: { csv: text }, text }
     }
     return {
-      json: { currency: 'USD', invoices: invoices.map(invoiceHead) },
+      json: { currency: 'USD', invoices: invoices.map((one) => invoiceHead(one, payments.get(one.number))) },
       text: (view) =>
         invoices.length === 0
           ? 'no invoice yet; a month is closed on the first of the next\n'
@@ -56,6 +63,7 @@ export const billingInvoices = defineCommand({
                 { title: 'month', value: (one) => sayMonth(one.month) },
                 { title: 'closed', value: (one) => dayOf(one.closedAt) },
                 { title: 'total', value: (one) => sayMoney(one.total), right: true },
+                { title: 'state', value: stateOf, flexible: true },
               ],
               view,
             ),
@@ -64,8 +72,7 @@ export const billingInvoices = defineCommand({
 })
 
 async function oneInvoice(app: App, caller: Caller, typed: string, asCsv: boolean): Promise<Result> {
-  if (!/^\d{1,9}$/.test(typed)) throw usageError(`${shown(typed)} is no number of an invoice`, 'billing invoices')
-  const found = await readInvoiceView(app.sql, Number(typed))
+  const found = await readInvoiceView(app.sql, app.settings.stripe, invoiceNumber(typed))
   // The operator answers for all of them.
   if (!found || (found.invoice.accountId !== caller.accountId && !caller.isOwner)) {
     throw new CommandError('invoice.not_found', 3, `no invoice ${typed}`, { wayOn: 'billing invoices lists yours' })
@@ -78,7 +85,7 @@ async function oneInvoice(app: App, caller: Caller, typed: string, asCsv: boolea
   return { json: { ...invoiceDocument(found), url }, text: (view) => invoiceText(found, url, view) }
 }
 
-function invoiceText({ invoice, email, rows }: InvoiceView, url: string | null, view: View): string {
+function invoiceText({ invoice, email, payment, rows }: InvoiceView, url: string | null, view: View): string {
   const { style } = view
   const whose = email ?? `account ${invoice.accountId}`
   const cells = rows.map(({ line, rate, what }) => ({
@@ -101,6 +108,12 @@ function invoiceText({ invoice, email, rows }: InvoiceView, url: string | null, 
     ],
     view,
   )
+  const parties = [
+    ...(invoice.seller ? [['from', partyLines(invoice.seller).join(', ')] as const] : []),
+    ...(invoice.buyer ? [['for', partyLines(invoice.buyer).join(', ')] as const] : []),
+    ...(payment ? [['state', sayPayment(payment)] as const] : []),
+  ].filter(([, words]) => words !== '')
+  const facts = parties.map(([term, words]) => [term, harmless(words)] as const)
   const closed = `closed ${invoice.closedAt.toISOString().slice(0, 16).replace('T', ' ')} UTC`
-  return `${head}\n${style.dim(closed)}\n\n${body}${url === null ? '' : `${style.dim(`to print it: ${url}`)}\n`}`
+  return `${head}\n${style.dim(closed)}\n${facts.length > 0 ? definitions(facts, view, 0) : ''}\n${body}${url === null ? '' : `${style.dim(`to print it: ${url}`)}\n`}`
 }

@@ -1,13 +1,14 @@
 import type { RateKind } from '../../migrations/schema.ts'
 import type { App } from '../app.ts'
+import { announced, announcedCaps } from '../billing/announce.ts'
 import { type Day, dayOf, sayMonth, startOfDay } from '../billing/calendar.ts'
 import { RATE_KINDS, unitName } from '../billing/meters.ts'
 import { parseMoney, sayExactly } from '../billing/money.ts'
 import { type Caps, readPlans, setPlan, setRate, soonest } from '../billing/plans.ts'
 import { missingNumbers, type Proof, proveInvoices } from '../billing/recompute.ts'
 import { FIRST_PLAN, rateOn, readPriceList } from '../billing/terms.ts'
-import { noSuchPlan, sayCaps } from './billing.ts'
-import { sayPrice } from './billing-words.ts'
+import { noSuchPlan } from './billing.ts'
+import { invoiceNumber, sayCaps, sayPrice, sayTold } from './billing-words.ts'
 import type { Completer } from './command.ts'
 import { defineCommand } from './command.ts'
 import { CommandError, usageError } from './error.ts'
@@ -71,7 +72,7 @@ export const billingSetPlan = defineCommand({
   operator: true,
   summary: 'make a plan, or say what accounts on it may have',
   description:
-    'Caps are for all machines of an account together, those that are off too, and hold from now on; machines that are there stay. A new plan has the rates of plan usage and no fee until billing set-rate says otherwise.',
+    'Caps are for all machines of an account together, those that are off too, and hold from now on; machines that are there stay, and accounts on the plan are told. A new plan has the rates of plan usage and no fee until billing set-rate says otherwise.',
   flags: {
     machines: { type: 'string', value: 'N|none', summary: 'machines at most' },
     cpu: { type: 'string', value: 'N|none', summary: 'vCPUs at most' },
@@ -96,16 +97,18 @@ export const billingSetPlan = defineCommand({
       ...(flags.memory === undefined ? {} : { memoryBytesMost: size(flags.memory, '--memory') }),
       ...(flags.disk === undefined ? {} : { diskBytesMost: size(flags.disk, '--disk') }),
     }
-    const isNew = await setPlan(app.sql, args.plan, caps)
-    await recordEvent(app.sql, caller, 'billing.plan_set', null, { plan: args.plan, ...caps })
+    const { outcome: isNew, told } = await app.sql.begin(async (tx) => {
+      await recordEvent(tx, caller, 'billing.plan_set', null, { plan: args.plan, ...caps })
+      return await announcedCaps(tx, args.plan, () => setPlan(tx, args.plan, caps))
+    })
     const plan = (await readPlans(app.sql)).find(({ name }) => name === args.plan)
     const most = plan ? sayCaps(plan) : ''
     const rest = most ? `up to ${most}` : 'no caps'
     return {
-      json: { plan: args.plan, created: isNew, ...caps },
+      json: { plan: args.plan, created: isNew, ...caps, told },
       text: isNew
         ? `plan ${args.plan} is there: ${rest}\nits rates: billing set-rate ${args.plan}; who is on it: account plan ACCOUNT ${args.plan}\n`
-        : `plan ${args.plan}: ${rest}\n`,
+        : `plan ${args.plan}: ${rest}\n${sayTold(told)}`,
     }
   },
 })
@@ -118,7 +121,7 @@ export const billingSetRate = defineCommand({
   operator: true,
   summary: 'what something costs on a plan, from a day to come on',
   description:
-    'KIND is fee (a month), cpu (a vCPU-hour), memory (a GiB-hour), disk (a GiB-month) or transfer (a GB). A rate that was in force stays what it was: bills can be computed again at any time. It is for whole days in UTC, from tomorrow on at the soonest, and takes the place of what else was to come.',
+    'KIND is fee (a month), cpu (a vCPU-hour), memory (a GiB-hour), disk (a GiB-month) or transfer (a GB). A rate that was in force stays what it was: bills can be computed again at any time. It is for whole days in UTC, from tomorrow on at the soonest, and takes the place of what else was to come. Accounts for which something that is charged changes are told, by mail too.',
   flags: {
     included: {
       type: 'integer',
@@ -148,12 +151,14 @@ export const billingSetRate = defineCommand({
     }
     const from = await dayToCome(app, flags.from)
     const included = BigInt(flags.included ?? 0)
-    await setRate(app.sql, { plan, kind, micros, included, from })
-    const detail = { plan, kind, rate: sayExactly(micros), included: Number(included), from }
-    await recordEvent(app.sql, caller, 'billing.rate_set', null, detail)
+    const told = await app.sql.begin(async (tx) => {
+      const detail = { plan, kind, rate: sayExactly(micros), included: Number(included), from }
+      await recordEvent(tx, caller, 'billing.rate_set', null, detail)
+      return await announced(tx, () => setRate(tx, { plan, kind, micros, included, from }))
+    })
     return {
-      json: { plan, kind, unit: unitName(kind), rate_micros: Number(micros), included: Number(included), from },
-      text: `plan ${plan}: ${kind} is ${sayPrice(kind, micros)} from ${from} on, in UTC${included > 0n ? `, ${included} ${unitName(kind)} a month included` : ''}\n`,
+      json: { plan, kind, unit: unitName(kind), rate_micros: Number(micros), included: Number(included), from, told },
+      text: `plan ${plan}: ${kind} is ${sayPrice(kind, micros)} from ${from} on, in UTC${included > 0n ? `, ${included} ${unitName(kind)} a month included` : ''}\n${sayTold(told)}`,
     }
   },
 })
@@ -192,15 +197,24 @@ export const billingRecompute = defineCommand({
   name: 'billing recompute',
   group: 'operator',
   operator: true,
-  summary: 'prove every invoice from the facts again',
+  summary: 'prove every invoice from the facts again, or one',
   description:
-    'Each line is computed from the ledger, not from what was added up of it, under the rates that held then; the daily sums are compared with their facts; numbers have no gap. Exit status 1 when anything differs by a millionth.',
-  async run({ app, progress, signal }) {
-    const { last, missing } = await missingNumbers(app.sql)
+    'Each line is computed from the ledger, not from what was added up of it, under the rates that held then; the daily sums are compared with their facts; numbers have no gap. Exit status 1 when anything differs by a millionth. With NUMBER it is that invoice alone.',
+  arguments: { number: { label: 'NUMBER', optional: true } },
+  examples: ['billing recompute', 'billing recompute 12'],
+  async run({ app, progress, signal }, { args }) {
+    const { sql } = app
+    const one = args.number === undefined ? undefined : invoiceNumber(args.number)
+    const { last, missing } = one === undefined ? await missingNumbers(sql) : { last: one, missing: [] }
     const proofs: Proof[] = []
-    for await (const proof of proveInvoices(app.sql, signal)) {
+    for await (const proof of proveInvoices(sql, signal, one)) {
       proofs.push(proof)
       progress.show(`invoice ${proof.invoice.number} of ${last}`)
+    }
+    if (one !== undefined && proofs.length === 0) {
+      throw new CommandError('invoice.not_found', 3, `no invoice ${one}`, {
+        wayOn: 'billing recompute proves them all',
+      })
     }
     const wrong = proofs.filter(({ problems }) => problems.length > 0)
     const late = proofs.filter(({ pending }) => pending)
@@ -228,7 +242,7 @@ export const billingRecompute = defineCommand({
       text:
         proofs.length === 0
           ? 'no invoice yet\n'
-          : `${right} of ${proofs.length} invoices are what the facts give, ${sayExactly(totals(proofs, 'billed'))} in all\n` +
+          : `${sayProved(one, right, proofs)}, ${sayExactly(totals(proofs, 'billed'))} in all\n` +
             late
               .map(({ invoice, billed, computed }) => {
                 const more = sayExactly(computed - billed)
@@ -239,6 +253,11 @@ export const billingRecompute = defineCommand({
     }
   },
 })
+
+function sayProved(one: number | undefined, right: number, proofs: readonly Proof[]): string {
+  if (one === undefined) return `${right} of ${proofs.length} invoices are what the facts give`
+  return `invoice ${one} is ${right === 1 ? '' : 'not '}what the facts give`
+}
 
 function totals(proofs: readonly Proof[], key: 'billed' | 'computed'): bigint {
   return proofs.reduce((sum, proof) => sum + proof[key], 0n)

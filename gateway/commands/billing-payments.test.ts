@@ -112,6 +112,26 @@ describe('payments', () => {
     expect((await run('audit')).stdout).toMatch(/invoice/)
   })
 
+  it('shows what was paid in part, put off, disputed and lost', async () => {
+    const { sql } = world.gateway
+    const state = async () => (await run('billing payments')).stdout.trimEnd().split(/ {2,}/).at(-1)
+    const set = async (values: Record<string, unknown>) => {
+      await sql`update stripe_invoices set ${sql(values)} where invoice = 2`
+      return await state()
+    }
+    expect(await set({ status: 'open', paid_cents: 100 })).toBe('open, $1.00 of it paid')
+    expect(await set({ status: 'paid', paid_cents: 0, carried_cents: 30 })).toBe('to be paid with the next one')
+    expect(await set({ paid_cents: 524, carried_cents: -30 })).toBe('paid, with $0.30 of earlier ones')
+    expect(await set({ carried_cents: 0, refunded_cents: 200, disputed: true })).toBe(
+      'paid, $2.00 given back, disputed',
+    )
+    expect(await set({ refunded_cents: 0, disputed: false, lost_cents: 494 })).toBe('paid, $4.94 lost to a dispute')
+    expect(await document('billing payments')).toMatchObject({
+      payments: [{ lost_micros: 4_940_000, carried_micros: 0, paid_micros: 5_240_000 }],
+    })
+    expect(await set({ paid_cents: 494, lost_cents: 0 })).toBe('paid')
+  })
+
   it('says when Stripe does not answer, and keeps to what it knew', async () => {
     await world.gateway.sql`update stripe_customers set refreshed_at = now() - interval '1 day'`
     fake.fault = () => 'away'
@@ -175,6 +195,34 @@ describe('payments', () => {
     const useless = fake.event('product.created', { id: 'prod_1' })
     expect(await post(useless.body, useless.signature)).toMatchObject({ status: 200 })
     expect(await events()).toEqual([id])
+  })
+
+  it('what keeps an invoice from Stripe is named, however many came since, and a list that is cut says so', async () => {
+    const { sql } = world.gateway
+    const newest = 'the newest 1000; there are more, and billing invoices NUMBER says'
+    expect((await run('billing payments --all', world.owner)).stdout).not.toContain(newest)
+    await sql`insert into invoices (number, account_id, month, closed_at, total_micros)
+      select 1000 + n, ${bob.accountId}, date '2100-01-01' + n * interval '1 month', now(), 4940000 from generate_series(1, 1100) n`
+    await sql`insert into stripe_invoices (invoice, livemode, stripe_id, status)
+      select number, false, 'in_' || number, 'paid' from invoices where number > 1000`
+    await sql`update stripe_invoices set problem = 'Stripe does not know its customer' where invoice = 1`
+    const one = await run('billing stripe', world.owner)
+    expect([one.status, one.stderr]).toEqual([1, expect.stringMatching(/^one invoice is kept from Stripe\n/)])
+    expect(one.stdout).toMatch(/\ninvoice 1 +Stripe does not know its customer\n$/)
+    await sql`update stripe_invoices set problem = 'later' where invoice between 1076 and 1100`
+    const many = await run('billing stripe', world.owner)
+    expect([many.status, many.stderr]).toEqual([1, expect.stringMatching(/^26 invoices are kept from Stripe\n/)])
+    expect(many.stdout).toMatch(
+      /\ninvoice 1 +Stripe does.*\ninvoice 1076 +later\n(.*\n)*invoice 1094 +later\n +and 6 more\n$/,
+    )
+    const { problem_count: count, problems } = await document('billing stripe', world.owner)
+    expect(count).toBe(26)
+    expect(problems).toHaveLength(20)
+    const { cut, payments } = await document('billing payments --all', world.owner)
+    expect(cut).toBe(true)
+    expect(payments).toHaveLength(1000)
+    expect((await run('billing payments --all', world.owner)).stdout.replaceAll(/\s+/g, ' ')).toContain(newest)
+    expect(await document('billing payments')).toMatchObject({ cut: false })
   })
 
   it('where Stripe is not configured, each command says so and the webhook is not there', async () => {

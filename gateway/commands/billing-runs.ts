@@ -1,9 +1,11 @@
 import { dayOf, sayMonth } from '../billing/calendar.ts'
+import { readWaiting, sayMonths, sayOver, type Waiting } from '../billing/clock.ts'
 import { type Failure, readFailures, retryAll } from '../billing/failures.ts'
 import { defineCommand } from './command.ts'
+import { usageError } from './error.ts'
 import { recordEvent } from './machine-steps.ts'
 import { harmless, table } from './text.ts'
-import { sayWhen } from './values.ts'
+import { sayWhen, shown } from './values.ts'
 
 type Run = { month: string; startedAt: Date; finishedAt: Date | null; invoices: number; total: number }
 
@@ -13,19 +15,34 @@ export const billingRuns = defineCommand({
   operator: true,
   summary: 'the months that were closed, and accounts whose invoice or limit failed',
   description:
-    'A month is closed in the first hours of the next, in UTC. An account whose invoice cannot be closed holds up nobody else: it is tried again by itself, after 5 minutes at first and every 6 hours at last, and its later months wait for it.',
-  flags: { retry: { type: 'boolean', summary: 'try all that failed at the next look, within 5 minutes' } },
-  examples: ['billing runs', 'billing runs --retry'],
+    'A month is closed in the first hours of the next, in UTC. An account whose invoice cannot be closed holds up nobody else: it is tried again by itself, after 5 minutes at first and every 6 hours at last, and its later months wait for it. Where it is not sure that a month is over (the clock jumped by days, the clocks of gateway and database differ, or more than two months are due at once) nothing is closed before the clock is set right, or --close says that this month and those before it are over.',
+  flags: {
+    retry: { type: 'boolean', summary: 'try all that failed at the next look, within a minute' },
+    close: { type: 'string', value: 'MONTH', summary: 'close months that wait, up to this one; the clock is right' },
+  },
+  examples: ['billing runs', 'billing runs --retry', 'billing runs --close 2026-11'],
   async run({ app, caller }, { flags }) {
     const { sql } = app
-    const retried = flags.retry ? await retryAll(sql) : 0
-    if (retried > 0) await recordEvent(sql, caller, 'billing.retried', null, { failures: retried })
+    const retry = async () =>
+      await sql.begin(async (tx) => {
+        const failures = await retryAll(tx)
+        if (failures > 0) await recordEvent(tx, caller, 'billing.retried', null, { failures })
+        return failures
+      })
+    if (flags.close !== undefined) {
+      const month = flags.close
+      await sql.begin(async (tx) => {
+        await sayOver(tx, knownToWait(month, await readWaiting(tx)))
+        await recordEvent(tx, caller, 'billing.months_over', null, { month })
+      })
+    }
+    const retried = flags.retry ? await retry() : 0
     const runs = await sql<Run[]>`
       select to_char(month, 'YYYY-MM') as month, started_at as "startedAt", finished_at as "finishedAt",
         (select count(*)::integer from invoices i where i.month = r.month) as invoices,
         (select coalesce(sum(total_micros), 0)::bigint from invoices i where i.month = r.month) as total
       from invoice_runs r order by month desc limit 24`
-    const failures = await readFailures(sql)
+    const [failures, waiting] = [await readFailures(sql), await readWaiting(sql)]
     return {
       json: {
         runs: runs.map(({ month, startedAt, finishedAt, invoices, total }) => ({
@@ -33,10 +50,14 @@ export const billingRuns = defineCommand({
           ...{ invoices, total_micros: total, currency: 'USD' },
         })),
         failures: failures.map(failureDocument),
+        waiting: waiting
+          ? { since: waiting.since.toISOString(), because: waiting.because, months: waiting.months }
+          : null,
+        ...(flags.close === undefined ? {} : { said_over: flags.close }),
         ...(flags.retry ? { retried } : {}),
       },
       text: (view) => {
-        const closed =
+        const listed =
           runs.length === 0
             ? 'no month was closed yet\n'
             : table(
@@ -49,6 +70,7 @@ export const billingRuns = defineCommand({
                 ],
                 view,
               )
+        const closed = `${listed}${waiting ? `\n${view.style.failure('waiting')}\n${sayWaiting(waiting, flags.close)}` : ''}`
         if (failures.length === 0) return closed
         const failed = table(
           failures,
@@ -61,12 +83,27 @@ export const billingRuns = defineCommand({
           ],
           view,
         )
-        const said = flags.retry ? `all that failed is tried again at the next look, within 5 minutes\n` : ''
+        const said = flags.retry ? `all that failed is tried again at the next look, within a minute\n` : ''
         return `${closed}\n${view.style.failure('failed')}\n${failed}${said}`
       },
     }
   },
 })
+
+/** @throws CommandError (usage) */
+function knownToWait(typed: string, waiting: Waiting | undefined): string {
+  if (!waiting) throw usageError('no month waits for a word', 'billing runs')
+  if (waiting.months.includes(typed)) return typed
+  throw usageError(`${shown(typed)} is none of the months that wait`, `billing runs --close ${waiting.months[0]}`)
+}
+
+function sayWaiting({ months, because }: Waiting, said: string | undefined): string {
+  const way =
+    said === undefined
+      ? `set the clock right, or if it is: billing runs --close ${months.at(-1)}`
+      : `what is over by your word (up to ${sayMonth(said)}) is closed at the next look, within a minute`
+  return `${sayMonths(months)}: ${because}\n${way}\n`
+}
 
 function sayNext({ nextAttemptAt }: Failure): string {
   return nextAttemptAt.getTime() <= Date.now() ? 'at the next look' : sayWhen(nextAttemptAt)

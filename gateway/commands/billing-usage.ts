@@ -8,7 +8,7 @@ import { plainAmount, sayMoney } from '../billing/money.ts'
 import type { Line } from '../billing/pricing.ts'
 import { type RangeLine, readRange } from '../billing/usage.ts'
 import { limitDocument } from './billing.ts'
-import { csv, sayPrice, sayQuantity, sayWhat } from './billing-words.ts'
+import { csv, sayAhead, sayPrice, sayQuantity, sayWhat } from './billing-words.ts'
 import { defineCommand } from './command.ts'
 import { type Column, table, type View, wrap } from './text.ts'
 import { sayList } from './values.ts'
@@ -39,6 +39,11 @@ export const billingUsage = defineCommand({
     const isCycle = (flags.range ?? 'cycle') === 'cycle'
     const forecast = isCycle && !flags.csv ? await readForecast(app.sql, caller.accountId, now) : undefined
     const limits = forecast ? await readLimits(app.sql, caller.accountId) : []
+    const feeToCome = sum(
+      lines
+        .filter(({ kind }) => kind === 'fee')
+        .flatMap(({ days }) => days.flatMap(({ day, amount }) => (day > dayOf(now) ? [amount] : []))),
+    )
     if (flags.csv) return { json: { csv: asCsv(by, lines, names) }, text: asCsv(by, lines, names) }
     return {
       json: {
@@ -47,6 +52,7 @@ export const billingUsage = defineCommand({
         currency: 'USD',
         total_micros: Number(total),
         charged_micros: Number(charged),
+        fee_ahead_micros: Number(feeToCome),
         lines: lines.map(lineDocument),
         machines: byMachine(lines, names).map(({ id, name, cells }) => ({
           machine_id: id,
@@ -59,7 +65,7 @@ export const billingUsage = defineCommand({
       text: (view) => {
         const ahead = forecast ? sayForecast(forecast, limits, now, view) : ''
         if (lines.length === 0) return `nothing was used in ${title}; rates: billing rates\n${ahead}`
-        const head = `${title}, in UTC${charged === total ? '' : charged === 0n ? `: nothing is charged, this is what it would cost` : `: ${sayMoney(charged)} of it is charged`}`
+        const head = `${title}, in UTC${charged === total ? '' : charged === 0n ? `: nothing is charged, this is what it would cost` : `: ${sayMoney(charged)} of it is charged`}${sayAhead(feeToCome)}`
         return `${wrap(head, view.columns).map(view.style.dim).join('\n')}\n${asTable(by, lines, names, total, view)}${ahead}`
       },
     }

@@ -2,7 +2,12 @@
 import type { InvoiceLineKind, RateKind } from '../../migrations/schema.ts'
 import type { Month } from '../billing/calendar.ts'
 import { inUnits, unitName } from '../billing/meters.ts'
-import { sayRate } from '../billing/money.ts'
+import { sayMoney, sayRate } from '../billing/money.ts'
+import type { Caps } from '../billing/plans.ts'
+import type { Payment } from '../billing/stripe/payments.ts'
+import { usageError } from './error.ts'
+import { harmless } from './text.ts'
+import { sayBytes, shown } from './values.ts'
 
 const WHAT: Record<string, string> = {
   cpu: 'vCPU',
@@ -33,8 +38,63 @@ export function sayPrice(kind: RateKind, micros: bigint): string {
   return `${sayRate(micros)} per ${unitName(kind)}`
 }
 
+/** What a plan has room for, all machines of an account together; empty: for anything. */
+export function sayCaps({ machinesMost, cpusMost, memoryBytesMost, diskBytesMost }: Caps): string {
+  return [
+    ...(machinesMost === null ? [] : [machinesMost === 1 ? 'one machine' : `${machinesMost} machines`]),
+    ...(cpusMost === null ? [] : [cpusMost === 1 ? 'one vCPU' : `${cpusMost} vCPUs`]),
+    ...(memoryBytesMost === null ? [] : [`${sayBytes(memoryBytesMost)} memory`]),
+    ...(diskBytesMost === null ? [] : [`${sayBytes(diskBytesMost)} disk`]),
+  ].join(', ')
+}
+
 /** Rows with the names of their fields above them (RFC 4180, but lines end as everywhere else). */
 export function csv(fields: readonly string[], rows: readonly (readonly string[])[]): string {
   const cell = (text: string) => (/[",\r\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text)
   return [fields, ...rows].map((row) => `${row.map(cell).join(',')}\n`).join('')
+}
+
+/**
+ * Free text for a cell of CSV. One that begins as a formula does, a spreadsheet computes, with what it may reach: with an
+ * apostrophe before it, it is text there. Numbers are not for this: a negative one begins as a formula does.
+ * @see https://owasp.org/www-community/attacks/CSV_Injection
+ */
+export function csvText(text: string): string {
+  return /^[=+\-@\t\r\n]/.test(text) ? `'${text}` : text
+}
+
+/** `paid, $4.00 given back`, `not paid: your card was declined` */
+export function sayPayment({ status, failure, paid, carried, refunded, disputed, lost, problem }: Payment): string {
+  const words = {
+    waiting: problem === null ? 'on its way to Stripe' : 'not at Stripe yet',
+    draft: problem === null ? 'on its way to Stripe' : 'not at Stripe yet',
+    open: failure === null ? 'open' : `not paid: ${harmless(failure)}`,
+    paid: paid === 0n && carried > 0n ? 'to be paid with the next one' : 'paid',
+    ...{ void: 'taken back', uncollectible: 'given up' },
+  }
+  return [
+    words[status],
+    ...(status === 'open' && paid > 0n ? [`${sayMoney(paid)} of it paid`] : []),
+    ...(carried < 0n ? [`with ${sayMoney(-carried)} of earlier ones`] : []),
+    ...(refunded > 0n ? [`${sayMoney(refunded)} given back`] : []),
+    ...(disputed ? ['disputed'] : []),
+    ...(lost > 0n ? [`${sayMoney(lost)} lost to a dispute`] : []),
+  ].join(', ')
+}
+
+/** `, $12.00 of it the fee of days to come`; nothing where there is none. */
+export function sayAhead(fee: bigint): string {
+  return fee === 0n ? '' : `, ${sayMoney(fee)} of it the fee of days to come`
+}
+
+/** How many accounts a change was announced to; nothing where it is nobody's. */
+export function sayTold(count: number): string {
+  if (count === 0) return ''
+  return count === 1 ? 'one account is told\n' : `${count} accounts are told\n`
+}
+
+/** @throws CommandError (usage) */
+export function invoiceNumber(typed: string): number {
+  if (!/^\d{1,9}$/.test(typed)) throw usageError(`${shown(typed)} is no number of an invoice`, 'billing invoices')
+  return Number(typed)
 }

@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import type { Caller } from '../app.ts'
-import { refuseBeyondCaps } from '../billing/caps.ts'
+import { ANOTHER_MACHINE, refuseBeyondCaps } from '../billing/caps.ts'
 import { closeDueMonths } from '../billing/closing.ts'
 import { soonest } from '../billing/plans.ts'
 import { runLine } from './run.ts'
@@ -115,7 +115,7 @@ describe('billing', () => {
       /cpu is \$0\.035 per vCPU-hour from .*, 500 vCPU-hour a month included/,
     )
     expect((await world.run('account plan ada@example.com team')).stdout).toBe(
-      `ada@example.com is on plan team from ${tomorrow} on, in UTC\n`,
+      `ada@example.com is on plan team from ${tomorrow} on, in UTC\none account is told\n`,
     )
     expect((await world.run('account plan others usage --from 2099-01-01')).status).toBe(0)
     expect((await run('billing plan')).stdout).toContain(`next        plan team from ${tomorrow} on`)
@@ -143,19 +143,41 @@ describe('billing', () => {
       stderr: expect.stringMatching(/plan team is for 2 GiB of memory, and this would make it 3 GiB/),
     })
     expect((await run('ls')).stdout).not.toContain('second')
+    // What there is more of than the plan is for now may stay, and other things be changed.
+    await world.run('billing set-plan team --memory 512M')
+    expect(await run('resize demo --disk 2G --no-wait')).toMatchObject({ status: 0 })
+    expect(await run('resize demo --memory 1200M')).toMatchObject({ status: 4 })
+    await world.run('billing set-plan team --memory 2G')
     // Two changes at once: the second is looked at when the first is done, and sees it.
     const { sql: asGateway } = world.app
     const done: string[] = []
     const second = Promise.withResolvers<unknown>()
     await asGateway.begin(async (tx) => {
-      await refuseBeyondCaps(tx, ada.accountId)
-      second.resolve(asGateway.begin((other) => refuseBeyondCaps(other, ada.accountId)).then(() => done.push('second')))
+      await refuseBeyondCaps(tx, ada.accountId, ANOTHER_MACHINE)
+      second.resolve(
+        asGateway
+          .begin((other) => refuseBeyondCaps(other, ada.accountId, ANOTHER_MACHINE))
+          .then(() => done.push('second')),
+      )
       const waits = () => sql`select from pg_locks where locktype = 'advisory' and not granted`
       await expect.poll(async () => (await waits()).length).toBe(1)
       done.push('first')
     })
     await second.promise
     expect(done).toEqual(['first', 'second'])
+  })
+
+  it('a fee that is of days to come is said apart from what was used', async () => {
+    // Eight of the month's 28 days.
+    const ahead = 'February 2026 so far, in UTC, $5.71 of it the fee of days to come'
+    const inOneLine = async (line: string, caller = ada) =>
+      (await world.run(line, { caller })).stdout.replaceAll(/\s+/g, ' ')
+    expect(await inOneLine('billing plan')).toContain(ahead)
+    expect(await document('billing plan')).toMatchObject({ fee_ahead_micros: 5_714_280 })
+    expect(await inOneLine('billing usage')).toContain(ahead)
+    expect(await document('billing usage')).toMatchObject({ fee_ahead_micros: 5_714_280 })
+    expect(await inOneLine('billing usage --range 7d')).not.toContain('days to come')
+    expect(await inOneLine('account show ada@example.com', world.owner)).toContain(ahead)
   })
 
   it('a month becomes an invoice that shows every line, and is proved', async () => {
@@ -196,11 +218,35 @@ describe('billing', () => {
     expect((await world.run('billing recompute')).stdout).toBe(
       '1 of 1 invoices are what the facts give, $20.960595 in all\n',
     )
+    expect((await world.run('billing recompute 1')).stdout).toBe(
+      'invoice 1 is what the facts give, $20.960595 in all\n',
+    )
+    expect(await world.run('billing recompute 2')).toMatchObject({ status: 3 })
+    expect(await world.run('billing recompute x')).toMatchObject({ status: 2 })
     expect(await world.run('billing invoices 1', { caller: await world.account() })).toMatchObject({ status: 3 })
     expect((await run('audit --kind invoice')).stdout).toMatch(
       / invoice\.closed +gateway +month 2026-02, total \$15\.96, number 1\n/,
     )
     expect((await world.run('billing runs')).stdout).toMatch(/February 2026 +2026-03-01 +\S+ +1\n$/)
+  })
+
+  it('who sells and who buys is set by a command, field by field', async () => {
+    expect((await run('billing details')).stdout).toBe('your invoices name your account alone\n')
+    const details = await run("billing details --name 'Example Ltd' --address '1 High Street, Anytown' --tax-id XY12")
+    expect(details.stdout).toMatch(/^name +Example Ltd\naddress +1 High Street, Anytown\ntax number +XY12\n$/)
+    expect(await document('billing details --address none')).toEqual({
+      name: 'Example Ltd',
+      address: null,
+      tax_id: 'XY12',
+    })
+    expect((await world.run('billing seller')).stdout).toBe('invoices name no seller\n')
+    expect((await world.json("billing seller --name 'Berths of Anytown'")).document).toMatchObject({
+      name: 'Berths of Anytown',
+    })
+    expect(await run('billing seller --name Ada')).toMatchObject({ status: 4 })
+    expect(await run("billing details --name ''")).toMatchObject({ status: 2 })
+    expect(await run(`billing details --tax-id ${'9'.repeat(41)}`)).toMatchObject({ status: 2 })
+    expect((await run('audit --kind billing.details_set')).stdout).toMatch(/name Example Ltd/)
   })
 
   it('an invoice that fails is shown to the operator, who has it tried again', async () => {
@@ -221,6 +267,28 @@ describe('billing', () => {
     const [row] = await world.gateway.sql`select next_attempt_at <= now() as due from billing_failures`
     expect(row?.due).toBe(true)
     await world.gateway.sql`delete from billing_failures`
+  })
+
+  it('months that a clock alone says are over wait for the operator’s word', async () => {
+    expect(await world.run('billing runs --close 2026-03')).toMatchObject({ status: 2 })
+    await world.gateway.sql`update billing_clock set waits_since = now(), waits_because = 'the clock jumped',
+      waits_from = '2026-03-01', waits_to = '2036-01-01'`
+    const waits = /March 2026 to January 2036 \(119 months\)/
+    expect((await world.run('doctor')).stdout).toMatch(waits)
+    expect((await world.run('billing runs')).stdout).toMatch(
+      /\nwaiting\nMarch 2026 to .*: the clock jumped\nset the clock right, or if it is: billing runs --close 2036-01\n$/,
+    )
+    expect(await world.run('billing runs --close 2026-02')).toMatchObject({ status: 2 })
+    expect(await run('billing runs --close 2026-03')).toMatchObject({ status: 4 })
+    expect((await world.json('billing runs --close 2026-03')).document).toMatchObject({
+      waiting: { because: 'the clock jumped' },
+      said_over: '2026-03',
+    })
+    expect(await world.gateway.sql`select over_month::text as month from billing_clock`).toEqual([
+      { month: '2026-03-01' },
+    ])
+    await world.gateway.sql`update billing_clock set waits_since = null, waits_because = null, waits_from = null,
+      waits_to = null, over_month = null`
   })
 
   it('a hard limit that is reached pauses, and every way back says why', async () => {
@@ -277,6 +345,26 @@ describe('billing', () => {
     const ran = await world.run(line)
     expect(ran.status, ran.stdout + ran.stderr).toBe(status)
     expect(ran.stderr).toMatch(sentence)
+  })
+
+  it('a limit that is half right sets nothing', async () => {
+    const most = async () =>
+      (await world.gateway.sql`select max_machines from accounts where id = ${ada.accountId}`)[0]?.max_machines
+    const before = await most()
+    expect(await world.run('account limit ada@example.com 77 --spend abc')).toMatchObject({ status: 2 })
+    expect(await most()).toBe(before)
+    // Nor is one written without the other.
+    await world.gateway.sql.unsafe(`create function no_limit() returns trigger language plpgsql as $$ begin
+      raise exception 'no limits here'; end $$;
+      create trigger no_limit before insert on spend_limits for each row execute function no_limit()`)
+    expect((await world.run('account limit ada@example.com 77 --spend 10')).status).not.toBe(0)
+    expect(await most()).toBe(before)
+    await world.gateway.sql`drop trigger no_limit on spend_limits`
+    expect((await world.run('account limit ada@example.com 77 --spend 100000')).stdout).toMatch(
+      /^ada@example\.com may have 77 machines, and has \d+\nada@example\.com may spend \$100000\.00 a month; it is mailed/,
+    )
+    expect(await most()).toBe(77)
+    await world.run('account limit ada@example.com --spend none')
   })
 
   it('is the account’s own, and what the operator decides the operator’s', async () => {

@@ -1,18 +1,19 @@
+import type { Db } from '../../migrations/connect.ts'
 import { dayOf, monthOf, sayMonth } from '../billing/calendar.ts'
 import { creditBalance, readCredits } from '../billing/invoices.ts'
-import { checkLimit, type Limit, readLimits, setLimit } from '../billing/limits.ts'
+import { checkLimit, type Limit, readLimits, setLimit, spentIn } from '../billing/limits.ts'
 import { RATE_KINDS, unitName } from '../billing/meters.ts'
 import { parseMoney, sayMoney } from '../billing/money.ts'
+import { changeDocument, changesOf, outlookOf, sayChange } from '../billing/outlook.ts'
 import { readPlans } from '../billing/plans.ts'
-import { totalOf } from '../billing/pricing.ts'
+import { countedOf, feeAhead, totalOf } from '../billing/pricing.ts'
 import { planOn, type Rate, rateOn, readPriceList, readSubscriber } from '../billing/terms.ts'
 import { readMonth } from '../billing/usage.ts'
-import { sayPrice } from './billing-words.ts'
+import { sayAhead, sayCaps, sayPrice } from './billing-words.ts'
 import { defineCommand } from './command.ts'
 import { CommandError, usageError } from './error.ts'
 import { recordEvent } from './machine-steps.ts'
 import { definitions, harmless, table } from './text.ts'
-import { sayBytes } from './values.ts'
 
 export const billingPlan = defineCommand({
   name: 'billing plan',
@@ -25,11 +26,14 @@ export const billingPlan = defineCommand({
     const name = planOn(subscriber, list, dayOf(now))
     const plan = (await readPlans(sql)).find((one) => one.name === name)
     const lines = await readMonth(sql, caller.accountId, monthOf(now))
+    const ahead = feeAhead(lines, dayOf(now))
     const [total, spent] = [totalOf(lines), totalOf(lines.filter(({ charged }) => charged))]
+    const counted = countedOf(lines, dayOf(now))
     const limits = await readLimits(sql, caller.accountId)
     const credit = creditBalance(await readCredits(sql, caller.accountId))
     const rates = currentRates(list, name, now)
-    const changes = subscriber.plans.filter(({ from }) => from !== null && from > dayOf(now))
+    const changes = changesOf(outlookOf(subscriber, list, dayOf(now)))
+    const untilCharged = changes.find(({ charged }) => charged)?.from
     const [account] = await sql<{ over: boolean }[]>`
       select over_limit_at is not null as over from accounts where id = ${caller.accountId}`
     const isOver = account?.over === true
@@ -51,29 +55,31 @@ export const billingPlan = defineCommand({
         limits: limits.map(limitDocument),
         over_limit: isOver,
         takes_payments: app.settings.stripe !== undefined,
-        changes: changes.map(({ from, plan: to }) => ({ from, plan: to })),
+        fee_ahead_micros: Number(ahead),
+        changes: changes.map(changeDocument),
       },
       text: (view) =>
         definitions(
           [
-            ['plan', `${name}${charges ? '' : ': nothing is charged'}`],
+            [
+              'plan',
+              `${name}${charges ? '' : `: nothing is charged${untilCharged === undefined ? '' : ` before ${untilCharged}`}`}`,
+            ],
             ...(fee ? [['fee', sayPrice('fee', fee.micros)] as const] : []),
             ...(caps ? [['up to', caps] as const] : []),
             [
               'this month',
-              charges || spent > 0n
-                ? `${sayMoney(spent)} for ${sayMonth(monthOf(now))} so far, in UTC`
-                : `it would cost ${sayMoney(total)} for ${sayMonth(monthOf(now))} so far, in UTC`,
+              `${charges || spent > 0n ? sayMoney(spent) : `it would cost ${sayMoney(total)}`} for ${sayMonth(monthOf(now))} so far, in UTC${sayAhead(ahead)}`,
             ],
             ...limits.map(
               (limit) =>
                 [
                   'limit',
-                  `${sayLimit(limit)}${isOver && limit.hard && spent >= limit.micros ? '; it is reached: nothing wakes or starts' : ''}`,
+                  `${sayLimit(limit)}${isOver && limit.hard && counted >= limit.micros ? '; it is reached: nothing wakes or starts' : ''}`,
                 ] as const,
             ),
             ...(credit > 0n ? [['credit', `${sayMoney(credit)} left`] as const] : []),
-            ...changes.map(({ from, plan: to }) => ['next', `plan ${to} from ${from} on`] as const),
+            ...changes.map((change) => ['next', sayChange(change)] as const),
           ],
           view,
           0,
@@ -87,20 +93,6 @@ export function currentRates(list: Parameters<typeof rateOn>[0], plan: string, n
   return RATE_KINDS.flatMap((kind) => rateOn(list, plan, kind, dayOf(now)) ?? [])
 }
 
-export function sayCaps(caps: {
-  machinesMost: number | null
-  cpusMost: number | null
-  memoryBytesMost: number | null
-  diskBytesMost: number | null
-}): string {
-  return [
-    ...(caps.machinesMost === null ? [] : [caps.machinesMost === 1 ? 'one machine' : `${caps.machinesMost} machines`]),
-    ...(caps.cpusMost === null ? [] : [caps.cpusMost === 1 ? 'one vCPU' : `${caps.cpusMost} vCPUs`]),
-    ...(caps.memoryBytesMost === null ? [] : [`${sayBytes(caps.memoryBytesMost)} memory`]),
-    ...(caps.diskBytesMost === null ? [] : [`${sayBytes(caps.diskBytesMost)} disk`]),
-  ].join(', ')
-}
-
 export function sayLimit({ whose, micros, hard }: Limit): string {
   const of = whose === 'own' ? 'a month' : "a month, the operator's"
   return `${sayMoney(micros)} ${of}; ${hard ? 'machines are paused there' : 'mail at 80 and 100 %, nothing else'}`
@@ -110,12 +102,24 @@ export function limitDocument({ whose, micros, hard }: Limit) {
   return { set_by: whose === 'own' ? 'account' : 'operator', amount_micros: Number(micros), hard }
 }
 
+/** How late, and where never; for each command that sets one. */
+export const LIMIT_ACTS =
+  'What is spent is known as it is counted, every few minutes, and looked at once a minute: machines may run on for up to seven minutes, which is charged. A fee counts whole from the first day of its plan in the month on. Where nothing was charged in the month so far no limit is reached.'
+
+/** Why no limit acts on an account as it is; undefined: they do, also for what was charged earlier in the month. */
+export async function idleBecause(db: Db, accountId: number): Promise<string | undefined> {
+  const now = new Date()
+  const [list, subscriber] = [await readPriceList(db), await readSubscriber(db, accountId)]
+  const plan = planOn(subscriber, list, dayOf(now))
+  if (list.charged.get(plan) || (await spentIn(db, accountId, now)) > 0n) return undefined
+  return `plan ${plan} charges nothing`
+}
+
 export const billingLimit = defineCommand({
   name: 'billing limit',
   group: 'you',
   summary: 'what a month may cost: mail at 80 and 100 %, and machines paused if you say so',
-  description:
-    'Without AMOUNT it shows what is set; none takes it away. With --hard machines that run are paused at the limit, with all that runs in them, and nothing wakes or starts one until the month is over or the limit higher. Nothing is deleted, and disks go on costing.',
+  description: `Without AMOUNT it shows what is set; none takes it away. With --hard machines that run are paused at the limit, with all that runs in them, and nothing wakes or starts one until the month is over or the limit higher. Nothing is deleted, and disks go on costing. ${LIMIT_ACTS}`,
   flags: { hard: { type: 'boolean', summary: 'pause the machines there' } },
   arguments: { amount: { label: 'AMOUNT', optional: true, complete: () => ['none'] } },
   examples: ['billing limit 50', 'billing limit 50 --hard', 'billing limit none'],
@@ -137,9 +141,15 @@ export const billingLimit = defineCommand({
       await checkLimit(sql, caller.accountId, new Date())
     } else if (flags.hard) throw usageError('--hard belongs to an AMOUNT', 'billing limit 50 --hard')
     const limits = await readLimits(sql, caller.accountId)
+    const idle = limits.length > 0 ? await idleBecause(sql, caller.accountId) : undefined
     return {
-      json: { currency: 'USD', limits: limits.map(limitDocument) },
-      text: limits.length ? limits.map((limit) => `${sayLimit(limit)}\n`).join('') : 'no limit is set\n',
+      json: {
+        ...{ currency: 'USD', limits: limits.map(limitDocument) },
+        ...(idle === undefined ? {} : { never_reached_because: idle }),
+      },
+      text: limits.length
+        ? `${limits.map((limit) => `${sayLimit(limit)}\n`).join('')}${idle === undefined ? '' : `it is not reached: ${idle}\n`}`
+        : 'no limit is set\n',
     }
   },
 })
@@ -184,14 +194,18 @@ export const billingRates = defineCommand({
   summary: 'what things cost on your plan, and what is to change',
   description:
     'vCPU and memory count while a machine runs, disk always but in the trash, checkpoints by what they alone hold, transfer by what leaves the machine. A GiB-month is a GiB for a whole calendar month in UTC, a GB is 10^9 bytes.',
-  flags: { plan: { type: 'string', value: 'NAME', summary: 'of another plan; the operator sees them all' } },
+  flags: {
+    plan: { type: 'string', value: 'NAME', summary: 'of a plan that you will be on; the operator sees them all' },
+  },
   examples: ['billing rates'],
   async run({ app, caller }, { flags }) {
     const now = new Date()
     const list = await readPriceList(app.sql)
-    const own = planOn(await readSubscriber(app.sql, caller.accountId), list, dayOf(now))
+    // Whoever is to be on another sees what it asks for before it does.
+    const [{ plan: own }, ...next] = outlookOf(await readSubscriber(app.sql, caller.accountId), list, dayOf(now))
     const plan = flags.plan ?? own
-    if (!list.charged.has(plan) || (plan !== own && !caller.isOwner)) throw noSuchPlan(plan)
+    const isTheirs = plan === own || next.some((step) => step.plan === plan)
+    if (!list.charged.has(plan) || !(isTheirs || caller.isOwner)) throw noSuchPlan(plan)
     const rates = currentRates(list, plan, now)
     // The default's changes are those of a plan that has none of its own.
     const changes = list.rates.filter(

@@ -27,8 +27,11 @@ export const browser = defineCommand({
   async run({ app, caller }, { flags }) {
     const origin = controlUrl(app.settings)
     if (flags['sign-out-everywhere']) {
-      const count = await endAllSessions(app.sql, caller.accountId)
-      await recordEvent(app.sql, caller, 'browser.signed_out', null, { browsers: count })
+      const count = await app.sql.begin(async (tx) => {
+        const browsers = await endAllSessions(tx, caller.accountId)
+        await recordEvent(tx, caller, 'browser.signed_out', null, { browsers })
+        return browsers
+      })
       const text =
         count === 0
           ? 'no browser was signed in\n'
@@ -93,12 +96,14 @@ export const browserRm = defineCommand({
   examples: ['browser rm 3'],
   async run({ app, caller }, { args }) {
     const id = /^\d{1,9}$/.test(args.id) ? Number(args.id) : 0
-    if (!(await endSessionOf(app.sql, caller.accountId, id))) {
-      throw new CommandError('browser.not_found', 3, `no browser ${shown(args.id)} is signed in`, {
-        wayOn: 'browser ls shows those that are',
-      })
-    }
-    await recordEvent(app.sql, caller, 'browser.signed_out', null, { browser: id })
+    await app.sql.begin(async (tx) => {
+      if (!(await endSessionOf(tx, caller.accountId, id))) {
+        throw new CommandError('browser.not_found', 3, `no browser ${shown(args.id)} is signed in`, {
+          wayOn: 'browser ls shows those that are',
+        })
+      }
+      await recordEvent(tx, caller, 'browser.signed_out', null, { browser: id })
+    })
     return { json: { signed_out: 1, id }, text: `browser ${id} is signed out\n` }
   },
 })

@@ -8,8 +8,10 @@ describe('completion', () => {
   beforeAll(async () => {
     world = await startWorld()
     for (const name of ['demo', 'demo-2', 'api']) await world.run(`new ${name} --memory 512M --no-wait`)
-    await world.run('new tossed --memory 512M --no-wait')
-    await world.run('rm tossed')
+    for (const name of ['tossed', 'thrown']) {
+      await world.run(`new ${name} --memory 512M --no-wait`)
+      await world.run(`rm ${name}`)
+    }
   })
   afterAll(() => world?.[Symbol.asyncDispose]())
 
@@ -26,7 +28,8 @@ describe('completion', () => {
     ['stop demo demo', 10, ['demo-2 ']],
     ['rename ', 7, ['api ', 'demo ', 'demo-2 ']],
     ['rename demo ', 12, []],
-    ['untrash ', 8, ['tossed ']],
+    ['untrash ', 8, ['thrown ', 'tossed ']],
+    ['untrash thrown ', 15, ['tossed ']],
     ['new --im', 4, ['--image=']],
     ['new --image=', 4, ['--image=base ', '--image=minimal ']],
     ['new --image mi', 12, ['minimal ']],

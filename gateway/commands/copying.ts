@@ -1,6 +1,6 @@
 /** Machines that are made of a checkpoint: of one that is there, or of one that is taken for it. */
 import type { App, Caller } from '../app.ts'
-import { refuseBeyondCaps } from '../billing/caps.ts'
+import { ANOTHER_MACHINE, refuseBeyondCaps } from '../billing/caps.ts'
 import type { Machine } from '../machines.ts'
 import {
   ADMISSION_LOCK,
@@ -85,7 +85,7 @@ export async function admitCopy(app: App, caller: Caller, source: Machine, wish:
       diskBytes: wish.diskBytes,
       host: host.name,
     })
-    await refuseBeyondCaps(tx, caller.accountId)
+    await refuseBeyondCaps(tx, caller.accountId, ANOTHER_MACHINE)
     return { ...machine, checkpointId }
   })
 }

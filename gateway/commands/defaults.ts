@@ -77,8 +77,10 @@ export const defaultsWrite = defineCommand({
     const key = knownKey(args.key)
     const value = KEYS[key].check(args.value)
     if (value.length > 200) throw usageError(`${key} is too long`)
-    await app.sql`update accounts set defaults = defaults || ${app.sql.json({ [key]: value })} where id = ${caller.accountId}`
-    await recordEvent(app.sql, caller, 'defaults.written', null, { key, value })
+    await app.sql.begin(async (tx) => {
+      await tx`update accounts set defaults = defaults || ${tx.json({ [key]: value })} where id = ${caller.accountId}`
+      await recordEvent(tx, caller, 'defaults.written', null, { key, value })
+    })
     return { json: { [key]: value }, text: `${told(key, value)} from now on\n` }
   },
 })
@@ -90,8 +92,10 @@ export const defaultsDelete = defineCommand({
   arguments: { key: { label: 'KEY', complete: () => KEY_NAMES } },
   async run({ app, caller }, { args }) {
     const key = knownKey(args.key)
-    await app.sql`update accounts set defaults = defaults - ${key}::text where id = ${caller.accountId}`
-    await recordEvent(app.sql, caller, 'defaults.deleted', null, { key })
+    await app.sql.begin(async (tx) => {
+      await tx`update accounts set defaults = defaults - ${key}::text where id = ${caller.accountId}`
+      await recordEvent(tx, caller, 'defaults.deleted', null, { key })
+    })
     return { json: { deleted: key }, text: `${key} is not set any more\n` }
   },
 })

@@ -171,8 +171,11 @@ export const DOCS: Record<string, Page> = {
         `  ${lobbyLine(settings, 'billing invoices 12 --csv')}`,
         'Invoices that print are at /invoices in the browser.',
         '',
-        'A limit mails you at 80 and at 100 % of it. With --hard machines that run are paused there, with all that runs in them, and nothing wakes or starts one until the month is over or the limit is higher; nothing is deleted, and disks go on costing.',
+        'A limit tells you at 80 and at 100 % of it, by mail too. With --hard machines that run are paused there, with all that runs in them, and nothing wakes or starts one until the month is over or the limit is higher; nothing is deleted, and disks go on costing. It acts within seven minutes of what is used; on plan house, where nothing is spent, never.',
         `  ${lobbyLine(settings, 'billing limit 50 --hard')}`,
+        '',
+        'Plans and rates change from a day to come on. Whoever is to pay otherwise by it is told when that is decided: by mail, where the lobby begins, and in the browser.',
+        `  ${lobbyLine(settings, 'billing notices')}`,
       ].join('\n'),
   },
   names: {

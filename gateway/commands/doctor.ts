@@ -2,6 +2,7 @@ import { release } from 'node:os'
 import type { DoctorFinding } from '../../migrations/schema.ts'
 import type { App } from '../app.ts'
 import { sayMonth } from '../billing/calendar.ts'
+import { readWaiting, sayMonths } from '../billing/clock.ts'
 import { readFailures } from '../billing/failures.ts'
 import { defineCommand } from './command.ts'
 import { httpsFindings } from './doctor-https.ts'
@@ -148,6 +149,12 @@ async function gatewayFindings(app: App): Promise<Finding[]> {
 }
 
 async function billingFinding(app: App, finding: MakeFinding): Promise<Finding> {
+  const waiting = await readWaiting(app.sql)
+  if (waiting) {
+    const text = `${sayMonths(waiting.months)} would be closed, but ${waiting.because}`
+    const remedy = `set the clock right, or if it is: billing runs --close ${waiting.months.at(-1)}`
+    return finding('billing', false, text, remedy)
+  }
   const failures = (await readFailures(app.sql)).filter(({ attempts }) => attempts > 0)
   const [first] = failures
   if (!first) return finding('billing', true, 'no invoice and no limit waits for anything')

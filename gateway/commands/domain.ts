@@ -59,10 +59,11 @@ export const domainAdd = defineCommand({
       !(await asked(() => isProved({ domain, wildcard: holder.wildcard }, proofNames(holder.proof, settings), lookup)))
         ? holder.machineId
         : undefined
-    const isNew = await told(domain, () =>
-      giveDomain(sql, { domain, wildcard, machineId: machine.id, accountId: caller.accountId, from }),
+    await told(domain, () =>
+      giveDomain(sql, { domain, wildcard, machineId: machine.id, accountId: caller.accountId, from }, (tx) =>
+        recordEvent(tx, caller, 'domain.added', machine, { domain, wildcard }),
+      ),
     )
-    if (isNew) await recordEvent(sql, caller, 'domain.added', machine, { domain, wildcard })
     const { isHere, elsewhere } = await asked(() => whereItPoints(claim, names, lookup, addresses))
     const url = urlOf(settings, domain)
     const pointing = elsewhere.length > 0 ? `points at ${elsewhere.slice(0, 3).join(', ')}` : 'points nowhere yet'
@@ -127,12 +128,14 @@ export const domainRm = defineCommand({
     const { app, caller } = context
     const machine = await own(context, args.name)
     const domain = domainOf(args.domain, app.settings)
-    if (!(await dropDomain(app.sql, machine.id, domain))) {
-      throw new CommandError('domain.not_found', 3, `${domain} does not belong to ${machine.name}`, {
-        wayOn: 'domain ls shows what belongs to which',
-      })
-    }
-    await recordEvent(app.sql, caller, 'domain.removed', machine, { domain })
+    await app.sql.begin(async (tx) => {
+      if (!(await dropDomain(tx, machine.id, domain))) {
+        throw new CommandError('domain.not_found', 3, `${domain} does not belong to ${machine.name}`, {
+          wayOn: 'domain ls shows what belongs to which',
+        })
+      }
+      await recordEvent(tx, caller, 'domain.removed', machine, { domain })
+    })
     return {
       json: { vm_name: machine.name, domain, removed: true },
       text: `${domain} leads to ${machine.name} no more; take its records out of DNS\n`,

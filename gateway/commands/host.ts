@@ -145,10 +145,13 @@ export const hostOvercommit = defineCommand({
       throw usageError(`RATIO is a number between 0.1 and 20, not ${shown(args.ratio)}`)
     }
     if (args.name !== undefined) await knownHost(app, args.name)
-    const rows = await app.sql<{ name: string }[]>`
-      update hosts set memory_overcommit = ${args.ratio}::numeric where ${args.name === undefined} or name = ${args.name ?? ''} returning name`
-    await recordEvent(app.sql, caller, 'host.overcommit', null, { hosts: rows.map((row) => row.name), ratio })
-    const names = rows.map((row) => row.name)
+    const names = await app.sql.begin(async (tx) => {
+      const rows = await tx<{ name: string }[]>`
+        update hosts set memory_overcommit = ${args.ratio}::numeric where ${args.name === undefined} or name = ${args.name ?? ''} returning name`
+      const hosts = rows.map((row) => row.name)
+      await recordEvent(tx, caller, 'host.overcommit', null, { hosts, ratio })
+      return hosts
+    })
     return {
       json: { hosts: names, memory_overcommit: ratio },
       text: `${sayList(names)}: ${ratio} GiB promised for each GiB there is\n`,
@@ -158,8 +161,10 @@ export const hostOvercommit = defineCommand({
 
 async function setDraining({ app, caller }: Context, name: string, draining: boolean) {
   await knownHost(app, name)
-  await app.sql`update hosts set draining = ${draining} where name = ${name}`
-  await recordEvent(app.sql, caller, draining ? 'host.draining' : 'host.undrained', null, { host: name })
+  await app.sql.begin(async (tx) => {
+    await tx`update hosts set draining = ${draining} where name = ${name}`
+    await recordEvent(tx, caller, draining ? 'host.draining' : 'host.undrained', null, { host: name })
+  })
   const text = draining
     ? `${name} takes no new machines; those on it stay until they are moved or removed\n`
     : `${name} takes new machines again\n`

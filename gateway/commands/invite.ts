@@ -27,12 +27,16 @@ export const inviteNew = defineCommand({
       })
     }
     try {
-      const { code, invitation } = await createInvitation(app.sql, {
-        accountId: caller.accountId,
-        ...(flags.uses === undefined ? {} : { uses: flags.uses }),
-        ...(flags.expires === undefined ? {} : { expiresInMs: flags.expires }),
+      const { code, invitation } = await app.sql.begin(async (tx) => {
+        const made = await createInvitation(tx, {
+          accountId: caller.accountId,
+          ...(flags.uses === undefined ? {} : { uses: flags.uses }),
+          ...(flags.expires === undefined ? {} : { expiresInMs: flags.expires }),
+        })
+        const { id, usesLeft: uses } = made.invitation
+        await recordEvent(tx, caller, 'invitation.created', null, { id, uses })
+        return made
       })
-      await recordEvent(app.sql, caller, 'invitation.created', null, { id: invitation.id, uses: invitation.usesLeft })
       const command = lobbyLine(app.settings, '')
       const uses = invitation.usesLeft === 1 ? 'one account' : `${invitation.usesLeft} accounts`
       return {
@@ -95,12 +99,14 @@ export const inviteRm = defineCommand({
   arguments: { id: { label: 'ID', complete: invitationIds } },
   async run({ app, caller }, { args }) {
     const id = /^\d{1,9}$/.test(args.id) ? Number(args.id) : 0
-    if (!(await revokeInvitation(app.sql, caller.accountId, id))) {
-      throw new CommandError('invitation.not_found', 3, `no invitation ${shown(args.id)}`, {
-        wayOn: 'invite ls shows those there are',
-      })
-    }
-    await recordEvent(app.sql, caller, 'invitation.revoked', null, { id })
+    await app.sql.begin(async (tx) => {
+      if (!(await revokeInvitation(tx, caller.accountId, id))) {
+        throw new CommandError('invitation.not_found', 3, `no invitation ${shown(args.id)}`, {
+          wayOn: 'invite ls shows those there are',
+        })
+      }
+      await recordEvent(tx, caller, 'invitation.revoked', null, { id })
+    })
     return { json: { revoked: id }, text: `invitation ${id} is void\n` }
   },
 })

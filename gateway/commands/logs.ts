@@ -56,7 +56,10 @@ async function follow(context: Context, machineId: number, first: Chunk[], text:
   for (;;) {
     // Listening begins before the rows are read, or chunks between the two would wait for the next ones.
     const { promise: news, resolve } = Promise.withResolvers<void>()
-    const stops = [app.news.on('console', (id) => id === String(machineId) && resolve()), app.news.onRescan(resolve)]
+    const stops = [
+      app.news.on('console', (id) => id === String(machineId) && resolve()),
+      app.news.onRescan(() => resolve()),
+    ]
     const timer = setTimeout(resolve, FOLLOW_CHECK_MS)
     const onAbort = () => resolve()
     signal.addEventListener('abort', onAbort, { once: true })

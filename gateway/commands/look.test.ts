@@ -77,6 +77,9 @@ describe('how the lobby looks', () => {
       'billing invoices',
       'billing plans',
       'billing limit',
+      'billing notices',
+      'billing details',
+      'billing seller',
       'billing recompute',
       'account ls',
     ],
@@ -137,6 +140,8 @@ describe('how the lobby looks', () => {
       'billing credits',
       'billing invoices',
       'billing plans',
+      'billing notices',
+      'billing details',
       'billing recompute',
     ]) {
       const { stdout } = await world.run(`${line} --json`)

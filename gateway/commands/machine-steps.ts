@@ -2,7 +2,7 @@ import type { Sql } from '../../migrations/connect.ts'
 import { noteEvent } from '../accounts/events.ts'
 import type { App, Caller } from '../app.ts'
 import { type Machine, stageOf } from '../machines.ts'
-import type { Context } from './command.ts'
+import type { Context, Result } from './command.ts'
 import { CommandError, usageError } from './error.ts'
 import { watchImage } from './image-progress.ts'
 import { sayList, shown } from './values.ts'
@@ -163,7 +163,10 @@ export async function untilNews(
   for (;;) {
     // Listening begins before the row is read, or a change between the two would be missed.
     const { promise, resolve } = Promise.withResolvers<void>()
-    const stops = [app.news.on('machines', (id) => id === String(machine.id) && resolve()), app.news.onRescan(resolve)]
+    const stops = [
+      app.news.on('machines', (id) => id === String(machine.id) && resolve()),
+      app.news.onRescan(() => resolve()),
+    ]
     const timer = setTimeout(resolve, RECHECK_MS)
     const onAbort = () => resolve()
     signal.addEventListener('abort', onAbort, { once: true })
@@ -200,28 +203,50 @@ export function namedOnce(names: readonly string[]): string[] {
   )
 }
 
-/**
- * Does one thing to each of several machines, at the same time; those that fail do not stop the others.
- * A machine named twice is done once.
- */
+type Failed = { name: string; error: CommandError }
+type Each<T> = { done: { name: string; value: T }[]; failed: Failed[] }
+
+/** Does one thing to each of several machines, at the same time; those that fail do not stop the others. */
 export async function eachMachine<T>(
   context: Context,
   names: readonly string[],
   step: (machine: Machine) => Promise<T>,
-): Promise<{ done: { name: string; value: T }[]; failed: { name: string; error: CommandError }[] }> {
+): Promise<Each<T>> {
+  return await eachName(context, names, async (name) => await step(await reachable(context.app, context.caller, name)))
+}
+
+/** The same for names that need not be those of machines there are. One given twice is done once. */
+export async function eachName<T>(
+  context: Context,
+  names: readonly string[],
+  step: (name: string) => Promise<T>,
+): Promise<Each<T>> {
   const unique = namedOnce(names)
   const done: { name: string; value: T }[] = []
-  const failed: { name: string; error: CommandError }[] = []
+  const failed: Failed[] = []
   await Promise.all(
     unique.map(async (name) => {
       try {
-        done.push({ name, value: await step(await reachable(context.app, context.caller, name)) })
+        done.push({ name, value: await step(name) })
       } catch (error) {
-        const known = context.asCommandError(error)
-        failed.push({ name, error: known })
+        failed.push({ name, error: context.asCommandError(error) })
       }
     }),
   )
   const byOrder = (a: { name: string }, b: { name: string }) => unique.indexOf(a.name) - unique.indexOf(b.name)
   return { done: done.sort(byOrder), failed: failed.sort(byOrder) }
+}
+
+/**
+ * What became of several: the document of the only one, else all that went well and, by name, why others did not.
+ * @throws CommandError of the only one
+ */
+export function tellEach(vms: readonly unknown[], failed: readonly Failed[]): Pick<Result, 'json' | 'failures'> {
+  const [only] = failed
+  if (only && vms.length === 0 && failed.length === 1) throw only.error
+  const errors = Object.fromEntries(failed.map(({ name, error }) => [name, error.message]))
+  return {
+    json: vms.length === 1 && failed.length === 0 ? vms[0] : { vms, errors },
+    failures: failed.map(({ error }) => error),
+  }
 }

@@ -5,7 +5,7 @@ import type { Context, Result } from './command.ts'
 import { machineNames } from './complete.ts'
 import { CommandError } from './error.ts'
 import { statusOf } from './machine-document.ts'
-import { eachMachine, recordEvent, type Tx, untilSshWorks, whilePatient } from './machine-steps.ts'
+import { eachMachine, recordEvent, type Tx, tellEach, untilSshWorks, whilePatient } from './machine-steps.ts'
 import { sayDuration, sayList } from './values.ts'
 
 export const NAMES = { names: { label: 'NAME', repeated: true, complete: machineNames } } as const
@@ -32,11 +32,8 @@ export async function power(
   step: (machine: Machine) => Promise<Outcome>,
 ): Promise<Result> {
   const startedAt = Date.now()
-  const { done, failed: failures } = await eachMachine(context, names, step)
-  const [only] = failures
-  if (only && done.length === 0 && failures.length === 1) throw only.error
+  const { done, failed } = await eachMachine(context, names, step)
   const vms = done.map(({ name, value }) => ({ vm_name: name, status: value.status, ...value.detail }))
-  const errors = Object.fromEntries(failures.map(({ name, error }) => [name, error.message]))
   const [first] = vms
   const waited = vms.every((vm) => !UNDER_WAY.includes(vm.status))
   const many = done.length > 1 ? outcome.replace(/^is/, 'are') : outcome
@@ -44,9 +41,8 @@ export async function power(
     ? `${many} after ${sayDuration(Date.now() - startedAt)}`
     : `${done.length > 1 ? 'are' : 'is'} ${first?.status}`
   return {
-    json: vms.length === 1 && failures.length === 0 ? first : { vms, errors },
+    ...tellEach(vms, failed),
     text: done.length ? `${sayList(done.map(({ name }) => name))} ${tail}\n` : '',
-    failures: failures.map(({ error }) => error),
   }
 }
 

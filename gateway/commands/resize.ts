@@ -99,8 +99,12 @@ async function change({ app, caller }: Context, machine: Machine, wanted: Wanted
     if (isSame) return row
     await tx`update machines set cpus = ${cpus}, memory_bytes = ${memoryBytes}, disk_bytes = ${diskBytes}
       where id = ${machine.id}`
-    const grows = cpus > row.cpus || memoryBytes > row.memory_bytes || diskBytes > row.disk_bytes
-    if (grows) await refuseBeyondCaps(tx, caller.accountId)
+    const raised = [
+      ...(cpus > row.cpus ? (['cpus'] as const) : []),
+      ...(memoryBytes > row.memory_bytes ? (['memory'] as const) : []),
+      ...(diskBytes > row.disk_bytes ? (['disk'] as const) : []),
+    ]
+    if (raised.length > 0) await refuseBeyondCaps(tx, caller.accountId, raised)
     await recordEvent(tx, caller, 'machine.resized', machine, { cpus, memoryBytes, diskBytes })
     return row
   })

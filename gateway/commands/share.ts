@@ -1,3 +1,4 @@
+import type { Db } from '../../migrations/connect.ts'
 import { isEmail } from '../accounts/people.ts'
 import {
   addLink,
@@ -110,21 +111,21 @@ export const shareAdd = defineCommand({
     // An address that nobody proved would let anybody write in another's name.
     const from = account?.proved && account.email ? account.email : `somebody at ${app.settings.domain}`
     const origin = controlUrl(app.settings)
-    const { added, accepted } = await told(() =>
-      addShare(app.sql, { machineId: machine.id, accountId: caller.accountId, email }, (token) => ({
-        subject: `${machine.name} is shared with you`,
-        body: [
-          `${from} lets you see what ${machine.name} shows at ${httpsUrl(app.settings, machine.name)}`,
-          ...(message === '' ? [] : ['', message]),
-          '',
-          `To accept, open ${origin}/invitation/${token}`,
-          '',
-          'If you do not know what this is, nothing needs to be done.',
-          '',
-        ].join('\n'),
-      })),
-    )
-    if (added) await recordEvent(app.sql, caller, 'share.added', machine, { email })
+    const invitation = (token: string) => ({
+      subject: `${machine.name} is shared with you`,
+      body: [
+        `${from} lets you see what ${machine.name} shows at ${httpsUrl(app.settings, machine.name)}`,
+        ...(message === '' ? [] : ['', message]),
+        '',
+        `To accept, open ${origin}/invitation/${token}`,
+        '',
+        'If you do not know what this is, nothing needs to be done.',
+        '',
+      ].join('\n'),
+    })
+    const share = { machineId: machine.id, accountId: caller.accountId, email }
+    const record = (tx: Db) => recordEvent(tx, caller, 'share.added', machine, { email })
+    const { accepted } = await told(() => addShare(app.sql, share, invitation, record))
     const state = accepted
       ? `${email} sees ${machine.name} already\n`
       : app.settings.smtp === undefined
@@ -159,12 +160,14 @@ export const shareRemove = defineCommand({
   async run(context, { args }) {
     const machine = await own(context, args.name)
     const email = args.email.trim().toLowerCase()
-    if (!(await removeShare(context.app.sql, machine.id, email))) {
-      throw new CommandError('share.not_found', 3, `${machine.name} is not shared with ${shown(email)}`, {
-        wayOn: `share show ${machine.name}`,
-      })
-    }
-    await recordEvent(context.app.sql, context.caller, 'share.removed', machine, { email })
+    await context.app.sql.begin(async (tx) => {
+      if (!(await removeShare(tx, machine.id, email))) {
+        throw new CommandError('share.not_found', 3, `${machine.name} is not shared with ${shown(email)}`, {
+          wayOn: `share show ${machine.name}`,
+        })
+      }
+      await recordEvent(tx, context.caller, 'share.removed', machine, { email })
+    })
     const message = `${email} sees ${machine.name} no more`
     return { json: { status: 'success', vm_name: machine.name, message }, text: `${message}\n` }
   },
@@ -192,9 +195,13 @@ export const shareAddLink = defineCommand({
     const machine = await own(context, args.name)
     const { app, caller } = context
     const { token, link } = await told(() =>
-      addLink(app.sql, { machineId: machine.id, uses: flags.uses, expiresInMs: flags.expires }),
+      app.sql.begin(async (tx) => {
+        const made = await addLink(tx, { machineId: machine.id, uses: flags.uses, expiresInMs: flags.expires })
+        const { id, usesLeft: uses } = made.link
+        await recordEvent(tx, caller, 'share.link_added', machine, { id, uses })
+        return made
+      }),
     )
-    await recordEvent(app.sql, caller, 'share.link_added', machine, { id: link.id, uses: link.usesLeft })
     const url = `${httpsUrl(app.settings, machine.name)}/__berth/link/${token}`
     return {
       json: {
@@ -220,12 +227,14 @@ export const shareRemoveLink = defineCommand({
   async run(context, { args }) {
     const machine = await own(context, args.name)
     const id = /^\d{1,9}$/.test(args.id) ? Number(args.id) : 0
-    if (!(await removeLink(context.app.sql, machine.id, id))) {
-      throw new CommandError('share.not_found', 3, `${machine.name} has no link ${shown(args.id)}`, {
-        wayOn: `share show ${machine.name}`,
-      })
-    }
-    await recordEvent(context.app.sql, context.caller, 'share.link_removed', machine, { id })
+    await context.app.sql.begin(async (tx) => {
+      if (!(await removeLink(tx, machine.id, id))) {
+        throw new CommandError('share.not_found', 3, `${machine.name} has no link ${shown(args.id)}`, {
+          wayOn: `share show ${machine.name}`,
+        })
+      }
+      await recordEvent(tx, context.caller, 'share.link_removed', machine, { id })
+    })
     const message = `link ${id} opens nothing any more`
     return { json: { status: 'success', vm_name: machine.name, message }, text: `${message}\n` }
   },

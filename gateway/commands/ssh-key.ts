@@ -76,8 +76,11 @@ export const sshKeyRemove = defineCommand({
   arguments: { key: { label: 'KEY', complete: keyNames } },
   examples: ['ssh-key remove laptop'],
   async run({ app, caller }, { args }) {
-    const key = await told(() => removeKey(app.sql, caller.accountId, args.key))
-    await recordEvent(app.sql, caller, 'key.removed', null, { name: key.name, fingerprint: key.fingerprint })
+    const key = await told(() =>
+      removeKey(app.sql, caller.accountId, args.key, (tx, { name, fingerprint }) =>
+        recordEvent(tx, caller, 'key.removed', null, { name, fingerprint }),
+      ),
+    )
     return { json: { removed: keyDocument(key) }, text: `${harmless(key.name)} is out\n` }
   },
 })
@@ -88,9 +91,13 @@ export const sshKeyRename = defineCommand({
   summary: 'another name for a key',
   arguments: { key: { label: 'KEY', complete: keyNames }, name: { label: 'NAME' } },
   async run({ app, caller }, { args }) {
-    const key = await told(() => renameKey(app.sql, caller.accountId, args.key, args.name))
-    const detail = { name: args.name, was: key.name, fingerprint: key.fingerprint }
-    if (key.name !== args.name) await recordEvent(app.sql, caller, 'key.renamed', null, detail)
+    await told(() =>
+      app.sql.begin(async (tx) => {
+        const key = await renameKey(tx, caller.accountId, args.key, args.name)
+        const detail = { name: args.name, was: key.name, fingerprint: key.fingerprint }
+        if (key.name !== args.name) await recordEvent(tx, caller, 'key.renamed', null, detail)
+      }),
+    )
     return { json: { old_name: args.key, new_name: args.name }, text: `${args.key} is called ${args.name} now\n` }
   },
 })

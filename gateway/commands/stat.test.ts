@@ -199,6 +199,16 @@ describe('stat', () => {
       { vm_name: 'quiet', cpu_cores: null, memory_used_bytes: null },
     ])
     expect((vms as { cpu_cores: number[] | null }[])[0]?.cpu_cores?.at(-2)).toBe(1.5)
+    type Glance = { from: string; vms: { vm_name: string; cpu_cores: (number | null)[] }[] }
+    const all = (await document('stat')) as unknown as Glance
+    const begin = Math.floor(now / 300_000) * 300 - 600
+    const newer = (await document(`stat --since ${begin + 10}`)) as unknown as Glance
+    expect(newer.vms.map(({ vm_name }) => vm_name)).toEqual(['demo'])
+    expect(Date.parse(newer.from)).toBe(begin * 1000)
+    const before = (begin * 1000 - Date.parse(all.from)) / 300_000
+    const known = all.vms[0]?.cpu_cores.slice(before) ?? []
+    expect(known.length).toBeGreaterThanOrEqual(3)
+    expect(newer.vms[0]?.cpu_cores.slice(0, known.length)).toEqual(known)
     expect(await onTerminal('stat')).toMatch(/demo +\w+ +[▁-█ ]+ +1\.5 +2 vCPU +[▁-█ ]+ +2 +4 GiB\nquiet/)
     const stranger = await world.account()
     expect((await world.json('stat', { caller: stranger })).document).toMatchObject({ vms: [] })

@@ -29,7 +29,7 @@ export const stat = defineCommand({
   onMachines: true,
   summary: 'what machines do: cpu, memory, disk, network',
   description:
-    'Sampled every 10 s, kept so for a day, by 5 minutes for a month and by the hour for two years. cpu is what the server computes for the machine. memory is what is in use by its own word, held what it takes of its server. disk is what its programs ask for, network what its card carries. Without NAME, the last hour of all your machines.',
+    'Sampled every 10 s, kept so for a day, by 5 minutes for a month and by the hour for two years. cpu is what the server computes for the machine. memory is what is in use by its own word, held what it takes of its server. disk is what its programs ask for, network what its card carries. Without NAME, the last hour of all your machines; with --since, only what is known since then, of those of which anything is.',
   flags: {
     range: { type: 'string', choices: NAMES, summary: '24h unless given' },
     columns: { type: 'boolean', summary: 'with --json, a list for each measure instead of points, gaps as null' },
@@ -38,14 +38,14 @@ export const stat = defineCommand({
   arguments: { name: { label: 'NAME', optional: true, complete: machineNames } },
   examples: ['stat demo', 'stat demo --range 7d', 'stat', 'stat demo --range 1h --columns --json'],
   async run({ app, caller }, { flags, args }) {
+    const since = flags.since === undefined ? undefined : timeOf(flags.since)
     if (args.name === undefined) {
-      if (flags.range ?? flags.columns ?? flags.since)
+      if (flags.range ?? flags.columns)
         throw usageError('these flags are for one machine; without NAME stat shows the last hour of all', 'stat NAME')
-      return await ofAll(app, caller)
+      return await ofAll(app, caller, since)
     }
     const machine = await reachable(app, caller, args.name)
     const range = flags.range ?? '24h'
-    const since = flags.since === undefined ? undefined : timeOf(flags.since)
     const series = await readSeries(app.sql, machine.id, range, { since })
     const states = await readStates(app.sql, machine.id, series.from, series.to)
     return {
@@ -243,19 +243,24 @@ function digits(value: number): string {
   return String(Number(value.toFixed(value >= 100 ? 0 : value >= 10 ? 1 : 2)))
 }
 
-async function ofAll(app: App, caller: Caller): Promise<Result> {
+/** @param since then only what is known since, of those machines of which anything is */
+async function ofAll(app: App, caller: Caller, since: Date | undefined): Promise<Result> {
   const machines = await app.machines.list(caller)
   const glance = await readGlance(
     app.sql,
     machines.map(({ id }) => id),
+    { since },
   )
-  const rows = machines.map((machine) => ({ machine, seen: glance.machines.get(machine.id) }))
+  const rows = machines
+    .map((machine) => ({ machine, seen: glance.machines.get(machine.id) }))
+    .filter(({ seen }) => since === undefined || seen !== undefined)
   return {
     json: {
       from: glance.from.toISOString(),
       to: glance.to.toISOString(),
       step_seconds: GLANCE.stepSeconds,
       vms: rows.map(({ machine, seen }) => ({
+        id: machine.id,
         vm_name: machine.name,
         status: statusOf(machine),
         allocated_cpus: machine.cpus,
@@ -265,8 +270,9 @@ async function ofAll(app: App, caller: Caller): Promise<Result> {
       })),
     },
     text: (view) => {
-      if (rows.length === 0) return 'no machine yet; to make one: new\n'
-      const head = wrap('the last hour; a block is 5 min', view.columns).map(view.style.dim)
+      if (machines.length === 0) return 'no machine yet; to make one: new\n'
+      if (rows.length === 0) return 'nothing is known of any machine since then\n'
+      const head = wrap(`${since ? 'since then' : 'the last hour'}; a block is 5 min`, view.columns).map(view.style.dim)
       return `${head.join('\n')}\n${table(rows, GLANCE_TABLE, view)}`
     },
   }

@@ -5,9 +5,13 @@ import { accountShow } from './account-show.ts'
 import { audit } from './audit.ts'
 import { billingCredits, billingLimit, billingPlan, billingRates } from './billing.ts'
 import { billingInvoices } from './billing-invoices.ts'
+import { billingMethod } from './billing-method.ts'
+import { billingNotices } from './billing-notices.ts'
 import { billingPlans, billingRecompute, billingSetPlan, billingSetRate } from './billing-operator.ts'
-import { billingMethod, billingPay, billingPayments, billingSend, billingStripe } from './billing-payments.ts'
+import { billingDetails, billingSeller } from './billing-parties.ts'
+import { billingPay, billingPayments } from './billing-payments.ts'
 import { billingRuns } from './billing-runs.ts'
+import { billingSend, billingStripe } from './billing-stripe.ts'
 import { billingUsage } from './billing-usage.ts'
 import { browser, browserLs, browserRm } from './browser.ts'
 import { checkpoint, checkpointRm, checkpoints } from './checkpoint.ts'
@@ -122,6 +126,8 @@ export const TABLE: readonly Command[] = [
   billingCredits,
   billingRates,
   billingLimit,
+  billingNotices,
+  billingDetails,
   billingPayments,
   billingPay,
   billingMethod,
@@ -142,6 +148,7 @@ export const TABLE: readonly Command[] = [
   billingPlans,
   billingSetPlan,
   billingSetRate,
+  billingSeller,
   billingRecompute,
   billingRuns,
   billingStripe,

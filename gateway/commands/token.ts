@@ -98,12 +98,14 @@ export const tokenRm = defineCommand({
   },
   async run({ app, caller }, { args }) {
     const id = /^\d{1,9}$/.test(args.id) ? Number(args.id) : 0
-    if (!(await removeToken(app.sql, caller.accountId, id))) {
-      throw new CommandError('token.not_found', 3, `no token ${shown(args.id)}`, {
-        wayOn: 'token ls shows those there are',
-      })
-    }
-    await recordEvent(app.sql, caller, 'token.revoked', null, { id })
+    await app.sql.begin(async (tx) => {
+      if (!(await removeToken(tx, caller.accountId, id))) {
+        throw new CommandError('token.not_found', 3, `no token ${shown(args.id)}`, {
+          wayOn: 'token ls shows those there are',
+        })
+      }
+      await recordEvent(tx, caller, 'token.revoked', null, { id })
+    })
     const keys = await keysOfToken(app.sql, caller.accountId, id)
     const left = keys.length
       ? `keys that were added with it are still good: ${sayList(keys.map(harmless))}; to remove one: ssh-key remove\n`
@@ -127,16 +129,19 @@ export async function newToken({ app, caller }: Context, asked: Asked) {
   const expiresInMs = Math.min(wantedMs, leftMs)
   const commands = commandsOf(asked.cmds, scope)
   try {
-    const { token, id, expiresAt } = await createToken(app.sql, {
-      accountId: caller.accountId,
-      label,
-      machineId: machine?.id,
-      tag,
-      commands,
-      expiresInMs,
-      madeBy: scope && makerOf(scope, keyId),
+    const { token, id, expiresAt } = await app.sql.begin(async (tx) => {
+      const made = await createToken(tx, {
+        accountId: caller.accountId,
+        label,
+        machineId: machine?.id,
+        tag,
+        commands,
+        expiresInMs,
+        madeBy: scope && makerOf(scope, keyId),
+      })
+      await recordEvent(tx, caller, 'token.created', machine ?? null, { id: made.id, label })
+      return made
     })
-    await recordEvent(app.sql, caller, 'token.created', machine ?? null, { id, label })
     const use = machine
       ? `curl -H 'Authorization: Bearer …' ${httpsUrl(app.settings, machine.name)}`
       : 'Authorization: Bearer …'

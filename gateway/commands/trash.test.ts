@@ -23,6 +23,37 @@ async function observed(world: World, name: string): Promise<unknown> {
   return (await world.gateway.sql`select observed_state from machines where name = ${name}`)[0]?.observed_state
 }
 
+describe('several that are brought back by one line', () => {
+  it('come back each as it was, and what cannot come says why and holds up nobody', async () => {
+    await using world = await startWorld()
+    for (const name of ['a', 'b', 'off', 'taken']) await world.run(`new ${name} --memory 512M --no-wait`)
+    for (const name of ['a', 'b', 'off', 'taken']) {
+      await expect.poll(async () => (await machineRow(world, name))?.observed_state, PATIENT).toBe('running')
+    }
+    expect((await world.run('stop off')).status).toBe(0)
+    expect((await world.run('rm a b off taken')).status).toBe(0)
+    expect((await world.run('new taken --memory 512M --no-wait')).status).toBe(0)
+    expect(await world.run('untrash a b --as c')).toMatchObject({ status: 2, stderr: expect.stringContaining('--as') })
+    expect(await world.json('untrash a off a taken tpyo --no-wait')).toEqual({
+      status: 1,
+      document: {
+        vms: [expect.objectContaining({ vm_name: 'a' }), expect.objectContaining({ vm_name: 'off' })],
+        errors: { taken: 'the name taken is taken', tpyo: 'nothing called tpyo is in the trash' },
+      },
+    })
+    // Put there together, they may have arrived in any order.
+    const { vms } = (await world.json('trash')).document as { vms: { vm_name: string }[] }
+    expect(vms.map(({ vm_name }) => vm_name).toSorted()).toEqual(['b', 'taken'])
+    expect((await world.run('rm a off')).status).toBe(0)
+    for (const name of ['a', 'b', 'off']) await expect.poll(() => observed(world, name), PATIENT).toBe('trashed')
+    expect(await world.run('untrash a b off --no-wait')).toMatchObject({
+      status: 0,
+      stdout: 'a and b are back\noff is back and stopped, as it was; to start it: start off\n',
+    })
+    expect(await world.run('untrash a b')).toMatchObject({ status: 3, stdout: '' })
+  })
+})
+
 describe('a machine whose time in the trash is up', () => {
   it('is shown as such and comes back, as long as its server has not deleted it', async () => {
     await using world = await startWithTrash()

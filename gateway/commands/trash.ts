@@ -1,12 +1,12 @@
 import type { App, Caller } from '../app.ts'
-import { refuseBeyondCaps } from '../billing/caps.ts'
+import { ANOTHER_MACHINE, refuseBeyondCaps } from '../billing/caps.ts'
 import type { Machine } from '../machines.ts'
 import { admitBack, admitStart, claimName } from './admission.ts'
-import type { Completer } from './command.ts'
+import type { Completer, Context } from './command.ts'
 import { defineCommand } from './command.ts'
-import { CommandError } from './error.ts'
+import { CommandError, usageError } from './error.ts'
 import { hostNames, machineDocument, sshLine } from './machine-document.ts'
-import { recordEvent, untilSshWorks, whilePatient } from './machine-steps.ts'
+import { eachName, namedOnce, recordEvent, tellEach, untilSshWorks, whilePatient } from './machine-steps.ts'
 import { validName } from './names/valid.ts'
 import { table } from './text.ts'
 import { sayBytes, sayDuration, sayList, sayWhen, shown } from './values.ts'
@@ -17,17 +17,18 @@ const TRASH_MS = TRASH_DAYS * 86_400_000
 
 type Trashed = { id: number; name: string; image: string; disk_bytes: number; trashed_at: Date }
 
-/** What an account has in the trash, the newest first. */
-async function listTrash({ sql }: App, { accountId }: Caller): Promise<Trashed[]> {
+/** What an account has in the trash, the newest first; of that name, where one is given. */
+async function listTrash({ sql }: App, { accountId }: Caller, name?: string): Promise<Trashed[]> {
   return await sql<Trashed[]>`
     select id, name, image, disk_bytes, coalesce(trashed_at, created_at) as trashed_at from machines
     where account_id = ${accountId} and desired_state = 'trashed' and observed_state <> 'gone'
+      ${name === undefined ? sql`` : sql`and name = ${name}`}
     order by trashed_at desc, id desc`
 }
 
 /** The machine of that name that was put into the trash last. */
 export async function findTrashed(app: App, caller: Caller, name: string): Promise<Machine | undefined> {
-  const found = (await listTrash(app, caller)).find((machine) => machine.name === name)
+  const [found] = await listTrash(app, caller, name)
   return found && (await app.machines.byId(found.id, caller))
 }
 
@@ -78,56 +79,82 @@ export const untrash = defineCommand({
   name: 'untrash',
   aliases: ['restore-trash'],
   group: 'machines',
-  summary: 'bring a machine back from the trash, disk, address and all',
+  summary: 'bring machines back from the trash, disk, address and all',
   description:
-    'It is as it was: running if it was running; one that slept is off. Where several had the name, the last one trashed comes back.',
+    'Each is as it was: running, from its disk, if it was running; one that slept is off. Where several had the name, the last one trashed comes back.',
   flags: {
-    as: { type: 'string', value: 'NEW', summary: 'under another name' },
+    as: { type: 'string', value: 'NEW', summary: 'one machine, under another name' },
     'no-wait': { type: 'boolean', summary: 'return at once' },
   },
-  arguments: { name: { label: 'NAME', complete: trashedNames } },
-  examples: ['untrash demo', 'untrash demo --as demo-old'],
+  arguments: { names: { label: 'NAME', repeated: true, complete: trashedNames } },
+  examples: ['untrash demo', 'untrash web-1 web-2', 'untrash demo --as demo-old'],
   async run(context, { flags, args }) {
     const { app, caller } = context
     const startedAt = Date.now()
-    const machine = await findTrashed(app, caller, args.name)
-    if (!machine) throw await notInTrash(app, caller, args.name)
-    const name = flags.as === undefined ? machine.name : validName(flags.as)
-    const { desired, slept } = await app.sql.begin(async (tx) => {
-      await admitBack(tx, caller)
-      const was = await stateBefore(tx, machine.id)
-      const state = was === 'running' ? 'running' : 'stopped'
-      if (state === 'running') await admitStart(tx, { ...machine, name })
-      const rows = await tx`
-        update machines set name = ${name}, desired_state = ${state}, trashed_at = null,
-          desired_boot = desired_boot + ${state === 'running' ? 1 : 0}
-        where id = ${machine.id} and desired_state = 'trashed' and observed_state <> 'gone' returning id`
-      if (rows.length === 0) throw await notInTrash(app, caller, args.name)
-      await claimName(tx, caller, { id: machine.id, name })
-      await refuseBeyondCaps(tx, caller.accountId)
-      await recordEvent(
-        tx,
-        caller,
-        'machine.untrashed',
-        { id: machine.id, name },
-        name === machine.name ? {} : { was: machine.name },
-      )
-      return { desired: state, slept: was === 'asleep' || was === 'paused' }
+    const isWaitedFor = flags['no-wait'] !== true
+    const as = flags.as === undefined ? undefined : validName(flags.as)
+    if (as !== undefined && namedOnce(args.names).length > 1) {
+      throw usageError('--as names one machine, and this line brings back several', 'bring that one back by itself')
+    }
+    const { done, failed } = await eachName(context, args.names, (name) => bringBack(context, name, as, isWaitedFor))
+    const hosts = await hostNames(app)
+    const found = await Promise.all(done.map(({ value }) => app.machines.find(value.name, caller)))
+    const vms = done.map(({ value }, index) => {
+      const machine = found[index]
+      return machine ? machineDocument(machine, app.settings, hosts) : { vm_name: value.name }
     })
-    if (desired === 'running' && !flags['no-wait']) {
-      await whilePatient(context, (waiting) => untilSshWorks(waiting, machine.id))
-    }
-    const back = await app.machines.find(name, caller)
-    const line = sshLine(app.settings, name)
-    return {
-      json: back ? machineDocument(back, app.settings, await hostNames(app)) : { vm_name: name },
-      text:
-        desired === 'running'
-          ? `${name} is back${flags['no-wait'] ? '' : ` after ${sayDuration(Date.now() - startedAt)}`}: ${line}\n`
-          : `${name} is back and ${desired}${slept ? '' : ', as it was'}; to start it: start ${name}\n`,
-    }
+    const took = isWaitedFor ? ` after ${sayDuration(Date.now() - startedAt)}` : ''
+    const back = done.map(({ value }) => value)
+    return { ...tellEach(vms, failed), text: told(back, took, (name) => sshLine(app.settings, name)) }
   },
 })
+
+type Back = { name: string; desired: 'running' | 'stopped'; slept: boolean }
+
+/** @param as under another name than the one it had */
+async function bringBack(context: Context, was: string, as: string | undefined, isWaitedFor: boolean): Promise<Back> {
+  const { app, caller } = context
+  const machine = await findTrashed(app, caller, was)
+  if (!machine) throw await notInTrash(app, caller, was)
+  const name = as ?? machine.name
+  const back = await app.sql.begin(async (tx): Promise<Back | undefined> => {
+    await admitBack(tx, caller)
+    const before = await stateBefore(tx, machine.id)
+    const desired = before === 'running' ? 'running' : 'stopped'
+    if (desired === 'running') await admitStart(tx, { ...machine, name })
+    const rows = await tx`
+      update machines set name = ${name}, desired_state = ${desired}, trashed_at = null,
+        desired_boot = desired_boot + ${desired === 'running' ? 1 : 0}
+      where id = ${machine.id} and desired_state = 'trashed' and observed_state <> 'gone' returning id`
+    // Somebody else was quicker. What there is instead is asked for outside: in here all connections may be waiting.
+    if (rows.length === 0) return undefined
+    await claimName(tx, caller, { id: machine.id, name })
+    await refuseBeyondCaps(tx, caller.accountId, ANOTHER_MACHINE)
+    const detail = name === machine.name ? {} : { was: machine.name }
+    await recordEvent(tx, caller, 'machine.untrashed', { id: machine.id, name }, detail)
+    return { name, desired, slept: before === 'asleep' || before === 'paused' }
+  })
+  if (!back) throw await notInTrash(app, caller, was)
+  if (back.desired === 'running' && isWaitedFor) {
+    await whilePatient(context, (waiting) => untilSshWorks(waiting, machine.id))
+  }
+  return back
+}
+
+function told(back: readonly Back[], took: string, sshTo: (name: string) => string): string {
+  const running = back.filter(({ desired }) => desired === 'running')
+  const off = back.filter(({ desired }) => desired === 'stopped')
+  const are = (some: readonly Back[]) => `${sayList(some.map(({ name }) => name))} ${some.length === 1 ? 'is' : 'are'}`
+  const [up] = running
+  const [down] = off
+  const asBefore = off.some(({ slept }) => slept) ? '' : `, as ${off.length === 1 ? 'it was' : 'they were'}`
+  return [
+    up ? `${are(running)} back${took}${running.length === 1 ? `: ${sshTo(up.name)}` : ''}\n` : '',
+    down
+      ? `${are(off)} back and stopped${asBefore}; to start ${off.length === 1 ? `it: start ${down.name}` : 'them: start NAME..'}\n`
+      : '',
+  ].join('')
+}
 
 /** What was wanted of a machine before the trash, as the record has it. A sleeper's memory is not kept there. */
 async function stateBefore(tx: Parameters<typeof admitStart>[0], machineId: number): Promise<string> {

@@ -73,16 +73,18 @@ async function setEmail(context: Context, typed: string, code: string | undefine
   if (app.settings.smtp !== undefined) await prove(context, email, code)
   try {
     // Another address that nobody proved must not inherit the proof of the one before.
-    await app.sql`
-      update accounts set email = ${email}, email_proved_at = case when ${app.settings.smtp !== undefined} then now() end
-      where id = ${caller.accountId} and (email is distinct from ${email} or ${app.settings.smtp !== undefined})`
+    await app.sql.begin(async (tx) => {
+      await tx`
+        update accounts set email = ${email}, email_proved_at = case when ${app.settings.smtp !== undefined} then now() end
+        where id = ${caller.accountId} and (email is distinct from ${email} or ${app.settings.smtp !== undefined})`
+      await recordEvent(tx, caller, 'account.email_set', null, {})
+    })
   } catch (error) {
     // Somebody else proved it in the meantime.
     if (error instanceof Error && 'constraint_name' in error && error.constraint_name === 'accounts_email_key')
       throw emailTaken()
     throw error
   }
-  await recordEvent(app.sql, caller, 'account.email_set', null, {})
 }
 
 async function prove({ app, caller, ask }: Context, email: string, given: string | undefined): Promise<void> {

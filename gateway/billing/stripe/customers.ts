@@ -3,11 +3,10 @@
  * Stripe's and never passes through Berth; a row keeps what people know it by.
  */
 import type { Stripe } from 'stripe'
-import type { Sql } from '../../../migrations/connect.ts'
+import type { Db, Sql } from '../../../migrations/connect.ts'
 import type { StripeMethod } from '../../../migrations/schema.ts'
-import { CommandError } from '../../commands/error.ts'
-import type { Db } from '../terms.ts'
 import { failureOf, keyOf, type Mode, type Payments } from './client.ts'
+import { Lease, leaseOfAccount } from './lease.ts'
 
 export type Customer = {
   accountId: number
@@ -21,27 +20,11 @@ export type Customer = {
 }
 
 export async function readCustomer(db: Db, accountId: number, livemode: boolean): Promise<Customer | undefined> {
-  const [row] = await db<Customer[]>`select ${columns(db)} from stripe_customers
-    where account_id = ${accountId} and livemode = ${livemode}`
+  const [row] = await db<Customer[]>`
+    select account_id as "accountId", customer, generation, email, method, setup_session as "setupSession", links,
+      refreshed_at as "refreshedAt"
+    from stripe_customers where account_id = ${accountId} and livemode = ${livemode}`
   return row
-}
-
-function columns(db: Db) {
-  return db`account_id as "accountId", customer, generation, email, method, setup_session as "setupSession", links,
-    refreshed_at as "refreshedAt"`
-}
-
-/** @returns undefined while somebody else is at it */
-async function locked(tx: Db, accountId: number, livemode: boolean): Promise<Customer | undefined> {
-  const [row] = await tx<Customer[]>`select ${columns(tx)} from stripe_customers
-    where account_id = ${accountId} and livemode = ${livemode} for update skip locked`
-  return row
-}
-
-export function busy(): CommandError {
-  return new CommandError('payment.busy', 5, 'Stripe is being asked about this already', {
-    wayOn: 'try again in a moment',
-  })
 }
 
 /**
@@ -54,22 +37,26 @@ export async function ensureCustomer({ stripe }: Payments, sql: Sql, mode: Mode,
   const { livemode } = mode
   const known = await readCustomer(sql, accountId, livemode)
   if (known?.customer) return known.customer
+  await using lease = await Lease.take(sql, leaseOfAccount(accountId, livemode))
   await sql`insert into stripe_customers (account_id, livemode) values (${accountId}, ${livemode}) on conflict do nothing`
+  const row = await readCustomer(sql, accountId, livemode)
+  if (row?.customer) return row.customer
+  const metadata = { berth: mode.installation, berth_account: String(accountId) }
+  // Nothing but what never changes: Stripe refuses a repeat with other parameters under the same key.
+  const key = keyOf(mode, 'account', accountId, 'customer', row?.generation ?? 0)
   try {
-    return await sql.begin(async (tx) => {
-      const row = await locked(tx, accountId, livemode)
-      if (!row) throw busy()
-      if (row.customer) return row.customer
-      const metadata = { berth: mode.installation, berth_account: String(accountId) }
-      const customer =
-        (await findCustomer(stripe, metadata)) ??
-        // Nothing but what never changes: Stripe refuses a repeat with other parameters under the same key.
-        (await stripe.customers.create({ metadata }, keyOf(mode, 'account', accountId, 'customer', row.generation)))
-      const email = await updateEmail(tx, stripe, accountId, customer)
-      await tx`update stripe_customers set customer = ${customer.id}, email = ${email}
-        where account_id = ${accountId} and livemode = ${livemode}`
-      return customer.id
-    })
+    let customer = await findCustomer(stripe, metadata)
+    if (!customer) {
+      await lease.renew()
+      customer = await stripe.customers.create({ metadata }, key)
+    }
+    const { id } = customer
+    const email = await updateEmail(sql, lease, stripe, accountId, customer)
+    await lease.write(
+      (tx) => tx`update stripe_customers set customer = ${id}, email = ${email}
+        where account_id = ${accountId} and livemode = ${livemode}`,
+    )
+    return id
   } catch (error) {
     // Stripe would give the same answer for a day. Nothing was made by then, or it is found.
     if (failureOf(error)?.isKept) {
@@ -91,14 +78,16 @@ async function findCustomer(stripe: Stripe, metadata: Record<string, string>): P
 
 /** @returns what Stripe writes to */
 async function updateEmail(
-  tx: Db,
+  sql: Sql,
+  lease: Lease,
   stripe: Stripe,
   accountId: number,
   customer: Stripe.Customer,
 ): Promise<string | null> {
-  const [account] = await tx<{ email: string | null }[]>`select email from accounts where id = ${accountId}`
+  const [account] = await sql<{ email: string | null }[]>`select email from accounts where id = ${accountId}`
   const email = account?.email ?? null
   if (email === null || email === customer.email) return customer.email
+  await lease.renew()
   await stripe.customers.update(customer.id, { email })
   return email
 }
@@ -114,36 +103,47 @@ export async function refreshCustomer(
   sql: Sql,
   accountId: number,
 ): Promise<Customer | undefined> {
-  return await sql.begin(async (tx) => {
-    const row = await locked(tx, accountId, livemode)
-    if (!row) {
-      if (await readCustomer(tx, accountId, livemode)) throw busy()
-      return undefined
-    }
-    if (row.customer === null) return undefined
-    const found = await stripe.customers.retrieve(row.customer, { expand: ['invoice_settings.default_payment_method'] })
-    if (found.deleted) {
-      // The next invoice makes another one.
-      const none = { customer: null, generation: row.generation + 1, method: null, setup_session: null }
-      await tx`update stripe_customers set ${tx(none)}, refreshed_at = now()
-        where account_id = ${accountId} and livemode = ${livemode}`
-      return undefined
-    }
-    const { given, isOver } = await givenOnPage(stripe, row.setupSession)
-    const method = await chosenMethod(stripe, found, given)
-    const email = await updateEmail(tx, stripe, accountId, found)
-    const setupSession = isOver ? null : row.setupSession
+  if (!(await readCustomer(sql, accountId, livemode))?.customer) return undefined
+  await using lease = await Lease.take(sql, leaseOfAccount(accountId, livemode))
+  const row = await readCustomer(sql, accountId, livemode)
+  if (!row?.customer) return undefined
+  const found = await existing(stripe, row.customer)
+  if (!found) {
+    // The next invoice makes another one.
+    const none = { customer: null, generation: row.generation + 1, method: null, setup_session: null }
+    await lease.write(
+      (tx) => tx`update stripe_customers set ${sql(none)}, refreshed_at = now()
+        where account_id = ${accountId} and livemode = ${livemode}`,
+    )
+    return undefined
+  }
+  const { given, isOver } = await givenOnPage(stripe, row.setupSession)
+  const method = await chosenMethod(stripe, lease, found, given)
+  const email = await updateEmail(sql, lease, stripe, accountId, found)
+  const setupSession = isOver ? null : row.setupSession
+  await lease.write(async (tx) => {
     await tx`
-      update stripe_customers set method = ${method && tx.json(method)}, email = ${email}, setup_session = ${setupSession},
-        refreshed_at = now() where account_id = ${accountId} and livemode = ${livemode}`
-    if (method && method.id !== row.method?.id) {
-      await tx`
-        update stripe_invoices set collect = true, next_attempt_at = now()
-        where livemode = ${livemode} and status = 'open'
-          and invoice in (select number from invoices where account_id = ${accountId})`
-    }
-    return { ...row, method, email, setupSession, refreshedAt: new Date() }
+      update stripe_customers set method = ${method && sql.json(method)}, email = ${email},
+        setup_session = ${setupSession}, refreshed_at = now()
+      where account_id = ${accountId} and livemode = ${livemode}`
+    if (!method || method.id === row.method?.id) return
+    await tx`
+      update stripe_invoices set collect = true, wishes = wishes + 1, next_attempt_at = now()
+      where livemode = ${livemode} and status = 'open'
+        and invoice in (select number from invoices where account_id = ${accountId})`
   })
+  return { ...row, method, email, setupSession, refreshedAt: new Date() }
+}
+
+/** @returns undefined for one that was deleted, and for one that this key of Stripe's never knew */
+async function existing(stripe: Stripe, customer: string): Promise<Stripe.Customer | undefined> {
+  try {
+    const found = await stripe.customers.retrieve(customer, { expand: ['invoice_settings.default_payment_method'] })
+    return found.deleted ? undefined : found
+  } catch (error) {
+    if (failureOf(error)?.code !== 'resource_missing') throw error
+    return undefined
+  }
 }
 
 /** @returns what was given on a page to set it up, and whether that page is over */
@@ -162,6 +162,7 @@ async function givenOnPage(
 /** What invoices are paid with; where nothing is, what was given last. */
 async function chosenMethod(
   stripe: Stripe,
+  lease: Lease,
   { id, invoice_settings: { default_payment_method: chosen } }: Stripe.Customer,
   given: string | undefined,
 ): Promise<StripeMethod | null> {
@@ -170,6 +171,7 @@ async function chosenMethod(
   const { data } = await stripe.customers.listPaymentMethods(id, { limit: 100 })
   const next = data.find((method) => method.id === given) ?? data[0]
   if (!next) return null
+  await lease.renew()
   await stripe.customers.update(id, { invoice_settings: { default_payment_method: next.id } })
   return describe(next)
 }
@@ -185,7 +187,7 @@ export type Page = 'setup' | 'portal'
 
 /**
  * A page of Stripe's, good for one visit: one to give something to pay with, or the account's own with what it paid.
- * Asked for twice at once it is the same one.
+ * Asked for again after it was made and before it was written down, it is the same one.
  * @param back where it leads when it is done
  * @throws CommandError 'payment.busy'
  */
@@ -196,23 +198,41 @@ export async function openPage(
   { accountId, page, back }: { accountId: number; page: Page; back: string },
 ): Promise<string> {
   const customer = await ensureCustomer(payments, sql, mode, accountId)
-  const { stripe, livemode } = payments
-  return await sql.begin(async (tx) => {
-    const row = await locked(tx, accountId, livemode)
-    if (!row) throw busy()
-    const key = keyOf(mode, 'account', accountId, page, row.links)
-    if (page === 'portal') {
-      const { url } = await stripe.billingPortal.sessions.create({ customer, return_url: back }, key)
-      await tx`update stripe_customers set links = links + 1 where account_id = ${accountId} and livemode = ${livemode}`
-      return url
-    }
-    const { id, url } = await stripe.checkout.sessions.create(
-      { mode: 'setup', currency: 'usd', customer, success_url: back, cancel_url: back },
-      key,
+  const { livemode } = payments
+  await using lease = await Lease.take(sql, leaseOfAccount(accountId, livemode))
+  const row = await readCustomer(sql, accountId, livemode)
+  const key = keyOf(mode, 'account', accountId, page, row?.links ?? 0)
+  const next = async (session?: string) =>
+    await lease.write(
+      (
+        tx,
+      ) => tx`update stripe_customers set links = links + 1, setup_session = coalesce(${session ?? null}, setup_session)
+        where account_id = ${accountId} and livemode = ${livemode}`,
     )
-    if (!url) throw new Error('Stripe made a page without an address')
-    await tx`update stripe_customers set links = links + 1, setup_session = ${id}
-      where account_id = ${accountId} and livemode = ${livemode}`
+  try {
+    const { url, session } = await makePage(payments.stripe, page, { customer, back, key })
+    await next(session)
     return url
-  })
+  } catch (error) {
+    // Stripe would give the same answer for a day. Of the page that it may have made nobody has the address.
+    if (failureOf(error)?.isKept) await next()
+    throw error
+  }
+}
+
+async function makePage(
+  stripe: Stripe,
+  page: Page,
+  { customer, back, key }: { customer: string; back: string; key: Stripe.RequestOptions },
+): Promise<{ url: string; session?: string }> {
+  if (page === 'portal') {
+    const { url } = await stripe.billingPortal.sessions.create({ customer, return_url: back }, key)
+    return { url }
+  }
+  const { id, url } = await stripe.checkout.sessions.create(
+    { mode: 'setup', currency: 'usd', customer, success_url: back, cancel_url: back },
+    key,
+  )
+  if (!url) throw new Error('Stripe made a page without an address')
+  return { url, session: id }
 }

@@ -7,17 +7,19 @@
  *   given up   after many attempts; what it was about is looked at all the same, now and then
  */
 import type { Stripe } from 'stripe'
-import type { Sql } from '../../../migrations/connect.ts'
-import type { Db } from '../terms.ts'
+import type { Db, Sql } from '../../../migrations/connect.ts'
 import { failureOf, isForAll, type Mode, type Payments } from './client.ts'
 import { refreshCustomer } from './customers.ts'
 import { refreshInvoice } from './invoices.ts'
-import { waitSeconds } from './waiting.ts'
+import { isBusy, type Lease } from './lease.ts'
+import { BUSY_S, waitSeconds } from './waiting.ts'
 
 /** Stripe tries for three days. */
 const KEPT = '30 days'
 const ATTEMPTS_MOST = 20
-const AT_ONCE = 50
+const READ_AT_ONCE = 200
+/** Things at once, as many as invoices. */
+const LOOK_AT_ONCE = 6
 
 /** What an event is about, as far as it is of use here. */
 export type Told = {
@@ -54,40 +56,78 @@ export async function keepEvent(sql: Db, { id, livemode, type, object, paymentIn
 }
 
 /**
- * Handles what waits, oldest first.
+ * Handles what waits, oldest first, and what more came about the same things.
+ * @param turn of the round; when it is another's, the rest is left to them
  * @returns whether there was anything
  */
 export async function handleEvents(
   payments: Payments,
   sql: Sql,
   mode: Mode,
+  turn: Lease,
   failed: (error: unknown, event: string) => void,
 ): Promise<boolean> {
   const { livemode } = payments
-  // Index: stripe_events_due.
-  const events = await sql<(Told & { attempts: number })[]>`
-    select id, livemode, type, object, payment_intent as "paymentIntent", attempts from stripe_events
+  // Indexes: stripe_events_due, stripe_events_about.
+  const events = await sql<Kept[]>`
+    select id, livemode, type, object, payment_intent as "paymentIntent", attempts, now() as "readAt"
+    from stripe_events
     where handled_at is null and next_attempt_at <= now() and attempts < ${ATTEMPTS_MOST} and livemode = ${livemode}
-    order by received_at limit ${AT_ONCE}`
-  // Of many events about the same thing one look is enough, if it comes after all of them.
-  const looked = new Set<string>()
-  for (const event of events) {
-    const about = event.object ?? event.paymentIntent ?? ''
-    try {
-      if (!looked.has(about)) await handle(payments, sql, mode, event)
-      looked.add(about)
-      await sql`update stripe_events set handled_at = now(), problem = null where id = ${event.id}`
-    } catch (error) {
-      failed(error, event.id)
-      const problem = failureOf(error)?.message ?? (error instanceof Error ? error.message : 'unknown').slice(0, 300)
-      await sql`update stripe_events set attempts = attempts + 1, problem = ${problem},
-        next_attempt_at = now() + ${waitSeconds(event.attempts)} * interval '1 s' where id = ${event.id}`
-      const failure = failureOf(error)
-      if (failure && isForAll(failure)) throw error
+    order by received_at limit ${READ_AT_ONCE}`
+  const look = async (told: readonly Kept[]) => await lookOnce(payments, sql, mode, told, failed)
+  // An invoice and its payment are one thing, at which two would be in each other's way.
+  for (const isObject of [true, false]) {
+    const alike = events.filter(({ object }) => (object !== null) === isObject)
+    const things = [...Map.groupBy(alike, aboutOf).values()]
+    for (let from = 0; from < things.length; from += LOOK_AT_ONCE) {
+      await turn.renew()
+      const looks = await Promise.allSettled(things.slice(from, from + LOOK_AT_ONCE).map(look))
+      for (const outcome of looks) if (outcome.status === 'rejected') throw outcome.reason
     }
   }
   if (events.length === 0) await sql`delete from stripe_events where received_at < now() - ${KEPT}::interval`
   return events.length > 0
+}
+
+type Kept = Told & { attempts: number; readAt: Date }
+
+function aboutOf({ object, paymentIntent }: Told): string {
+  return object ?? paymentIntent ?? ''
+}
+
+/**
+ * Of many events about the same thing one look is enough, if it comes after all of them.
+ * @param told all about one thing
+ * @throws what concerns every call alike
+ */
+async function lookOnce(
+  payments: Payments,
+  sql: Sql,
+  mode: Mode,
+  told: readonly Kept[],
+  failed: (error: unknown, event: string) => void,
+): Promise<void> {
+  const [first] = told
+  if (!first) return
+  const ids = told.map(({ id }) => id)
+  try {
+    await handle(payments, sql, mode, first)
+    await sql`
+      update stripe_events set handled_at = now(), problem = null
+      where handled_at is null and livemode = ${first.livemode} and (id = any(${ids})
+        or (coalesce(object, payment_intent) = ${aboutOf(first)} and received_at <= ${first.readAt}))`
+  } catch (error) {
+    if (isBusy(error)) {
+      await sql`update stripe_events set next_attempt_at = now() + ${BUSY_S} * interval '1 s' where id = any(${ids})`
+      return
+    }
+    failed(error, first.id)
+    const failure = failureOf(error)
+    const problem = failure?.message ?? (error instanceof Error ? error.message : 'unknown').slice(0, 300)
+    await sql`update stripe_events set attempts = attempts + 1, problem = ${problem},
+      next_attempt_at = now() + ${waitSeconds(first.attempts)} * interval '1 s' where id = any(${ids})`
+    if (failure && isForAll(failure)) throw error
+  }
 }
 
 async function handle(payments: Payments, sql: Sql, mode: Mode, { object, paymentIntent }: Told): Promise<void> {

@@ -13,7 +13,10 @@ function invoiceOf(amounts: readonly bigint[]): { invoice: Invoice; lines: Invoi
   const due = sum(amounts)
   const total = divideHalfEven(due, CENT_MICROS) * CENT_MICROS
   if (total !== due) lines.push(line('rounding', total - due))
-  return { invoice: { number: 1, accountId: 1, month: '2026-02', closedAt: new Date(0), total }, lines }
+  return {
+    invoice: { number: 1, accountId: 1, month: '2026-02', closedAt: new Date(0), total, seller: null, buyer: null },
+    lines,
+  }
 }
 
 const reasons = new Map([[1, 'an outage\u001b[31m\nof Tuesday']])

@@ -1,7 +1,7 @@
 /** What is kept of payments, as commands and pages show it. */
+import type { Db } from '../../../migrations/connect.ts'
 import type { StripeStatus } from '../../../migrations/schema.ts'
 import type { Month } from '../calendar.ts'
-import type { Db } from '../terms.ts'
 import { CENT_MICROS } from './lines.ts'
 
 export type Payment = {
@@ -11,8 +11,13 @@ export type Payment = {
   total: bigint
   status: StripeStatus
   paid: bigint
+  /** of the total, put off by Stripe to the next invoice; negative: of earlier ones, charged with this */
+  carried: bigint
   refunded: bigint
+  /** by who paid it, and not decided yet */
   disputed: boolean
+  /** given to who disputed it */
+  lost: bigint
   /** why the last payment was not had */
   failure: string | null
   /** Stripe's page of it */
@@ -22,7 +27,8 @@ export type Payment = {
   refreshedAt: Date | null
 }
 
-type Row = Omit<Payment, 'total' | 'paid' | 'refunded'> & { total: number; paid: number; refunded: number }
+type Amounts = 'total' | 'paid' | 'carried' | 'refunded' | 'lost'
+type Row = Omit<Payment, Amounts> & Record<Amounts, number>
 
 /** Newest first. @param accountId null: of all */
 export async function readPayments(
@@ -33,7 +39,8 @@ export async function readPayments(
 ): Promise<Payment[]> {
   const rows = await db<Row[]>`
     select s.invoice, i.account_id as "accountId", to_char(month, 'YYYY-MM') as month, total_micros as total, status,
-      paid_cents as paid, refunded_cents as refunded, disputed, failure, url, problem, refreshed_at as "refreshedAt"
+      paid_cents as paid, carried_cents as carried, refunded_cents as refunded, disputed, lost_cents as lost, failure,
+      url, problem, refreshed_at as "refreshedAt"
     from stripe_invoices s join invoices i on i.number = s.invoice
     where livemode = ${livemode} and (${accountId}::integer is null or i.account_id = ${accountId})
     order by s.invoice desc limit ${limit}`
@@ -41,8 +48,20 @@ export async function readPayments(
     ...row,
     total: BigInt(row.total),
     paid: BigInt(row.paid) * CENT_MICROS,
+    carried: BigInt(row.carried) * CENT_MICROS,
     refunded: BigInt(row.refunded) * CENT_MICROS,
+    lost: BigInt(row.lost) * CENT_MICROS,
   }))
+}
+
+export type Problem = { invoice: number; accountId: number; problem: string }
+
+/** What keeps invoices from Stripe, oldest first: what came since does not hide those that wait longest. */
+export async function readProblems(db: Db, livemode: boolean, limit: number): Promise<Problem[]> {
+  return await db<Problem[]>`
+    select s.invoice, i.account_id as "accountId", problem
+    from stripe_invoices s join invoices i on i.number = s.invoice
+    where livemode = ${livemode} and problem is not null order by s.invoice limit ${limit}`
 }
 
 export type Counts = Record<StripeStatus, number> & { problems: number; events: number; lastEventAt: Date | null }

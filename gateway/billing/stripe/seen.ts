@@ -1,7 +1,8 @@
+import type { Db } from '../../../migrations/connect.ts'
 import type { StripeStatus } from '../../../migrations/schema.ts'
+import { tellAccounts } from '../../accounts/notices.ts'
 import { sayMonth } from '../calendar.ts'
 import { sayMoney } from '../money.ts'
-import type { Db } from '../terms.ts'
 import type { Mode } from './client.ts'
 import type { Row } from './invoices.ts'
 import { CENT_MICROS } from './lines.ts'
@@ -12,19 +13,27 @@ export type Seen = {
   status: StripeStatus
   url: string | null
   paidCents: number
+  /** of the total, put off to the next invoice; negative: of earlier ones, charged with this */
+  carriedCents: number
   refundedCents: number
+  /** it is not decided yet */
   disputed: boolean
+  /** given to who disputed it */
+  lostCents: number
   /** why the last payment was not had; null once there is one */
   failure: string | null
+  /** a payment that takes its time */
+  isUnderWay: boolean
 }
 
-/** Writes down what was seen; what is new of it goes into the audit trail, and a payment that was refused into a mail. */
+/** Writes down what was seen; what is new of it goes into the audit trail, and a payment that was refused is told. */
 export async function keepSeen(tx: Db, { livemode }: Mode, before: Row, seen: Seen): Promise<void> {
-  const { stripeId, status, url, paidCents, refundedCents, disputed, failure } = seen
+  const { stripeId, status, url, paidCents, carriedCents, refundedCents, disputed, lostCents, failure } = seen
   await tx`
     update stripe_invoices set stripe_id = ${stripeId}, status = ${status}, url = ${url}, paid_cents = ${paidCents},
-      refunded_cents = ${refundedCents}, disputed = ${disputed}, failure = ${failure}, problem = null, attempts = 0,
-      next_attempt_at = now(), refreshed_at = now()
+      carried_cents = ${carriedCents}, refunded_cents = ${refundedCents}, disputed = ${disputed},
+      lost_cents = ${lostCents}, failure = ${failure}, problem = null, attempts = 0, next_attempt_at = now(),
+      refreshed_at = now()
     where invoice = ${before.invoice} and livemode = ${livemode}`
   for (const { kind, amountCents, because } of newsOf(before, seen)) {
     const detail = {
@@ -48,29 +57,32 @@ function newsOf(before: Row, seen: Seen): PaymentNews[] {
   if (seen.failure !== null && seen.failure !== before.failure) {
     news.push({ kind: 'invoice.payment_failed', amountCents, because: seen.failure })
   }
-  if (
-    seen.status !== before.status &&
-    (seen.status === 'paid' || seen.status === 'void' || seen.status === 'uncollectible')
-  ) {
-    news.push({ kind: `invoice.${seen.status}`, amountCents: seen.status === 'paid' ? seen.paidCents : amountCents })
+  const isPaid = seen.status === 'paid'
+  if (seen.status !== before.status && (isPaid || seen.status === 'void' || seen.status === 'uncollectible')) {
+    // What is below Stripe's least charge is paid with the next one.
+    const isPutOff = isPaid && seen.paidCents === 0 && seen.carriedCents > 0
+    if (isPutOff) news.push({ kind: 'invoice.put_off', amountCents: seen.carriedCents })
+    else news.push({ kind: `invoice.${seen.status}`, amountCents: isPaid ? seen.paidCents : amountCents })
   }
-  if (seen.refundedCents > before.refundedCents) {
-    news.push({ kind: 'invoice.refunded', amountCents: seen.refundedCents - before.refundedCents })
-  }
+  const refundedCents = seen.refundedCents - before.refundedCents
+  if (refundedCents > 0) news.push({ kind: 'invoice.refunded', amountCents: refundedCents })
+  // A bank may send it back.
+  if (refundedCents < 0) news.push({ kind: 'invoice.refund_failed', amountCents: -refundedCents })
   if (seen.disputed && !before.disputed) news.push({ kind: 'invoice.disputed', amountCents })
+  if (seen.lostCents > before.lostCents) {
+    news.push({ kind: 'invoice.dispute_lost', amountCents: seen.lostCents - before.lostCents })
+  } else if (before.disputed && !seen.disputed) news.push({ kind: 'invoice.dispute_won', amountCents })
   return news
 }
 
 async function tellOfFailure(tx: Db, { invoice, accountId, totalCents }: Row, failure: string): Promise<void> {
-  const [about] = await tx<{ email: string | null; month: string }[]>`
-    select email, to_char(month, 'YYYY-MM') as month from accounts a join invoices i on i.account_id = a.id
-    where a.id = ${accountId} and i.number = ${invoice}`
-  if (!about?.email) return
+  const [about] = await tx<{ month: string }[]>`
+    select to_char(month, 'YYYY-MM') as month from invoices where number = ${invoice}`
+  if (!about) return
   const amount = sayMoney(BigInt(totalCents) * CENT_MICROS)
   const body = [
     `Invoice ${invoice} of ${amount}, for ${sayMonth(about.month)} (UTC), could not be collected: ${failure}`,
     'To give something else to pay with: billing method --add. To try again: billing pay.',
   ]
-  await tx`insert into mails (recipient, subject, body)
-    values (${about.email}, ${`Berth: invoice ${invoice} is not paid`}, ${`${body.join('\n\n')}\n`})`
+  await tellAccounts(tx, [{ accountId, subject: `invoice ${invoice} is not paid`, body: `${body.join('\n\n')}\n` }])
 }

@@ -5,18 +5,20 @@ import type { Log } from '../../log.ts'
 import { failureOf, isForAll, type Mode, modeOf, type Payments, paymentsOf } from './client.ts'
 import { handleEvents } from './events.ts'
 import { PaymentError, payInvoice, refreshInvoice, sendInvoice } from './invoices.ts'
-import { waitSeconds } from './waiting.ts'
+import { isBusy, Lease, leaseOfRounds } from './lease.ts'
+import { BUSY_S, waitSeconds } from './waiting.ts'
 
 const ROUND_MS = 60_000
 /** Not while a gateway has its first connections to think of. */
 const FIRST_ROUND_MS = 20_000
 const STOP_MS = 3_000
-/** Invoices at once. Each holds a connection of the database while Stripe is asked, and the gateway has ten. */
-const AT_ONCE = 2
+/** Invoices at once, with three calls a second each: Stripe takes 25 in test mode, and people call too. */
+const AT_ONCE = 6
 /** An event may have been lost: what is open is looked at so often all the same. */
 const OPEN_EVERY = '6 hours'
-/** Where no events come, refunds are found by looking. */
+/** Where no events come, refunds and disputes are found by looking; where they come, those that were lost. */
 const PAID_EVERY = '1 day'
+const PAID_EVERY_HEARD = '7 days'
 const PAID_FOR = '180 days'
 
 export type StripeService = { close(): Promise<void> }
@@ -76,30 +78,25 @@ export type RoundOptions = {
  * @returns whether it was this one's turn
  */
 export async function stripeRound({ payments, sql, log, signal, hearsEvents }: RoundOptions): Promise<boolean> {
-  // A lock of a session: Postgres frees it when this process, or its connection, is gone.
-  const session = await sql.reserve()
+  await using turn = await Lease.tryTake(sql, leaseOfRounds(payments.livemode))
+  if (!turn) return false
+  const mode = await modeOf(sql, payments.livemode)
+  await enlist(sql, mode)
+  const round = { payments, sql, log, mode }
   try {
-    const [turn] = await session<{ mine: boolean }[]>`
-      select pg_try_advisory_lock(hashtextextended('berth.stripe', 0)) as mine`
-    if (!turn?.mine) return false
-    try {
-      const mode = await modeOf(sql, payments.livemode)
-      await enlist(sql, mode)
-      const round = { payments, sql, log, mode }
-      for (let isMore = true; isMore && !signal.aborted; ) {
-        const handled = await handleEvents(payments, sql, mode, (error, event) =>
-          tell(log, error, { event }, 'an event of Stripe’s is looked at again later'),
-        )
-        const done = await lookAtDue(round, hearsEvents)
-        isMore = handled || done
-      }
-      return true
-    } finally {
-      await session`select pg_advisory_unlock(hashtextextended('berth.stripe', 0))`.catch(() => {})
+    for (let isMore = true; isMore && !signal.aborted; ) {
+      const handled = await handleEvents(payments, sql, mode, turn, (error, event) =>
+        tell(log, error, { event }, 'an event of Stripe’s is looked at again later'),
+      )
+      await turn.renew()
+      const done = await lookAtDue(round, hearsEvents)
+      isMore = handled || done
     }
-  } finally {
-    session.release()
+  } catch (error) {
+    // Stripe was so slow that another gateway has begun a round: the rest is theirs.
+    if (!isBusy(error)) throw error
   }
+  return true
 }
 
 /** Invoices of which something is to be paid, closed since Stripe was switched on. */
@@ -117,23 +114,36 @@ type Due = { invoice: number; status: string; collect: boolean; attempts: number
 
 /** @returns whether there was anything */
 async function lookAtDue(round: Round, hearsEvents: boolean): Promise<boolean> {
-  const { sql, mode } = round
-  // Index: stripe_invoices_due; those that are paid are few where there are no events.
-  // One of an account at a time: its customer is made with the first.
-  const due = await sql<Due[]>`
+  const unpaid = await dueUnpaid(round)
+  // People wait for the others.
+  const due = unpaid.length > 0 ? unpaid : await duePaid(round, hearsEvents ? PAID_EVERY_HEARD : PAID_EVERY)
+  const outcomes = await Promise.allSettled(due.map((one) => lookAt(round, one)))
+  for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason
+  return due.length > 0
+}
+
+async function dueUnpaid({ sql, mode }: Round): Promise<Due[]> {
+  // Index: stripe_invoices_due.
+  // One of an account at a time: its customer is made with the first, and what Stripe puts off goes to the next.
+  return await sql<Due[]>`
     select * from (
       select distinct on (account_id) invoice, s.status, collect, attempts
       from stripe_invoices s join invoices i on i.number = s.invoice
       where livemode = ${mode.livemode} and next_attempt_at <= now() and (
         status in ('waiting', 'draft')
-        or (status = 'open' and (collect or refreshed_at < now() - ${OPEN_EVERY}::interval))
-        or (${!hearsEvents} and status = 'paid' and refreshed_at < now() - ${PAID_EVERY}::interval
-          and closed_at > now() - ${PAID_FOR}::interval))
+        or (status = 'open' and (collect or refreshed_at < now() - ${OPEN_EVERY}::interval)))
       order by account_id, invoice) as first_of_each
     order by invoice limit ${AT_ONCE}`
-  const outcomes = await Promise.allSettled(due.map((one) => lookAt(round, one)))
-  for (const outcome of outcomes) if (outcome.status === 'rejected') throw outcome.reason
-  return due.length > 0
+}
+
+async function duePaid({ sql, mode }: Round, every: string): Promise<Due[]> {
+  // Index: stripe_invoices_paid.
+  return await sql<Due[]>`
+    select invoice, s.status, collect, attempts
+    from stripe_invoices s join invoices i on i.number = s.invoice
+    where livemode = ${mode.livemode} and next_attempt_at <= now() and status = 'paid'
+      and refreshed_at < now() - ${every}::interval and closed_at > now() - ${PAID_FOR}::interval
+    order by refreshed_at limit ${AT_ONCE}`
 }
 
 /** @throws what concerns every call alike */
@@ -143,6 +153,11 @@ async function lookAt({ payments, sql, log, mode }: Round, { invoice, status, co
     else if (collect) await payInvoice(payments, sql, mode, invoice)
     else await refreshInvoice(payments, sql, mode, invoice)
   } catch (error) {
+    if (isBusy(error)) {
+      await sql`update stripe_invoices set next_attempt_at = now() + ${BUSY_S} * interval '1 s'
+        where invoice = ${invoice} and livemode = ${mode.livemode}`
+      return
+    }
     const failure = failureOf(error)
     const known = failure?.message ?? (error instanceof Error ? error.message : 'unknown').slice(0, 300)
     await sql`

@@ -6,3 +6,6 @@ const DAILY = 24 * 3600
 export function waitSeconds(attempts: number): number {
   return WAITS[attempts] ?? DAILY
 }
+
+/** Seconds until what somebody else is asking Stripe about is looked at again. */
+export const BUSY_S = 5

@@ -40,6 +40,8 @@ export type WorldOptions = {
   runLobby?: RunLobby
   /** serves HTTPS too, with these commands behind `POST /exec` */
   https?: boolean
+  /** at a port the system chooses, whatever `env` says */
+  httpsElsewhere?: boolean
 }
 
 /** `await using world = await startWorld()` */
@@ -49,6 +51,7 @@ export async function startWorld(options: WorldOptions = {}): Promise<World> {
     lobby: { runLine, runLobby: options.runLobby ?? runLobby },
     machineSshPort,
     https: options.https ?? false,
+    httpsElsewhere: options.httpsElsewhere ?? false,
     env: { BERTH_NETWORK: '127.64.0.0/16', ...options.env },
   })
   const key = gateway.makeKey('owner')

@@ -1,0 +1,96 @@
+import type { Party } from '../../migrations/schema.ts'
+import { readBuyer, readSeller, setBuyer, setSeller } from '../billing/parties.ts'
+import type { FlagSpecs, FlagValues } from './command.ts'
+import { defineCommand } from './command.ts'
+import { usageError } from './error.ts'
+import { recordEvent } from './machine-steps.ts'
+import { definitions, type View } from './text.ts'
+
+const MOST = { name: 120, address: 300, 'tax-id': 40 }
+
+const FLAGS = {
+  name: { type: 'string', value: 'NAME', summary: 'of the person or company; none takes it away' },
+  address: { type: 'string', value: 'ADDRESS', summary: 'street, town and country; none takes it away' },
+  'tax-id': { type: 'string', value: 'NUMBER', summary: 'tax or VAT number; none takes it away' },
+} as const satisfies FlagSpecs
+
+const KEEPS = 'An invoice keeps what is set when it is closed. No tax is computed of it: amounts are what rates say.'
+
+export const billingDetails = defineCommand({
+  name: 'billing details',
+  group: 'you',
+  summary: 'name, address and tax number that your invoices are made out to',
+  description: `Without a flag it shows them. ${KEEPS}`,
+  flags: FLAGS,
+  examples: ["billing details --name 'Example Ltd' --address '1 High Street, Anytown'"],
+  async run({ app, caller }, { flags }) {
+    const changes = changesIn(flags)
+    const details = await app.sql.begin(async (tx) => {
+      await tx`select from accounts where id = ${caller.accountId} for no key update`
+      const now = changed(await readBuyer(tx, caller.accountId), changes)
+      if (changes.size === 0) return now
+      await setBuyer(tx, caller.accountId, now)
+      await recordEvent(tx, caller, 'billing.details_set', null, Object.fromEntries(changes))
+      return now
+    })
+    return { json: document(details), text: (view) => text(details, 'your invoices name your account alone', view) }
+  },
+})
+
+export const billingSeller = defineCommand({
+  name: 'billing seller',
+  group: 'operator',
+  operator: true,
+  summary: 'name, address and tax number of whoever sells here, for all invoices',
+  description: `Without a flag it shows them. ${KEEPS}`,
+  flags: FLAGS,
+  examples: ["billing seller --name 'Berths of Anytown' --tax-id XY987654321"],
+  async run({ app, caller }, { flags }) {
+    const changes = changesIn(flags)
+    const seller = await app.sql.begin(async (tx) => {
+      await tx`select pg_advisory_xact_lock(hashtextextended('berth.billing_seller', 0))`
+      const now = changed(await readSeller(tx), changes)
+      if (changes.size === 0) return now
+      await setSeller(tx, now)
+      await recordEvent(tx, caller, 'billing.seller_set', null, Object.fromEntries(changes))
+      return now
+    })
+    return { json: document(seller), text: (view) => text(seller, 'invoices name no seller', view) }
+  },
+})
+
+type Given = FlagValues<typeof FLAGS>
+type Changes = ReadonlyMap<keyof Party, string>
+
+/** What was typed, `none` where it is to go. */
+function changesIn(flags: Given): Changes {
+  const changes = new Map<keyof Party, string>()
+  for (const flag of ['name', 'address', 'tax-id'] as const) {
+    const typed = flags[flag]
+    if (typed === undefined) continue
+    const line = typed.replaceAll(/[\p{Cc}\p{Cf}\s]+/gu, ' ').trim()
+    if (line === '') throw usageError(`--${flag} is empty`, `--${flag} none takes it away`)
+    if (line.length > MOST[flag]) throw usageError(`--${flag} has at most ${MOST[flag]} characters`)
+    changes.set(flag === 'tax-id' ? 'tax_id' : flag, line)
+  }
+  return changes
+}
+
+function changed(party: Party, changes: Changes): Party {
+  const fields = Object.entries({ ...party, ...Object.fromEntries(changes) })
+  return Object.fromEntries(fields.filter(([, value]) => value !== 'none'))
+}
+
+function document({ name, address, tax_id: taxId }: Party) {
+  return { name: name ?? null, address: address ?? null, tax_id: taxId ?? null }
+}
+
+function text(party: Party, nothing: string, view: View): string {
+  const { name, address, tax_id: taxId } = party
+  const rows = [
+    ['name', name],
+    ['address', address],
+    ['tax number', taxId],
+  ].filter((row): row is [string, string] => row[1] !== undefined)
+  return rows.length === 0 ? `${nothing}\n` : definitions(rows, view, 0)
+}
