@@ -161,11 +161,19 @@ export type Glance = {
   readonly machines: ReadonlyMap<number, { readonly cpu: (number | null)[]; readonly memory: (number | null)[] }>
 }
 
-/** The last hour of many machines, in steps of 5 minutes: processors in use, and bytes of memory by the guest's word. */
-export async function readGlance(sql: Sql, machineIds: readonly number[], now = new Date()): Promise<Glance> {
+/**
+ * The last hour of many machines, in steps of 5 minutes: processors in use, and bytes of memory by the guest's word.
+ * @param since the first step wanted, where not all of the hour is
+ */
+export async function readGlance(
+  sql: Sql,
+  machineIds: readonly number[],
+  { now = new Date(), since }: { now?: Date; since?: Date | undefined } = {},
+): Promise<Glance> {
   const { seconds, stepSeconds } = GLANCE
   const end = Math.floor(now.getTime() / 1000 / stepSeconds) * stepSeconds + stepSeconds
-  const begin = end - seconds
+  const wanted = since ? Math.floor(since.getTime() / 1000 / stepSeconds) * stepSeconds : 0
+  const begin = Math.min(Math.max(end - seconds, wanted), end)
   const [from, to] = [new Date(begin * 1000), new Date(end * 1000)]
   const rows = await sql<{ id: number; at: number; cpu: number; memory: number | null }[]>`
     select machine_id as id, extract(epoch from at)::int as at, cpu_ms::float8 / ms as cpu,
@@ -173,7 +181,7 @@ export async function readGlance(sql: Sql, machineIds: readonly number[], now = 
     from load_sums where machine_id = any(${machineIds as number[]}::int[]) and step_seconds = ${stepSeconds}
       and at >= ${from} and at < ${to}`
   const machines = new Map<number, { cpu: (number | null)[]; memory: (number | null)[] }>()
-  const nothing = () => Array.from({ length: seconds / stepSeconds }, () => null)
+  const nothing = () => Array.from({ length: (end - begin) / stepSeconds }, () => null)
   for (const { id, at, cpu, memory } of rows) {
     const one = machines.get(id) ?? { cpu: nothing(), memory: nothing() }
     const slot = Math.round((at - begin) / stepSeconds)

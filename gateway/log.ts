@@ -13,6 +13,13 @@ export function createLog(level: string) {
     { level, base: { part: 'gateway' } },
     process.stdout.isTTY
       ? pretty({ ignore: 'pid,hostname,part', translateTime: 'SYS:HH:MM:ss', sync: true })
-      : pino.destination({ fd: 1, sync: false }),
+      : toFile(),
   )
+}
+
+/** A disk that is full costs lines, and nobody's connection. */
+function toFile() {
+  const destination = pino.destination({ fd: 1, sync: false, maxLength: 2 ** 20 })
+  destination.on('error', () => {})
+  return destination
 }

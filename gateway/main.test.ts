@@ -242,6 +242,18 @@ describe('the gateway’s process', { timeout: 120_000 }, () => {
     await session.status
   })
 
+  it('ends at once when its server goes down, however long it may drain, and tells whoever is connected', async () => {
+    const key = starterKey('owner')
+    const gateway = start({ BERTH_DRAIN: '1h' })
+    await gateway.ready
+    const session = open(key)
+    await session.said(/SHA256:/)
+    gateway.child.kill('SIGPWR')
+    expect(await session.status).toBe(255)
+    expect(session.stderr()).toContain('Berth is restarting; connect again in a moment')
+    expect(await gateway.ended).toBe(0)
+  })
+
   it('serves again after kill -9 with the same host key', async () => {
     const key = starterKey('owner')
     const first = start({})

@@ -83,6 +83,7 @@ async function main(): Promise<void> {
   })
   process.on('SIGTERM', stop)
   process.on('SIGINT', stop)
+  process.on('SIGPWR', stop)
   announce(gateway, settings, log)
 }
 
@@ -114,15 +115,21 @@ function announce({ joinCode }: Gateway, settings: Settings, log: Log): void {
   else for (const [word, text] of lines) process.stdout.write(`${word}: ${text}\n`)
 }
 
-/** @returns for SIGTERM: the first drains, the second ends what is left */
-function stopper(gateway: Gateway, settings: Settings, log: Log, closeRest: () => Promise<void>): () => void {
+/** @returns for SIGTERM: the first drains, the second ends what is left; SIGPWR drains nothing, the server goes down */
+function stopper(
+  gateway: Gateway,
+  settings: Settings,
+  log: Log,
+  closeRest: () => Promise<void>,
+): (signal: NodeJS.Signals) => void {
   let stopping = false
-  return () => {
+  return (signal) => {
     if (stopping) process.exit(0)
     stopping = true
-    log.info({ connections: gateway.ssh.connectionCount, drainMs: settings.drainMs }, 'draining')
+    const drainMs = signal === 'SIGPWR' ? 0 : settings.drainMs
+    log.info({ connections: gateway.ssh.connectionCount, drainMs }, 'draining')
     gateway
-      .close(settings.drainMs)
+      .close(drainMs)
       .then(closeRest)
       .then(
         () => process.exit(0),

@@ -8,8 +8,10 @@ const CHANNELS = [
   'console',
   'settings',
   'hosts',
+  'accounts',
   'mails',
   'grants',
+  'shares',
   'domains',
   'certificates',
   'challenges',
@@ -25,7 +27,8 @@ export type NewsChannel = (typeof CHANNELS)[number]
 export type News = {
   /** @returns stops listening */
   on(channel: NewsChannel, listener: (id: string) => void): () => void
-  onRescan(listener: () => void): () => void
+  /** @param listener `isAgain`: the connection was down; otherwise it is time to look whether it only seems up */
+  onRescan(listener: (isAgain: boolean) => void): () => void
   close(): Promise<void>
 }
 
@@ -35,7 +38,7 @@ const RESCAN_INTERVAL_MS = 60_000
 /** Resolves when every channel is being listened to. */
 export async function startNews(sql: Sql, log: Log): Promise<News> {
   const listeners = new Map<string, Set<(id: string) => void>>(CHANNELS.map((channel) => [channel, new Set()]))
-  const rescanListeners = new Set<() => void>()
+  const rescanListeners = new Set<(isAgain: boolean) => void>()
   const call = (listener: () => void) => {
     try {
       listener()
@@ -43,8 +46,8 @@ export async function startNews(sql: Sql, log: Log): Promise<News> {
       log.error({ err: error }, 'a listener for news failed')
     }
   }
-  const rescan = () => {
-    for (const listener of [...rescanListeners]) call(listener)
+  const rescan = (isAgain: boolean) => {
+    for (const listener of [...rescanListeners]) call(() => listener(isAgain))
   }
   const listening = await listenTo(sql, CHANNELS, {
     onNotification(channel, id) {
@@ -52,10 +55,10 @@ export async function startNews(sql: Sql, log: Log): Promise<News> {
     },
     onListeningAgain() {
       log.info({}, 'listening to Postgres again')
-      rescan()
+      rescan(true)
     },
   })
-  const timer = setInterval(rescan, RESCAN_INTERVAL_MS)
+  const timer = setInterval(rescan, RESCAN_INTERVAL_MS, false)
   timer.unref()
 
   return {

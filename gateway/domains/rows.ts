@@ -1,5 +1,5 @@
 /** Domains that people brought: whose they are, and how their certificates stand. */
-import type { Sql } from '../../migrations/connect.ts'
+import type { Db, Sql } from '../../migrations/connect.ts'
 
 export type CustomDomain = {
   domain: string
@@ -72,12 +72,14 @@ export async function holderOf(
  * Gives a domain, whose proof was seen, to a machine. Said again of the same machine it changes the wildcard, and has
  * a certificate that failed tried again soon.
  * @param from the holder whose proof DNS does not show any more
+ * @param onNew when it is new to the machine, in its transaction
  * @returns whether it is new to the machine
  * @throws DomainError
  */
 export async function giveDomain(
   sql: Sql,
   wanted: { domain: string; wildcard: boolean; machineId: number; accountId: number; from?: number | undefined },
+  onNew: (tx: Db) => Promise<void> = async () => {},
 ): Promise<boolean> {
   const { domain, wildcard, machineId, accountId } = wanted
   return await sql.begin(async (transaction) => {
@@ -115,12 +117,13 @@ export async function giveDomain(
     // With the old row goes its certificate.
     await tx`delete from custom_domains where domain = ${domain}`
     await tx`insert into custom_domains (domain, machine_id, wildcard) values (${domain}, ${machineId}, ${wildcard})`
+    await onNew(tx)
     return true
   })
 }
 
 /** @returns whether the machine had it */
-export async function dropDomain(sql: Sql, machineId: number, domain: string): Promise<boolean> {
+export async function dropDomain(sql: Db, machineId: number, domain: string): Promise<boolean> {
   const rows = await sql`
     delete from custom_domains where domain = ${domain} and machine_id = ${machineId} returning domain`
   return rows.length > 0

@@ -4,7 +4,7 @@ import { dirname, join } from 'node:path'
 import type { Dispatcher } from 'undici'
 import { sweepAccess } from '../accounts/site-sessions.ts'
 import type { App, RunLine } from '../app.ts'
-import { answerWebhook } from '../billing/stripe/webhook.ts'
+import { StripeWebhook } from '../billing/stripe/webhook.ts'
 import { httpsUrl, lobbyLine } from '../commands/machine-document.ts'
 import { publicAddresses } from '../dns/addresses.ts'
 import { HeldDomains } from '../domains/held.ts'
@@ -159,6 +159,7 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
     finished: (exchange) => options.access?.write(exchange),
   })
   const events = new Events(app)
+  const webhook = new StripeWebhook(app)
   const server = await startHttps({
     settings,
     log,
@@ -175,7 +176,7 @@ export async function serveHttps(options: ServeHttpsOptions): Promise<HttpsServi
       if (answerHealth(request, response, readiness) || exec.answer(request, response)) return
       if (options.access) logAnswer(options.access, request, response)
       if (events.answer(request, response)) return
-      if (answerWebhook(app, request, response)) return
+      if (webhook.answer(request, response)) return
       void control(request, response)
     },
     controlUpgrade: (request, socket, head) => terminals.upgrade(request, socket, head),

@@ -1,9 +1,27 @@
+import { readNotices } from '../accounts/notices.ts'
 import type { App, Caller } from '../app.ts'
 import { sshLine } from '../commands/machine-document.ts'
-import { type View, wrap } from '../commands/text.ts'
+import { harmless, type View, wrap } from '../commands/text.ts'
 
-/** What stands above the first prompt: for a first visit the one thing to type, later where one left off. */
+/** What stands above the first prompt: for a first visit the one thing to type, later where one left off, and what is news. */
 export async function greeting(app: App, caller: Caller, view: View): Promise<string> {
+  return `${await machinesLine(app, caller, view)}${await noticesLine(app, caller, view)}`
+}
+
+/** Not everybody has an address for mail. */
+async function noticesLine(app: App, caller: Caller, view: View): Promise<string> {
+  const notices = await readNotices(app.sql, caller.accountId).catch(() => [])
+  const [newest, ...others] = notices.filter(({ readAt }) => readAt === null)
+  if (!newest) return ''
+  const more = others.length === 0 ? '' : ` and ${others.length} more`
+  const { style } = view
+  return say(
+    view,
+    `${style.bold('You are told:')} ${harmless(newest.subject)}${more}. ${style.dim('Read: billing notices')}`,
+  )
+}
+
+async function machinesLine(app: App, caller: Caller, view: View): Promise<string> {
   const { style } = view
   const machines = await app.machines.list(caller).catch(() => [])
   const [only] = machines

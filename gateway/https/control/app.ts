@@ -12,6 +12,7 @@ import type { App, RunLine } from '../../app.ts'
 import { answerWithin, faultOf } from '../../fault.ts'
 import type { Log } from '../../log.ts'
 import { COOKIE, NEXT_MOST, setCookie } from '../access/fields.ts'
+import { askerOf, ownOrigin } from '../access/foreign.ts'
 import { addDashboard, addDashboardAssets } from '../dashboard/routes.ts'
 import { html } from '../pages/html.ts'
 import { onwardField, pageFields } from '../pages/page.ts'
@@ -146,25 +147,14 @@ export function controlApp(options: ControlOptions) {
   return getRequestListener(app.fetch as Parameters<typeof getRequestListener>[0], { overrideGlobalObjects: false })
 }
 
-/**
- * Why a request must not count, undefined when it may. Fetch metadata is sent by every current browser; where it is
- * missing, Origin still comes with all that is not GET.
- * @see https://www.w3.org/TR/fetch-metadata/
- */
+/** Why a request must not count, undefined when it may. */
 function foreignRequest(context: ControlContext): string | undefined {
   const { method } = context.req
+  const { headers } = context.env.incoming
+  const own = ownOrigin(headers)
   const reads = method === 'GET' || method === 'HEAD'
-  const own = `https://${authorityOf(context)}`
-  const origin = context.req.header('origin')
-  const site = context.req.header('sec-fetch-site')
-  const navigates =
-    reads && context.req.header('sec-fetch-mode') === 'navigate' && context.req.header('sec-fetch-dest') === 'document'
-  if (!reads && origin !== own) return 'This is asked for from Berth’s own pages only.'
-  if (reads && origin !== undefined && origin !== own && !navigates) {
-    return 'Another site’s page asked for this.'
-  }
-  if (site === undefined || site === 'same-origin' || site === 'none' || navigates) return undefined
-  return 'Another site’s page asked for this.'
+  if (!reads && headers.origin !== own) return 'This is asked for from Berth’s own pages only.'
+  return askerOf(method, headers, own) === 'foreign' ? 'Another site’s page asked for this.' : undefined
 }
 
 /** One cookie of the request; the value as makeToken writes them unless told otherwise, or nothing. */
@@ -203,15 +193,6 @@ async function bodyOf(context: ControlContext): Promise<string> {
     return ''
   }
   return Buffer.concat(chunks).toString('utf8')
-}
-
-/** The host as the browser has it in its origin; HTTP/2 names it beside the fields. */
-function authorityOf(context: ControlContext): string {
-  const { headers } = context.env.incoming
-  const written = headers.host ?? headers[':authority']
-  return String(written ?? '')
-    .toLowerCase()
-    .replace(/:443$/, '')
 }
 
 function addressOf(context: ControlContext): string {

@@ -1,4 +1,5 @@
 /** Invoices for people and for paper: the lines, and behind them the facts by machine and by day, to the millionth. */
+import type { Party } from '../../../migrations/schema.ts'
 import type { WebSession } from '../../accounts/web-sessions.ts'
 import { sum } from '../../billing/arithmetic.ts'
 import { addMonths, type Month, sayMonth, startOfMonth } from '../../billing/calendar.ts'
@@ -6,7 +7,9 @@ import { type InvoiceView, type Row, sharesOf } from '../../billing/invoice-docu
 import type { Invoice } from '../../billing/invoices.ts'
 import { inUnits, unitName } from '../../billing/meters.ts'
 import { sayExactly, sayMoney, sayRate } from '../../billing/money.ts'
-import { sayWhat } from '../../commands/billing-words.ts'
+import { partyLines } from '../../billing/parties.ts'
+import type { Payment } from '../../billing/stripe/payments.ts'
+import { sayPayment, sayWhat } from '../../commands/billing-words.ts'
 import { type Html, html } from '../pages/html.ts'
 import { page, readSheet } from '../pages/page.ts'
 import { type Installation, nameOf } from './pages.ts'
@@ -18,7 +21,12 @@ export function invoicesPage(
   { domain, lobby }: Installation,
   session: WebSession | undefined,
   invoices: readonly Invoice[],
+  payments: ReadonlyMap<number, Payment>,
 ): string {
+  const state = (number: number) => {
+    const payment = payments.get(number)
+    return payments.size > 0 && html`<td>${payment && sayPayment(payment)}</td>`
+  }
   return page({
     title: 'Invoices',
     domain,
@@ -29,10 +37,10 @@ ${
   invoices.length === 0
     ? html`<p>There is no invoice yet. A month is closed on the first of the next, in UTC.</p>`
     : html`<table>
-<thead><tr><th scope="col" class="number">Number</th><th scope="col">Month (UTC)</th><th scope="col">Closed</th><th scope="col" class="number">Total</th></tr></thead>
+<thead><tr><th scope="col" class="number">Number</th><th scope="col">Month (UTC)</th><th scope="col">Closed</th><th scope="col" class="number">Total</th>${payments.size > 0 && html`<th scope="col">State</th>`}</tr></thead>
 <tbody>${invoices.map(
         ({ number, month, closedAt, total }) =>
-          html`<tr><td class="number"><a href="/invoices/${number}">${number}</a></td><td>${sayMonth(month)}</td><td>${closedAt.toISOString().slice(0, 10)}</td><td class="number">${sayMoney(total)}</td></tr>`,
+          html`<tr><td class="number"><a href="/invoices/${number}">${number}</a></td><td>${sayMonth(month)}</td><td>${closedAt.toISOString().slice(0, 10)}</td><td class="number">${sayMoney(total)}</td>${state(number)}</tr>`,
       )}</tbody>
 </table>`
 }
@@ -41,7 +49,7 @@ ${
 }
 
 export function invoicePage(installation: Installation, session: WebSession | undefined, view: InvoiceView): string {
-  const { invoice, email, rows } = view
+  const { invoice, email, payment, rows } = view
   const { number, month, total, closedAt } = invoice
   const whose = email ?? `account ${invoice.accountId}`
   const plans = [...new Set(rows.flatMap(({ line, isCorrection }) => (line.plan && !isCorrection ? [line.plan] : [])))]
@@ -52,11 +60,13 @@ export function invoicePage(installation: Installation, session: WebSession | un
     corner: corner(session),
     body: html`<h1>Invoice ${number}</h1>
 <dl>
-<dt>For</dt><dd>${whose}${email !== null && html` <span class="dim">(account ${invoice.accountId})</span>`}</dd>
+${partyRow('From', invoice.seller)}
+<dt>For</dt><dd>${partyOf(invoice.buyer)}${whose}${email !== null && html` <span class="dim">(account ${invoice.accountId})</span>`}</dd>
 <dt>Period</dt><dd>${sayPeriod(month)}</dd>
 <dt>Closed</dt><dd>${closedAt.toISOString().slice(0, 16).replace('T', ' ')} UTC</dd>
 ${plans.length > 0 && html`<dt>Plan</dt><dd>${plans.join(', ')}</dd>`}
 <dt>Total</dt><dd><b>${sayMoney(total)}</b> <span class="dim">USD</span></dd>
+${payment && html`<dt>State</dt><dd>${sayPayment(payment)}</dd>`}
 </dl>
 <p class="aside"><a href="/invoices/${number}.csv" download>CSV</a> <a href="/invoices/${number}.json" download>JSON</a> <a href="/invoices">All invoices</a> <a href="/billing">Billing</a> <span class="dim">In a terminal:</span> <code>${installation.lobby} billing invoices ${number}</code></p>
 ${wide('Lines of the invoice', linesTable(invoice, rows))}
@@ -67,6 +77,16 @@ ${daysTable(rows)}
 <h2>How this is computed</h2>
 <p>Each line is one kind, class, rate and month (${sayMonth(month)}, in UTC). Its amount is rounded once, half to even, to the millionth of a dollar; what falls to machines and days are shares of it by what they used, and sum to it. The invoice is paid in cents, so one line rounds it. A GiB-month is one GiB (2<sup>30</sup> bytes) for all of a calendar month in UTC; a GB is 10<sup>9</sup> bytes. What comes to light after a month was closed is a correction on a later invoice. Invoices are never changed, and can be computed again from the facts at any time.</p>`,
   })
+}
+
+/** A line each of what is known, with the last one ended too, for what stands below. */
+function partyOf(party: Party | null): Html[] {
+  return party === null ? [] : partyLines(party).map((line) => html`${line}<br>`)
+}
+
+function partyRow(term: string, party: Party | null): Html | false {
+  const lines = partyOf(party)
+  return lines.length > 0 && html`<dt>${term}</dt><dd>${lines}</dd>`
 }
 
 function corner(session: WebSession | undefined): Html | undefined {

@@ -13,6 +13,7 @@ import {
   invoiceCsv,
   invoiceDocument,
   invoiceHead,
+  paymentsOfInvoices,
   readInvoiceView,
 } from '../../billing/invoice-document.ts'
 import { readInvoices } from '../../billing/invoices.ts'
@@ -23,7 +24,8 @@ import { nameOf } from './pages.ts'
 
 type Person = { accountId: number; isOwner: boolean }
 
-export function addInvoices({ app, sql, installation, show, refuse }: Control): void {
+export function addInvoices({ app, gateway, sql, installation, show, refuse }: Control): void {
+  const { stripe } = gateway.settings
   const person = (context: ControlContext): Person | Response => {
     const session = context.get('session')
     if (!session) {
@@ -39,7 +41,7 @@ export function addInvoices({ app, sql, installation, show, refuse }: Control): 
   const invoiceOf = async (context: ControlContext, number: string): Promise<InvoiceView | Response> => {
     const who = person(context)
     if (who instanceof Response) return who
-    const view = await readInvoiceView(sql, Number(number))
+    const view = await readInvoiceView(sql, stripe, Number(number))
     if (view && (who.isOwner || view.invoice.accountId === who.accountId)) return view
     const detail = `You have no invoice ${number}.`
     return refuse(context, { status: 404, code: 'invoice.not_found', title: 'No such invoice', detail })
@@ -62,9 +64,14 @@ export function addInvoices({ app, sql, installation, show, refuse }: Control): 
     const who = person(context)
     if (who instanceof Response) return who
     const invoices = await readInvoices(sql, who.accountId)
-    if (wantsHtml(context)) return showSheet(context, invoicesPage(installation, context.get('session'), invoices))
+    const payments = await paymentsOfInvoices(sql, stripe, who.accountId)
+    if (wantsHtml(context))
+      return showSheet(context, invoicesPage(installation, context.get('session'), invoices, payments))
     context.header('Cache-Control', 'no-store')
-    return context.json({ currency: 'USD', invoices: invoices.map(invoiceHead) })
+    return context.json({
+      currency: 'USD',
+      invoices: invoices.map((one) => invoiceHead(one, payments.get(one.number))),
+    })
   })
 
   app.get('/invoices/:file{[0-9]{1,9}(\\.csv|\\.json)?}', async (context) => {

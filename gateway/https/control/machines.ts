@@ -40,6 +40,6 @@ export function addMachines(control: Control): void {
       })),
     })
   }
-  app.get('/', (context) => showDashboard(control, context) ?? list(context))
+  app.get('/', async (context) => (await showDashboard(control, context)) ?? (await list(context)))
   app.get('/list', list)
 }

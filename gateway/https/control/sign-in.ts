@@ -3,6 +3,7 @@
  * mail: an address, then the code; the code is bound to a cookie of the browser that asked for it, and the answer is
  * the same whether the address is known or not.
  */
+import type { Db } from '../../../migrations/connect.ts'
 import { checkCode, EmailCodeError, mailCode } from '../../accounts/email-codes.ts'
 import { noteEvent } from '../../accounts/events.ts'
 import { isEmail } from '../../accounts/people.ts'
@@ -123,10 +124,10 @@ export function addSignIn(control: Control): void {
     return onward(context, nextPath(form('next')), SIGNED_IN)
   })
 
-  const noteSignOut = async (context: ControlContext, { accountId }: WebSession, browsers: number) => {
+  const noteSignOut = async (tx: Db, context: ControlContext, { accountId }: WebSession, browsers: number) => {
     if (accountId === null) return
     const [actor, address] = [`account:${accountId}`, context.get('address')]
-    await noteEvent(sql, { accountId, actor, address, via: 'web', kind: 'browser.signed_out', detail: { browsers } })
+    await noteEvent(tx, { accountId, actor, address, via: 'web', kind: 'browser.signed_out', detail: { browsers } })
   }
 
   const signedOut = async (context: ControlContext) => {
@@ -138,16 +139,20 @@ export function addSignIn(control: Control): void {
   app.post('/signout', async (context) => {
     const session = context.get('session')
     if (session) {
-      await endSession(sql, session.id)
-      await noteSignOut(context, session, 1)
+      await sql.begin(async (tx) => {
+        await endSession(tx, session.id)
+        await noteSignOut(tx, context, session, 1)
+      })
     }
     return await signedOut(context)
   })
 
   app.post('/signout/everywhere', async (context) => {
     const session = context.get('session')
-    if (session?.accountId != null) await noteSignOut(context, session, await endAllSessions(sql, session.accountId))
-    else if (session) for (const email of session.emails) await endAllSessionsOfReader(sql, email)
+    const accountId = session?.accountId
+    if (session && accountId != null) {
+      await sql.begin(async (tx) => await noteSignOut(tx, context, session, await endAllSessions(tx, accountId)))
+    } else if (session) for (const email of session.emails) await endAllSessionsOfReader(sql, email)
     return await signedOut(context)
   })
 

@@ -1,7 +1,9 @@
 import type { ServerResponse } from 'node:http'
 import type { Feed } from './feed.ts'
 
-export type Topic = 'keys' | 'hosts' | 'grants' | 'audit'
+/** What else is worth another look; servers and accounts for operators alone. */
+export const TOPICS = ['keys', 'shares', 'audit', 'hosts', 'accounts'] as const
+export type Topic = (typeof TOPICS)[number]
 
 /**
  * One browser that listens. What is to be told is kept as what it has heard, not as a queue: while it does not read,

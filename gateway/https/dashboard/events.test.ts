@@ -1,7 +1,11 @@
+import { once } from 'node:events'
+import { createServer, request } from 'node:http'
+import type { AddressInfo } from 'node:net'
 import { afterAll, afterEach, beforeAll, expect, it } from 'vitest'
 import { createSession, endAllSessions } from '../../accounts/web-sessions.ts'
 import type { Caller } from '../../app.ts'
 import { startWorld, type World } from '../../commands/testing/world.ts'
+import { Events } from './events.ts'
 import { type Listener, listen, type ServerEvent } from './testing/listener.ts'
 
 let world: World
@@ -124,6 +128,64 @@ it('one that comes back is told what it missed and no more, by either way of say
   await world.run('rm missed')
 })
 
+const newsOf = (what: string) => (event: ServerEvent) => event.name === 'news' && event.said.what === what
+
+it('what servers and accounts are is news for operators and for nobody else', async () => {
+  const [mine, hers] = [await open(await signIn()), await open(await signIn(eve.accountId))]
+  await Promise.all([mine.until(isFull), hers.until(isFull)])
+  const vmhost = world.gateway.database.as('berth_vmhost')
+  await vmhost`update hosts set memory_used_bytes = memory_used_bytes + 67108864`
+  await mine.until(newsOf('hosts'))
+  await world.account()
+  await mine.until(newsOf('accounts'))
+  // Her own is told after all of that.
+  await world.run('comment hers for Tuesday', { caller: eve })
+  await hers.until(newsOf('audit'))
+  expect(hers.events.filter((event) => newsOf('hosts')(event) || newsOf('accounts')(event))).toEqual([])
+})
+
+it('a server that goes silent, and is heard again, is news, though nothing is written when it does', async () => {
+  const { sql } = world.gateway
+  const vmhost = world.gateway.database.as('berth_vmhost')
+  const statusOf = async () => {
+    const { hosts } = (await world.json('host ls')).document as { hosts: { status: string }[] }
+    return hosts.map(({ status }) => status)
+  }
+  await sql`update hosts set lease_expires_at = now() + interval '1 second'`
+  try {
+    const one = await open(await signIn())
+    await expect
+      .poll(async () => one.events.some(newsOf('hosts')) && (await statusOf()), { timeout: 10_000 })
+      .toEqual(['silent'])
+    const before = one.events.length
+    await vmhost`update hosts set lease_expires_at = now() + interval '1 hour'`
+    await expect.poll(() => one.events.slice(before).some(newsOf('hosts')), { timeout: 10_000 }).toBe(true)
+    expect(await statusOf()).toEqual(['up'])
+  } finally {
+    await sql`update hosts set lease_expires_at = now() + interval '1 hour'`
+  }
+})
+
+it('what is shared with somebody is news for who reads that address', async () => {
+  const { sql } = world.gateway
+  await sql`update accounts set email = 'eve@example.com', email_proved_at = now() where id = ${eve.accountId}`
+  const [mine, hers] = [await open(await signIn()), await open(await signIn(eve.accountId))]
+  await Promise.all([mine.until(isFull), hers.until(isFull)])
+  await world.run('share add demo eve@example.com')
+  await hers.until(newsOf('shares'))
+  await mine.until(newsOf('audit'))
+  expect(mine.events.filter(newsOf('shares'))).toEqual([])
+})
+
+it('news that were lost while the database was not listened to are told as if all of it had happened', async () => {
+  const one = await open(await signIn(eve.accountId))
+  await one.until(isFull)
+  await world.gateway.sql`select pg_terminate_backend(pid) from pg_stat_activity
+    where datname = current_database() and query ilike 'listen%' and pid <> pg_backend_pid()`
+  for (const topic of ['keys', 'shares', 'audit']) await one.until(newsOf(topic))
+  expect(one.events.filter((event) => newsOf('hosts')(event) || newsOf('accounts')(event))).toEqual([])
+})
+
 it('signed out, suspended: the stream ends at once and says so, and nobody else’s does', async () => {
   const cookies = [await signIn(), await signIn(eve.accountId)]
   const [mine, hers] = [await open(cookies[0] ?? ''), await open(cookies[1] ?? '')]
@@ -161,6 +223,35 @@ it('one browser has so many and no more, and a place is free again when a page i
   expect((await open(await signIn())).status).toBe(200)
   many[0]?.leave()
   await expect.poll(async () => (await open(cookie)).status, { timeout: 10_000 }).toBe(200)
+})
+
+it('one that is refused leaves nothing to follow, and does not keep what nobody hears', async () => {
+  const events = new Events(world.app, { all: 1, idleMs: 20 })
+  const server = createServer((incoming, response) => void events.answer(incoming, response)).listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const { port } = server.address() as AddressInfo
+  const [mine, hers] = [await signIn(), await signIn(eve.accountId)]
+  const ask = (cookie: string) =>
+    new Promise<{ status: number | undefined; leave(): void }>((resolve) => {
+      const headers = { cookie, 'sec-fetch-site': 'same-origin' }
+      const asked = request({ host: '127.0.0.1', port, path: '/events', headers, agent: false }, (response) => {
+        response.on('error', () => {}).resume()
+        resolve({ status: response.statusCode, leave: () => asked.destroy() })
+      })
+      asked.on('error', () => {}).end()
+    })
+  try {
+    const first = await ask(hers)
+    expect([first.status, (await ask(mine)).status, events.followed]).toEqual([200, 429, 1])
+    first.leave()
+    await expect.poll(async () => (await ask(mine)).status).toBe(200)
+    expect((await ask(hers)).status).toBe(429)
+    await expect.poll(() => events.followed).toBe(1)
+  } finally {
+    events.close()
+    server.closeAllConnections()
+    server.close()
+  }
 })
 
 it('says since when it hears nothing of the database, and that it hears again', async () => {

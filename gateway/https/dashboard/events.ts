@@ -3,7 +3,8 @@
  *
  *     machines  {full?, set: {NUMBER: as ls --json has it}, gone: [NUMBER]}   at first all, then what changed
  *     costs     {NUMBER: millionths of a dollar}                              this month, looked at each minute
- *     news      {what: keys|hosts|grants|audit}                               worth another look
+ *     news      {what: keys|shares|audit}                                     worth another look
+ *               {what: hosts|accounts}                                        the same, for operators alone
  *     stale     {since}                                                       the database is not heard
  *     alive     {}                                                            each 15 s, and when it is heard again
  *     end       {}                                                            this browser was signed out
@@ -17,10 +18,12 @@ import { findSession } from '../../accounts/web-sessions.ts'
 import type { App } from '../../app.ts'
 import { answerWithin, faultOf } from '../../fault.ts'
 import { COOKIE, cookieOf } from '../access/fields.ts'
+import { askerOf, ownOrigin } from '../access/foreign.ts'
 import { sendDocument } from '../exec/answer.ts'
 import { LiveRuns } from '../exec/live.ts'
-import { EventStream, type Topic } from './event-stream.ts'
+import { EventStream, TOPICS, type Topic } from './event-stream.ts'
 import { Feed } from './feed.ts'
+import { LeaseWatch } from './lease-watch.ts'
 import { readCosts, readDocuments, readSomeDocuments } from './machine-documents.ts'
 
 const PATH = '/events'
@@ -32,6 +35,8 @@ export type EventLimits = {
   all: number
   beatMs: number
   costsMs: number
+  /** between two news of servers, and two of accounts */
+  operatorsMs: number
   /** how long a feed is kept that nobody hears, for those who come back */
   idleMs: number
 }
@@ -42,6 +47,7 @@ export const EVENT_LIMITS: EventLimits = {
   all: 2_000,
   beatMs: 15_000,
   costsMs: 60_000,
+  operatorsMs: 2_000,
   idleMs: 120_000,
 }
 
@@ -51,10 +57,13 @@ const GATHER_MS = 20
 const AGAIN_MS = 1_000
 const LOOK_UP_MS = 10_000
 const RETRY_S = 5
+const OPERATORS: ReadonlySet<Topic> = new Set(['hosts', 'accounts'])
 
 type Channel = {
   accountId: number
   isOwner: boolean
+  /** addresses that its browsers' people read */
+  emails: Set<string>
   feed: Feed
   streams: Map<EventStream, number>
   /** machines that changed and were not read yet; undefined: all may have */
@@ -77,6 +86,9 @@ export class Events {
   readonly #perSession = new Map<number, number>()
   readonly #stop: (() => void)[]
   readonly #beat: NodeJS.Timeout
+  readonly #leases: LeaseWatch
+  /** the topics of operators that were told just now, and whether there is more to tell of each */
+  readonly #pauses = new Map<Topic, { isNews: boolean; timer: NodeJS.Timeout }>()
   #count = 0
   #isClosed = false
 
@@ -84,14 +96,22 @@ export class Events {
     this.#app = app
     this.#limits = { ...EVENT_LIMITS, ...limits }
     this.#live = new LiveRuns(app)
+    this.#leases = new LeaseWatch(app, () => this.#tellOperators('hosts'))
     const { news } = app
     this.#stop = [
       news.on('machines', (id) => void this.#machineChanged(Number(id))),
-      news.on('keys', (accountId) => this.#tell('keys', (channel) => channel.accountId === Number(accountId))),
-      news.on('hosts', () => this.#tell('hosts', ({ isOwner }) => isOwner)),
+      news.on('keys', (accountId) => {
+        this.#tell('keys', (channel) => channel.accountId === Number(accountId))
+        this.#tellOperators('accounts')
+      }),
+      news.on('shares', (email) => this.#tell('shares', ({ emails }) => emails.has(email))),
+      news.on('hosts', () => this.#tellOperators('hosts')),
+      news.on('accounts', () => this.#tellOperators('accounts')),
       news.on('events', (id) => this.#tell('audit', ({ accountId, isOwner }) => isOwner || accountId === Number(id))),
-      news.onRescan(() => {
+      news.onRescan((isAgain) => {
         for (const channel of this.#channels.values()) this.#readAll(channel)
+        if (isAgain)
+          for (const topic of TOPICS) this.#tell(topic, (channel) => channel.isOwner || !OPERATORS.has(topic))
       }),
     ]
     this.#beat = setInterval(() => {
@@ -112,12 +132,19 @@ export class Events {
     return true
   }
 
+  /** Accounts whose machines are followed, for those who hear them now or may come back. */
+  get followed(): number {
+    return this.#channels.size
+  }
+
   /** Ends all streams: their browsers come back to whoever serves then. */
   close(): void {
     this.#isClosed = true
     clearInterval(this.#beat)
     for (const stop of this.#stop) stop()
     this.#live.close()
+    this.#leases.close()
+    for (const { timer } of this.#pauses.values()) clearTimeout(timer)
     for (const channel of this.#channels.values()) {
       for (const stream of channel.streams.keys()) stream.end(false)
       forget(channel)
@@ -127,7 +154,9 @@ export class Events {
 
   async #serve(request: IncomingMessage, response: ServerResponse, after: string | undefined): Promise<void> {
     if (request.method !== 'GET') return refuse(response, 405, 'request.method', 'GET this', { Allow: 'GET' })
-    if (isForeign(request)) {
+    // Another site's page could not read the stream, but hold places open.
+    const asker = askerOf(request.method, request.headers, ownOrigin(request.headers))
+    if (asker !== 'own' && asker !== 'unsaid') {
       return refuse(response, 403, 'request.foreign_page', 'Berth’s own pages alone are told')
     }
     const cookie = cookieOf([{ name: 'cookie', value: request.headers.cookie ?? '' }], COOKIE)
@@ -137,15 +166,18 @@ export class Events {
       return refuse(response, 401, 'auth.required', 'sign in first')
     }
     if (this.#isClosed || response.destroyed) return response.destroy() as unknown as undefined
-    const { id, accountId, isOwner } = session
-    const channel = this.#channelOf(accountId, isOwner)
+    const { id, accountId, isOwner, emails } = session
     const { perSession, perAccount, all } = this.#limits
     const ofSession = this.#perSession.get(id) ?? 0
-    if (ofSession >= perSession || channel.streams.size >= perAccount || this.#count >= all) {
+    const ofAccount = this.#channels.get(accountId)?.streams.size ?? 0
+    if (ofSession >= perSession || ofAccount >= perAccount || this.#count >= all) {
       return refuse(response, 429, 'request.too_many', 'too many pages are open; close one', {
         'Retry-After': String(RETRY_S),
       })
     }
+    // Not before it is let in: only a stream that ends gives a channel back.
+    const channel = this.#channelOf(accountId, isOwner)
+    for (const email of emails) channel.emails.add(email)
     const lastId = request.headers['last-event-id']
     const heard = channel.feed.positionOf(typeof lastId === 'string' && lastId !== '' ? lastId : after)
     const stream = new EventStream(response, channel.feed, heard)
@@ -161,11 +193,13 @@ export class Events {
       else this.#perSession.delete(id)
       channel.streams.delete(stream)
       this.#rest(channel)
+      this.#watchLeases()
     })
     stream.staleSince = channel.staleSince
     if (channel.feed.isKnown) stream.tell()
     else this.#readAll(channel)
     if (channel.costs !== '') stream.costs = channel.costs
+    this.#watchLeases()
   }
 
   #channelOf(accountId: number, isOwner: boolean): Channel {
@@ -177,7 +211,15 @@ export class Events {
       return known
     }
     const channel: Channel = {
-      ...{ accountId, isOwner, feed: new Feed(), streams: new Map(), changed: undefined, timer: undefined },
+      ...{
+        accountId,
+        isOwner,
+        emails: new Set(),
+        feed: new Feed(),
+        streams: new Map(),
+        changed: undefined,
+        timer: undefined,
+      },
       ...{ isReading: false, costs: '', costsTimer: undefined, staleSince: undefined, readAt: new Date() },
       idleTimer: undefined,
     }
@@ -213,6 +255,33 @@ export class Events {
     for (const channel of this.#channels.values()) {
       if (isFor(channel)) for (const stream of channel.streams.keys()) stream.news(topic)
     }
+  }
+
+  /**
+   * Servers and accounts are sums over machines: where many of those come and go, each is news of both. The first is told
+   * at once, and what comes soon after it once, all together.
+   */
+  #tellOperators(topic: Topic): void {
+    const pause = this.#pauses.get(topic)
+    if (pause) {
+      pause.isNews = true
+      return
+    }
+    this.#tell(topic, ({ isOwner }) => isOwner)
+    if (topic === 'hosts') this.#watchLeases()
+    const timer = setTimeout(() => {
+      const isNews = this.#pauses.get(topic)?.isNews
+      this.#pauses.delete(topic)
+      if (isNews) this.#tellOperators(topic)
+    }, this.#limits.operatorsMs)
+    timer.unref()
+    this.#pauses.set(topic, { isNews: false, timer })
+  }
+
+  #watchLeases(): void {
+    const isHeard = [...this.#channels.values()].some(({ isOwner, streams }) => isOwner && streams.size > 0)
+    if (isHeard && !this.#isClosed) this.#leases.watch()
+    else this.#leases.rest()
   }
 
   #read(channel: Channel, id: number): void {
@@ -284,14 +353,6 @@ export class Events {
 
 function forget({ timer, costsTimer, idleTimer }: Channel): void {
   for (const one of [timer, costsTimer, idleTimer]) clearTimeout(one)
-}
-
-/** Another site's page could not read the stream, but hold places open. */
-function isForeign({ headers }: IncomingMessage): boolean {
-  const host = String(headers.host ?? headers[':authority'] ?? '').toLowerCase()
-  const { origin, 'sec-fetch-site': site } = headers
-  if (origin !== undefined && origin !== `https://${host.replace(/:443$/, '')}`) return true
-  return site !== undefined && site !== 'same-origin'
 }
 
 function refuse(

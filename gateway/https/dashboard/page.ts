@@ -10,6 +10,8 @@ export type Told = {
   account: number
   who: string
   isOperator: boolean
+  /** notices that nobody of the account has read */
+  notices: number
 }
 
 /** The page of the dashboard: its script draws everything. Without script there is the list at `/list`. */

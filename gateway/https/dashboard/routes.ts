@@ -1,3 +1,4 @@
+import { countUnread } from '../../accounts/notices.ts'
 import { type Control, type ControlContext, wantsHtml } from '../control/app.ts'
 import { nameOf } from '../control/pages.ts'
 import { DASHBOARD, type DashboardBuild } from './build.ts'
@@ -34,8 +35,8 @@ export function addDashboard(control: Control): void {
   if (!DASHBOARD) return
   for (const route of DASHBOARD.routes) {
     if (route.path === '/') continue
-    control.app.get(route.path, (context) => {
-      const shown = showDashboard(control, context, route)
+    control.app.get(route.path, async (context) => {
+      const shown = await showDashboard(control, context, route)
       if (shown) return shown
       const { pathname, search } = new URL(context.req.url)
       if (context.get('session')) return context.redirect('/list', 303)
@@ -49,17 +50,18 @@ export function addDashboard(control: Control): void {
 }
 
 /** The page at a path of the dashboard; undefined when there is none for whoever asks. */
-export function showDashboard(
-  { installation, show }: Pick<Control, 'installation' | 'show'>,
+export async function showDashboard(
+  { installation, show, sql }: Pick<Control, 'installation' | 'show' | 'sql'>,
   context: ControlContext,
   route: DashboardBuild['routes'][number] | undefined = DASHBOARD?.routes.find(({ path }) => path === '/'),
-): Response | undefined {
+): Promise<Response | undefined> {
   const session = context.get('session')
   if (!DASHBOARD || !route || !session || session.accountId === null || !wantsHtml(context)) return undefined
   const { domain, lobby, machineUrl } = installation
   const told = {
     ...{ domain, lobby, machineUrl: machineUrl('NAME') },
     ...{ account: session.accountId, who: nameOf(session), isOperator: session.isOwner },
+    notices: await countUnread(sql, session.accountId),
   }
   const answer = show(context, 200, dashboardPage(DASHBOARD, route, told))
   answer.headers.set('Content-Security-Policy', POLICY)

@@ -21,10 +21,10 @@ export async function readBody(request: IncomingMessage, timeoutMs = BODY_MS): P
   }
 }
 
-/** Lets a client send what it is sending, for a moment: closed at once, it would not see why it was refused. */
+/** Lets a client send what it is sending, for a moment: closed at once, it would not see why it was refused. Nothing of it is held. */
 export async function discardBody(request: IncomingMessage): Promise<void> {
   if (!request.complete && !request.destroyed && !request.isPaused())
-    await readBytes(request, { timeoutMs: DISCARD_MS })
+    await readBytes(request, { timeoutMs: DISCARD_MS, limitBytes: 0 })
 }
 
 /** The bytes as they came. */

@@ -1,5 +1,6 @@
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import { CommandError, wayOnOf } from '../../commands/error.ts'
+import { type Asker, askerOf, ownOrigin } from '../access/foreign.ts'
 import type { Finished } from '../proxy/context.ts'
 import { sendDocument, statusOf, textOf } from './answer.ts'
 import { discardBody } from './body.ts'
@@ -61,18 +62,20 @@ export class Exchange {
 
   /** A browser may remember a token that was typed as a password: pages of others must not use it. */
   isForeign(): boolean {
-    const { origin, 'sec-fetch-site': site } = this.request.headers
-    if (origin !== undefined && origin !== `https://${this.host.replace(/:443$/, '')}`) return true
-    return site !== undefined && site !== 'same-origin' && site !== 'none'
+    return this.#asker === 'foreign'
   }
 
   /**
-   * A page of the control host itself asks. Who is signed in by a cookie must be asked so: browsers send it by themselves,
-   * and machines are on the same site as this host. All of them send Origin with a POST.
+   * A page of the control host itself asks. Who is signed in by a cookie must be asked so: browsers send it by themselves.
+   * All of them send Origin with a POST.
    */
   isOwnPage(): boolean {
-    const { origin, 'sec-fetch-site': site } = this.request.headers
-    return origin === `https://${this.host.replace(/:443$/, '')}` && (site === undefined || site === 'same-origin')
+    return this.#asker === 'own' && this.request.headers.origin === ownOrigin(this.request.headers)
+  }
+
+  get #asker(): Asker {
+    const { method = '', headers } = this.request
+    return askerOf(method, headers, ownOrigin(headers))
   }
 
   /** What a line answered. */

@@ -12,10 +12,6 @@ import { type Site, startSite } from '../testing/site.ts'
 
 const WEB = join(import.meta.dirname, '../../../web')
 const PICTURES = process.env.BERTH_TEST_PICTURES
-/** Those that the README shows; `UPDATE_README=1` takes them anew. */
-const README_PICTURES = process.env.UPDATE_README
-  ? ['machines-desktop', 'sign-in-desktop', 'nothing-listens-desktop']
-  : []
 const FAULTS = `${stripTypeScriptTypes(readFileSync(join(WEB, 'pages/faults.ts'), 'utf8')).replace('export ', '')}\nfaults()`
 const SCREENS = { desktop: { width: 800, height: 520 }, phone: { width: 390, height: 844 } }
 
@@ -217,7 +213,6 @@ describe('in a browser', () => {
         await page.setViewportSize(viewport)
         const picture = `${shown.name}-${screen}-${colorScheme}.png`
         if (PICTURES) await screenshot(page, join(PICTURES, picture))
-        if (README_PICTURES.includes(`${shown.name}-${screen}`)) await screenshot(page, join(WEB, 'pictures', picture))
         expect(await page.evaluate(FAULTS), picture).toEqual([])
       }
     }

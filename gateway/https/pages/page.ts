@@ -7,12 +7,13 @@ import { Html, html } from './html.ts'
 export type Sheet = { text: string; hash: string }
 
 /** Read while the process may still read its checkout: it gives root up before it serves. */
-export function readSheet(name: string): Sheet {
-  const text = squeeze(readFileSync(join(import.meta.dirname, '../../../web/pages', name), 'utf8'))
+export function readSheet(...names: readonly string[]): Sheet {
+  const pages = join(import.meta.dirname, '../../../web/pages')
+  const text = squeeze(names.map((name) => readFileSync(join(pages, name), 'utf8')).join('\n'))
   return { text, hash: createHash('sha256').update(text).digest('base64') }
 }
 
-const STYLE = readSheet('page.css')
+const STYLE = readSheet('shared.css', 'page.css')
 
 export type Page = {
   title: string
@@ -80,6 +81,7 @@ export function onwardField(where: string): [name: string, value: string] {
 
 function squeeze(css: string): string {
   return css
+    .replace(/\/\*.*?\*\//gs, '')
     .replace(/\s+/g, ' ')
     .replace(/ ?([{};:,>]) ?/g, '$1')
     .trim()

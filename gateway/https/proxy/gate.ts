@@ -1,5 +1,6 @@
 import { answerWithin, databaseIsAway } from '../../fault.ts'
 import type { Settings } from '../../settings.ts'
+import { askerOf, type Said } from '../access/foreign.ts'
 import { type Authority, parseAuthority, type Site, siteOf } from '../host.ts'
 import type { ProxyLimits } from './context.ts'
 import { type Field, HeadError } from './head.ts'
@@ -144,33 +145,17 @@ function visitOf(arrival: Arrival, route: Route): Visit {
   }
 }
 
-/**
- * A cookie comes along with whatever any page asks for, and the pages of other machines are on the same site, so
- * SameSite does not keep them out. Only the machine's own pages, and a person who navigates, may use it.
- * @see https://www.w3.org/TR/fetch-metadata/
- */
+/** Only the machine's own pages, and a person who navigates, may use a cookie. */
 export function foreignPage(visit: Pick<Visit, 'fields' | 'origin' | 'method' | 'upgrade'>): Problem | undefined {
-  let site: string | undefined
-  let mode: string | undefined
-  let dest: string | undefined
-  let origin: string | undefined
+  const said: Said = {}
   for (const { name, value } of visit.fields) {
-    if (name === 'sec-fetch-site') site = value
-    else if (name === 'sec-fetch-mode') mode = value
-    else if (name === 'sec-fetch-dest') dest = value
-    else if (name === 'origin') origin = value
+    if (name === 'origin' || name === 'sec-fetch-site' || name === 'sec-fetch-mode' || name === 'sec-fetch-dest') {
+      said[name] = value
+    }
   }
-  if (visit.upgrade !== undefined) {
-    // Browsers send Origin with every WebSocket; scripts use a token.
-    return origin?.toLowerCase() === visit.origin ? undefined : FOREIGN
-  }
-  if (site === undefined) {
-    // A client without fetch metadata: Origin still comes with whatever another page could do harm with.
-    return origin === undefined || origin.toLowerCase() === visit.origin ? undefined : FOREIGN
-  }
-  if (site === 'same-origin' || site === 'none') return undefined
-  const navigates = mode === 'navigate' && dest === 'document' && (visit.method === 'GET' || visit.method === 'HEAD')
-  return navigates ? undefined : FOREIGN
+  // Browsers send Origin with every WebSocket; scripts use a token.
+  if (visit.upgrade !== undefined) return said.origin?.toLowerCase() === visit.origin ? undefined : FOREIGN
+  return askerOf(visit.method, said, visit.origin) === 'foreign' ? FOREIGN : undefined
 }
 
 const NOT_FOUND: Problem = {

@@ -21,7 +21,10 @@ const STYLE = 'text/css; charset=utf-8'
 const FILES: Record<string, readonly string[]> = {
   'xterm.js': ['node_modules/@xterm/xterm/lib/xterm.mjs'],
   'addon-fit.js': ['node_modules/@xterm/addon-fit/lib/addon-fit.mjs'],
-  'terminal.css': ['web/pages/page.css', 'node_modules/@xterm/xterm/css/xterm.css', 'web/terminal/terminal.css'],
+  'terminal.css': [
+    ...['web/pages/shared.css', 'web/pages/page.css'],
+    ...['node_modules/@xterm/xterm/css/xterm.css', 'web/terminal/terminal.css'],
+  ],
   ...Object.fromEntries(
     ['connection', 'keys', 'main', 'menu', 'page', 'protocol', 'sentence', 'themes'].map((name) => [
       `${name}.ts`,

@@ -5,6 +5,7 @@ import { CLOSED, INPUT_WINDOW_BYTES, SESSION_NAME } from '../../../web/terminal/
 import { findSession } from '../../accounts/web-sessions.ts'
 import type { App } from '../../app.ts'
 import { COOKIE, cookieOf } from '../access/fields.ts'
+import { ownOrigin } from '../access/foreign.ts'
 import type { LiveGrant } from '../access/grants.ts'
 import { readSize } from './messages.ts'
 import { TerminalVisit } from './visit.ts'
@@ -49,9 +50,8 @@ export class Terminals {
   upgrade(request: IncomingMessage, socket: Duplex, head: Buffer): void {
     socket.on('error', () => {})
     const place = placeOf(request.url ?? '')
-    const host = request.headers.host?.toLowerCase().replace(/:443$/, '')
     if (!place) refuse(socket, '404 Not Found')
-    else if (request.headers.origin !== `https://${host}`) refuse(socket, '403 Forbidden')
+    else if (request.headers.origin !== ownOrigin(request.headers)) refuse(socket, '403 Forbidden')
     else if (this.#isClosed) refuse(socket, '503 Service Unavailable')
     else this.#accept(request, socket, head, place)
   }
