@@ -51,7 +51,10 @@ if (readHash() !== hash) {
 }
 
 function hashSources(): string {
-  const files = globSync(['src/**/*', '*.ts', '*.json', '../package-lock.json'], { cwd: WEB, withFileTypes: true })
+  const files = globSync(['src/**/*', 'pages/shared.css', '*.ts', '*.json', '../package-lock.json'], {
+    cwd: WEB,
+    withFileTypes: true,
+  })
     .filter((entry) => entry.isFile() && !entry.name.endsWith('.test.ts'))
     .map((entry) => join(entry.parentPath, entry.name))
     .sort()

@@ -10,6 +10,8 @@ export type Installation = {
   who: string
   /** the operator: sees hosts, accounts and rates */
   isOperator: boolean
+  /** notices that nobody of the account had read when the page came */
+  notices: number
 }
 
 export const installation: Installation = JSON.parse(

@@ -1,5 +1,5 @@
 /** Keys that every page has; `?` shows them all. */
-import { helpIsOpen } from './parts/Help.tsx'
+import { hasShortcuts, helpIsOpen } from './parts/Help.tsx'
 import { go } from './router.ts'
 
 export function startKeyboard(): void {
@@ -15,6 +15,8 @@ export function startKeyboard(): void {
 
 /** Whether a key was pressed for the page, and not for what is typed in, a dialog or the browser. */
 export function isForThePage(event: KeyboardEvent): boolean {
+  // A letter, a figure, a sign.
+  if (event.key.length === 1 && event.key !== ' ' && !hasShortcuts.peek()) return false
   if (event.ctrlKey || event.metaKey || event.altKey || event.defaultPrevented || event.isComposing) return false
   return (event.target as Element).closest('input:not([type=checkbox]), textarea, select, dialog, .xterm') === null
 }

@@ -94,6 +94,8 @@ export type Run = {
   progress?: string
   /** what takes it back, all of it at once */
   undo?: readonly Words[]
+  /** what comes back by that and what does not, a sentence, where not all of it does */
+  brings?: string
 }
 
 /** The command, or commands, that take one back, or how that follows from its document. */
@@ -112,7 +114,12 @@ let lastRun = 0
  */
 export async function run<T = unknown>(
   words: readonly string[],
-  { undo, signal, onPiece }: ExecOptions & { undo?: Undo | undefined; onPiece?: (piece: Piece) => void } = {},
+  {
+    undo,
+    brings,
+    signal,
+    onPiece,
+  }: ExecOptions & { undo?: Undo | undefined; brings?: string | undefined; onPiece?: (piece: Piece) => void } = {},
 ): Promise<T> {
   const id = ++lastRun
   const line = commandLine(words)
@@ -129,17 +136,20 @@ export async function run<T = unknown>(
     if ('remark' in piece) change({ progress: piece.remark })
     onPiece?.(piece)
   }
+  let wayBack: Partial<Run> = {}
   try {
     const document = await follow<T>(words, hear, signal ? { signal } : {})
-    // A command on several machines answers for each; the first that failed says why.
+    // A command on several machines answers for each: what was done to some is taken back where others failed.
+    const errors = errorsIn(document)
     const failed = failureIn(document)
+    const back = typeof undo === 'function' ? (errors || failed === undefined) && undo(document) : !failed && undo
+    if (back && back.length > 0) wayBack = { undo: isOne(back) ? [back] : back, ...(brings ? { brings } : {}) }
     if (failed !== undefined) throw new ExecError(failed, { code: 'exec.partial', status: 200 })
-    const back = typeof undo === 'function' ? undo(document) : undo
-    end(back && back.length > 0 ? { undo: isOne(back) ? [back] : back } : {})
+    end(wayBack)
     return document
   } catch (error) {
     const wayOn = error instanceof ExecError ? error.wayOn : undefined
-    end({ error: error instanceof Error ? error.message : String(error), ...(wayOn ? { wayOn } : {}) })
+    end({ ...wayBack, error: error instanceof Error ? error.message : String(error), ...(wayOn ? { wayOn } : {}) })
     throw error
   }
 }
@@ -149,8 +159,8 @@ function isOne(undo: Words | readonly Words[]): undo is Words {
 }
 
 /** Takes a command back; then it cannot be taken back once more. */
-export async function takeBack({ id, undo = [] }: Run): Promise<void> {
-  runs.value = runs.value.map(({ undo, ...one }) => (one.id === id || !undo ? one : { ...one, undo }))
+export async function takeBack({ undo = [], brings, ...taken }: Run): Promise<void> {
+  runs.value = runs.value.map((one) => (one.id === taken.id ? taken : one))
   await Promise.all(undo.map((words) => run(words)))
 }
 
@@ -181,8 +191,13 @@ async function post(
   return response
 }
 
-/** Signed out: to the sign-in page, and back here. */
+const LEAVING_MS = 5_000
+let leftAtMs = Number.NEGATIVE_INFINITY
+
+/** Signed out: to the sign-in page, and back here. Whoever says so second would break off the first one's way there. */
 export function leave(): void {
+  if (performance.now() - leftAtMs < LEAVING_MS) return
+  leftAtMs = performance.now()
   location.assign(`/signin?${new URLSearchParams({ next: `${location.pathname}${location.search}` })}`)
 }
 
@@ -207,13 +222,23 @@ function errorOf(document: unknown, status: number): ExecError {
   })
 }
 
-/** `errors`, by machine, or `error` in a document of a command that went well for others. */
+/** Why it failed for some, by machine, in the document of a command on several. */
+export function errorsIn(document: unknown): Record<string, unknown> | undefined {
+  const { errors } = (document ?? {}) as { errors?: unknown }
+  return typeof errors === 'object' && errors !== null && !Array.isArray(errors)
+    ? (errors as Record<string, unknown>)
+    : undefined
+}
+
+/** Said of a few; the others are counted. */
+const FAILURES_SAID = 5
+
+/** `errors`, or `error` in a document of a command that went well otherwise. */
 function failureIn(document: unknown): string | undefined {
-  const { error, errors } = (document ?? {}) as { error?: unknown; errors?: unknown }
-  if (typeof errors === 'object' && errors !== null && !Array.isArray(errors)) {
-    const all = Object.entries(errors).map(([name, why]) => `${name}: ${why}`)
-    if (all.length > 0) return all.join('; ')
-  }
+  const all = Object.entries(errorsIn(document) ?? {}).map(([name, why]) => `${name}: ${why}`)
+  const more = all.length - FAILURES_SAID
+  if (all.length > 0) return [...all.slice(0, FAILURES_SAID), ...(more > 0 ? [`and ${more} more`] : [])].join('; ')
+  const { error } = (document ?? {}) as { error?: unknown }
   return typeof error === 'string' ? error : undefined
 }
 

@@ -42,8 +42,8 @@ export type Machine = {
 
 export type Live = { state: 'connecting' | 'live' | 'stale'; sinceMs: number | undefined }
 
-/** What may be news beside machines. */
-export type Topic = 'machines' | 'keys' | 'hosts' | 'grants' | 'audit'
+/** What may be news beside machines; servers and accounts for operators alone. `shares`: what others share. */
+export type Topic = 'machines' | 'keys' | 'shares' | 'audit' | 'hosts' | 'accounts'
 
 /** The gateway says something each 15 s. */
 const SILENT_MS = 35_000
@@ -66,14 +66,19 @@ export function machineOf(id: number): ReadonlySignal<Machine> | undefined {
   return machines.get(id)
 }
 
-/** A machine by its name; read it where a change of names should be followed. */
+/** With another name there is another list of numbers. */
+const idsByName = computed(() => new Map((machineIds.value ?? []).map((id) => [machines.get(id)?.peek().vm_name, id])))
+
+/** A machine by its name: of changes, those of this machine and of names are followed. */
 export function machineCalled(name: string): Machine | undefined {
-  for (const id of machineIds.value ?? []) {
-    const machine = machines.get(id)?.value
-    if (machine?.vm_name === name) return machine
-  }
-  return undefined
+  const id = idsByName.value.get(name)
+  return id === undefined ? undefined : machines.get(id)?.value
 }
+
+/** All machines' names, in order. */
+export const machineNames = computed(() =>
+  (machineIds.value ?? []).flatMap((id) => machines.get(id)?.value.vm_name ?? []),
+)
 
 /** Counts what happened to a topic. */
 export function newsOf(topic: Topic): ReadonlySignal<number> {
@@ -91,6 +96,7 @@ let source: EventSource | undefined
 let lastId = ''
 let heardAtMs = Date.now()
 let attempts = 0
+let hasOpened = false
 let timer: ReturnType<typeof setTimeout> | undefined
 let cutTimer: ReturnType<typeof setTimeout> | undefined
 
@@ -127,6 +133,11 @@ function open(): void {
       if (event.lastEventId !== '') lastId = event.lastEventId
       hear(JSON.parse(event.data) as never)
     })
+  opened.addEventListener('open', () => {
+    // Of machines it is told what it missed; anything may have happened to the rest.
+    if (hasOpened) batch(() => [...news.keys()].filter((topic) => topic !== 'machines').forEach(bump))
+    hasOpened = true
+  })
   on('machines', (said: { full?: true; set: Record<string, Machine>; gone: number[] }) => {
     batch(() => {
       takeMachines(said)

@@ -3,12 +3,11 @@ import { signal } from '@preact/signals'
 import { useEffect } from 'preact/hooks'
 import { exec } from '../api/exec.ts'
 import { live } from '../api/live.ts'
-import type { Values } from './series.ts'
+import { isSeen } from '../parts/media.ts'
+import { followed, type GlanceDocument, type Glances } from './series.ts'
 
-type Glance = { vms: readonly { vm_name: string; cpu_cores: Values | null }[] }
-
-/** Processors in use, in steps of 5 minutes, by the machine's name; none of whom nothing is known. */
-export const glances = signal<ReadonlyMap<string, Values>>(new Map())
+/** Processors in use, in steps of 5 minutes; undefined until they are known. */
+export const glances = signal<Glances | undefined>(undefined)
 
 const EVERY_MS = 60_000
 
@@ -17,18 +16,22 @@ export function useGlances(): void {
   useEffect(() => {
     const left = new AbortController()
     const ask = async () => {
-      if (document.visibilityState === 'hidden' || live.peek().state === 'stale') return
-      const told = await exec<Glance>(['stat'], { signal: left.signal }).catch(() => undefined)
-      if (!told || left.signal.aborted) return
-      glances.value = new Map(told.vms.flatMap(({ vm_name, cpu_cores }) => (cpu_cores ? [[vm_name, cpu_cores]] : [])))
+      if (!isSeen.peek() || live.peek().state === 'stale') return
+      const known = glances.peek()
+      // The last step is not over, and of the one before it some may have been on its way.
+      const since = known && ['--since', String(known.to - 2 * known.stepSeconds)]
+      const told = await exec<GlanceDocument>(['stat', ...(since ?? [])], { signal: left.signal }).catch(
+        () => undefined,
+      )
+      if (told && !left.signal.aborted) glances.value = followed(known, told)
     }
-    void ask()
     const timer = setInterval(ask, EVERY_MS)
-    document.addEventListener('visibilitychange', ask)
+    // At once, and whenever the page is seen again.
+    const forget = isSeen.subscribe(() => void ask())
     return () => {
       left.abort()
       clearInterval(timer)
-      document.removeEventListener('visibilitychange', ask)
+      forget()
     }
   }, [])
 }

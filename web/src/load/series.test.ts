@@ -1,5 +1,5 @@
-import { expect, test } from 'vitest'
-import { appended, newest, type Stat, type StateSpan } from './series.ts'
+import { describe, expect, test } from 'vitest'
+import { appended, followed, type GlanceDocument, newest, type Stat, type StateSpan, type Values } from './series.ts'
 import { exactly, niceTop, onAxis, readable, unitFor } from './units.ts'
 
 const time = (seconds: number) => new Date(seconds * 1000).toISOString()
@@ -67,4 +67,48 @@ test('figures have the unit of their axis, and exactly as many digits as are kno
     null,
     null,
   ])
+})
+
+describe('all machines at a glance', () => {
+  const glance = (from: number, to: number, vms: Record<number, Values | null>): GlanceDocument => ({
+    from: time(from),
+    to: time(to),
+    step_seconds: 300,
+    vms: Object.entries(vms).map(([id, cpu_cores]) => ({ id: Number(id), cpu_cores })),
+  })
+  const first = followed(undefined, glance(0, 1_200, { 1: [1, 2, 3, 4], 2: [null, null, null, 9], 3: null }))
+
+  test('are all told at first, and those of whom nothing is known are none', () => {
+    expect(first).toEqual({
+      to: 1_200,
+      stepSeconds: 300,
+      length: 4,
+      of: new Map<number, Values>([
+        [1, [1, 2, 3, 4]],
+        [2, [null, null, null, 9]],
+      ]),
+    })
+  })
+
+  test('what is new takes the place of what was known of its steps, and the oldest goes', () => {
+    const next = followed(first, glance(600, 1_500, { 1: [3.5, 4.5, 5], 4: [null, null, 1] }))
+    expect(next.to).toBe(1_500)
+    expect(Object.fromEntries(next.of)).toEqual({ 1: [2, 3.5, 4.5, 5], 4: [null, null, null, 1] })
+  })
+
+  test('a machine of which there is nothing new keeps its values, the very same', () => {
+    const next = followed(first, glance(600, 1_200, { 1: [3, 4], 2: [null, 10] }))
+    expect(next.of.get(1)).toBe(first.of.get(1))
+    expect(next.of.get(2)).toEqual([null, null, null, 10])
+  })
+
+  test('steps that nobody was told of are a gap, and after an hour all is as at first', () => {
+    expect(Object.fromEntries(followed(first, glance(1_500, 1_800, { 1: [6] })).of)).toEqual({
+      1: [3, 4, null, 6],
+      2: [null, 9, null, null],
+    })
+    expect(Object.fromEntries(followed(first, glance(9_000, 10_200, { 1: [6, 7, 8, 9] })).of)).toEqual({
+      1: [6, 7, 8, 9],
+    })
+  })
 })

@@ -1,4 +1,4 @@
-/** What `stat NAME --columns` says, and how what is new of it is put to what there was. */
+/** What `stat` says of one machine and of all, and how what is new of it is put to what there was. */
 
 export const PERIODS = [
   { range: '1h', label: 'Hour', everyMs: 10_000 },
@@ -78,4 +78,46 @@ export function isEmpty({ columns }: Stat): boolean {
 /** The newest of the last three steps: one has only just begun, and one may be on its way here. */
 export function newest(values: Values | undefined): number | null {
   return values?.slice(-3).findLast((value) => value !== null) ?? null
+}
+
+/** The last hour of all machines, as `stat` has it; with `--since`, of those of which something is known since. */
+export type GlanceDocument = {
+  from: string
+  to: string
+  step_seconds: number
+  vms: readonly { id: number; cpu_cores: Values | null }[]
+}
+
+export type Glances = {
+  /** the end of the last step, which is not over yet; Unix seconds */
+  readonly to: number
+  readonly stepSeconds: number
+  /** how many steps each has */
+  readonly length: number
+  /** processors in use, by the machine's number; none of which nothing is known */
+  readonly of: ReadonlyMap<number, Values>
+}
+
+/**
+ * @param older what was known before `newer`, which was asked for since then; undefined: nothing, and it is all
+ * @returns the values of a machine of which there is nothing new are the same array
+ */
+export function followed(older: Glances | undefined, newer: GlanceDocument): Glances {
+  const [from, to] = [Date.parse(newer.from) / 1000, Date.parse(newer.to) / 1000]
+  const { step_seconds: stepSeconds } = newer
+  const count = Math.max(0, Math.round((to - from) / stepSeconds))
+  const length = older?.length ?? count
+  // So many of the known steps are told once more; below 0 there are some between that nobody was told of.
+  const overlap = older ? Math.round((older.to - from) / stepSeconds) : 0
+  const unknown = (steps: number) => Array.from({ length: Math.max(0, steps) }, () => null)
+  const told = new Map(newer.vms.map(({ id, cpu_cores }) => [id, cpu_cores]))
+  const of = new Map<number, Values>()
+  for (const id of new Set([...(older?.of.keys() ?? []), ...told.keys()])) {
+    const was = older?.of.get(id) ?? unknown(length)
+    const kept = was.slice(0, Math.max(0, length - Math.max(0, overlap)))
+    const values = [...kept, ...unknown(-overlap), ...(told.get(id) ?? unknown(count))].slice(-length)
+    if (values.every((value) => value === null)) continue
+    of.set(id, values.every((value, index) => value === was[index]) ? was : values)
+  }
+  return { to, stepSeconds, length, of }
 }

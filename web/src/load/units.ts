@@ -1,4 +1,4 @@
-import { figure } from '../parts/words.ts'
+import { figure, sayCount } from '../parts/words.ts'
 
 /** What an axis counts in. */
 export type Unit = { name: string; size: number }
@@ -34,7 +34,7 @@ export function onAxis(value: number, unit: Unit): string {
 export function exactly(value: number | null, kind: Kind): string {
   if (value === null) return 'not known'
   if (kind === 'cpus') return `${Number(value.toFixed(4))} vCPU`
-  return `${Math.round(value).toLocaleString('en')} ${kind === 'memory' ? 'B' : 'B/s'}`
+  return `${sayCount(Math.round(value))} ${kind === 'memory' ? 'B' : 'B/s'}`
 }
 
 /** In the axis' unit, to five digits. */

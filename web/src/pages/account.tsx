@@ -5,14 +5,15 @@ import { CommandButton } from '../parts/CommandButton.tsx'
 import { CommandForm } from '../parts/CommandForm.tsx'
 import { Dot } from '../parts/Dot.tsx'
 import { Failed } from '../parts/Failed.tsx'
-import { Field } from '../parts/Field.tsx'
 import { Frame } from '../parts/Frame.tsx'
 import { Bytes, Money } from '../parts/figures.tsx'
+import { AmountField, microsIn, SelectField, TextField } from '../parts/inputs.tsx'
 import { Skeleton } from '../parts/Skeleton.tsx'
 import { Table } from '../parts/Table.tsx'
 import { Ago } from '../parts/time.tsx'
 import type { PageProps } from '../routes.ts'
-import { sayMonth } from './billing/documents.ts'
+import { type Change, sayMonth } from './billing/documents.ts'
+import { askBeforePause } from './billing/Limits.tsx'
 import { moodOfAccount, stateOfAccount } from './operator/account-words.ts'
 
 /** As `account show --json` has it. */
@@ -26,7 +27,7 @@ type Account = {
   created_at: string
   keys: number
   plan: string
-  changes: { from: string; plan: string }[]
+  changes: Change[]
   machines_most: number | null
   machine_count: number
   memory_bytes: number
@@ -53,7 +54,7 @@ type Account = {
 /** One account, and what the operator may do about it. */
 export function Page({ params }: PageProps) {
   const id = params.id ?? ''
-  const { value, error, reload } = useExec<Account>(['account', 'show', id], ['machines', 'keys'])
+  const { value, error, reload } = useExec<Account>(['account', 'show', id], ['accounts'])
   const name = value?.email ?? `account ${id}`
   return (
     <Frame
@@ -121,7 +122,9 @@ function Facts({ account }: { account: Account }) {
       <dt>Plan</dt>
       <dd>
         {account.plan}
-        {account.changes.map(({ from, plan }) => `; ${plan} from ${from} on`)}
+        {account.changes.map(({ from, plan, rates_alone: isOfRates }) =>
+          isOfRates ? `; other rates from ${from} on` : `; ${plan} from ${from} on`,
+        )}
       </dd>
       <dt>{sayMonth(month)} so far, in UTC</dt>
       <dd>
@@ -191,38 +194,37 @@ function Plan({ account, onChanged }: { account: Account; onChanged: () => void 
         isReady={plan.value !== ''}
         onDone={onChanged}
       >
-        <Field label="Plan">
-          <select value={plan.value} onChange={(event) => (plan.value = event.currentTarget.value)}>
-            <option value="">choose one</option>
-            {plans.value?.plans.map((one) => (
-              <option key={one.plan} value={one.plan}>
-                {one.plan}
-              </option>
-            ))}
-          </select>
-        </Field>
-        <Field label="From" hint="A day in UTC; tomorrow unless given">
-          <input type="date" value={from.value} onInput={(event) => (from.value = event.currentTarget.value)} />
-        </Field>
+        <SelectField
+          label="Plan"
+          value={plan}
+          choices={[['', 'choose one'], ...(plans.value?.plans ?? []).map((one) => [one.plan, one.plan] as const)]}
+        />
+        <TextField label="From" hint="A day in UTC; tomorrow unless given" type="date" value={from} />
       </CommandForm>
     </section>
   )
 }
 
-const AMOUNT = /^\$?\d{1,9}(\.\d{1,6})?$/
+const AT_LIMIT = [
+  ['mail', 'mail, nothing else'],
+  ['hard', 'pause its machines'],
+] as const
 
 function Limits({ account, onChanged }: { account: Account; onChanged: () => void }) {
   const machines = useSignal('')
   const spend = useSignal('')
-  const isHard = useSignal(false)
-  const most = machines.value.trim()
-  const amount = spend.value.trim()
+  const atLimit = useSignal('mail')
+  const most = machines.value
+  const amount = spend.value
   const isMost = most === '' || /^\d{1,6}$/.test(most)
-  const isAmount = amount === '' || amount === 'none' || AMOUNT.test(amount)
+  const isRight = (text: string) => text === 'none' || microsIn(text) !== undefined
+  const isHard = atLimit.value === 'hard' && amount !== 'none'
+  const micros = microsIn(amount)
+  const isReached = isHard && micros !== undefined && micros <= account.spent_micros
   const words = [
     ...['account', 'limit', String(account.id)],
     ...(most === '' ? [] : [most]),
-    ...(amount === '' ? [] : ['--spend', amount, ...(isHard.value && amount !== 'none' ? ['--hard'] : [])]),
+    ...(amount === '' ? [] : ['--spend', amount, ...(isHard ? ['--hard'] : [])]),
   ]
   return (
     <section>
@@ -244,34 +246,26 @@ function Limits({ account, onChanged }: { account: Account; onChanged: () => voi
       <CommandForm
         label="Set limits"
         words={words}
-        isReady={isMost && isAmount && (most !== '' || amount !== '')}
+        isReady={isMost && (amount === '' || isRight(amount)) && (most !== '' || amount !== '')}
+        question={isReached ? askBeforePause(amount, micros, account.spent_micros, 'its') : undefined}
         onDone={onChanged}
       >
-        <Field label="Machines" error={isMost ? undefined : 'A whole number'}>
-          <input
-            inputMode="numeric"
-            autocomplete="off"
-            value={machines.value}
-            onInput={(event) => (machines.value = event.currentTarget.value)}
-          />
-        </Field>
-        <Field label="USD a month" hint="none takes it away" error={isAmount ? undefined : 'Such as 50, 12.50 or none'}>
-          <input
-            autocomplete="off"
-            autocapitalize="none"
-            value={spend.value}
-            onInput={(event) => (spend.value = event.currentTarget.value)}
-          />
-        </Field>
-        <Field label="At the limit">
-          <select
-            value={isHard.value ? 'hard' : 'mail'}
-            onChange={(event) => (isHard.value = event.currentTarget.value === 'hard')}
-          >
-            <option value="mail">mail, nothing else</option>
-            <option value="hard">pause its machines</option>
-          </select>
-        </Field>
+        <TextField
+          label="Machines"
+          isExact
+          inputMode="numeric"
+          error={isMost ? undefined : 'A whole number'}
+          value={machines}
+        />
+        <AmountField
+          label="USD a month"
+          hint="none takes it away"
+          isRight={isRight}
+          example="50, 12.50 or none"
+          inputMode="text"
+          value={spend}
+        />
+        <SelectField label="At the limit" value={atLimit} choices={AT_LIMIT} />
       </CommandForm>
     </section>
   )
@@ -280,9 +274,7 @@ function Limits({ account, onChanged }: { account: Account; onChanged: () => voi
 function Credit({ account, onChanged }: { account: Account; onChanged: () => void }) {
   const amount = useSignal('')
   const reason = useSignal('')
-  const typed = amount.value.trim()
   const because = reason.value.trim()
-  const isAmount = AMOUNT.test(typed)
   return (
     <section>
       <h2>Credit</h2>
@@ -302,30 +294,16 @@ function Credit({ account, onChanged }: { account: Account; onChanged: () => voi
       <p class="dim">Its next invoices take it, the oldest first. What was given is not taken back.</p>
       <CommandForm
         label="Give credit"
-        words={['account', 'credit', String(account.id), typed || 'AMOUNT', because || 'WHAT FOR']}
-        isReady={isAmount && because !== '' && because.length <= 200}
+        words={['account', 'credit', String(account.id), amount.value || 'AMOUNT', because || 'WHAT FOR']}
+        isReady={microsIn(amount.value) !== undefined && because !== '' && because.length <= 200}
         onDone={() => {
           amount.value = ''
           reason.value = ''
           onChanged()
         }}
       >
-        <Field label="USD" error={typed === '' || isAmount ? undefined : 'Such as 50 or 12.50'}>
-          <input
-            inputMode="decimal"
-            autocomplete="off"
-            value={amount.value}
-            onInput={(event) => (amount.value = event.currentTarget.value)}
-          />
-        </Field>
-        <Field label="What for" hint="The account sees it">
-          <input
-            autocomplete="off"
-            maxLength={200}
-            value={reason.value}
-            onInput={(event) => (reason.value = event.currentTarget.value)}
-          />
-        </Field>
+        <AmountField label="USD" value={amount} />
+        <TextField label="What for" hint="The account sees it" autocomplete="off" maxLength={200} value={reason} />
       </CommandForm>
     </section>
   )

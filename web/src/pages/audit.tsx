@@ -1,7 +1,7 @@
 import './billing/billing.css'
 import { useSignal } from '@preact/signals'
 import { useEffect, useRef } from 'preact/hooks'
-import { machineIds, machineOf, newsOf } from '../api/live.ts'
+import { machineNames, newsOf } from '../api/live.ts'
 import { useExec } from '../api/use-exec.ts'
 import { installation } from '../installation.ts'
 import { CommandLine } from '../parts/CommandLine.tsx'
@@ -128,7 +128,6 @@ function Filters({ given }: { given: (name: string) => string }) {
   const account = useSignal(given('account'))
   const choose = (name: string, value: string) => setQuery({ [name]: value, before: undefined })
   const typed = () => setQuery({ machine: machine.value.trim(), account: account.value.trim(), before: undefined })
-  const known = (machineIds.value ?? []).map((id) => machineOf(id)?.value.vm_name ?? '')
   return (
     <form
       class="filters"
@@ -153,7 +152,7 @@ function Filters({ given }: { given: (name: string) => string }) {
         />
       </Field>
       <datalist id="machines-known">
-        {known.map((name) => (
+        {machineNames.value.map((name) => (
           <option key={name} value={name} />
         ))}
       </datalist>
@@ -212,7 +211,7 @@ function Select({
 }
 
 function Trail({ events }: { events: readonly Event[] }) {
-  const there = new Set((machineIds.value ?? []).map((id) => machineOf(id)?.value.vm_name))
+  const there = new Set(machineNames.value)
   const columns: Column<Event>[] = [
     {
       title: 'When (UTC)',

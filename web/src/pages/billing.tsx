@@ -6,17 +6,21 @@ import { Frame } from '../parts/Frame.tsx'
 import { Bytes, Money } from '../parts/figures.tsx'
 import { Skeleton } from '../parts/Skeleton.tsx'
 import { Table } from '../parts/Table.tsx'
+import { sayMoney } from '../parts/words.ts'
 
 import {
   type Credits,
   type Invoices,
   type Plan,
   type Rates,
+  sayChange,
   sayInstant,
   sayMonth,
   sayRate,
 } from './billing/documents.ts'
 import { Limits } from './billing/Limits.tsx'
+import { Notices } from './billing/Notices.tsx'
+import { Party } from './billing/Party.tsx'
 import { Payments } from './billing/payment.tsx'
 
 /** The plan, what may be spent, credit and invoices. */
@@ -29,12 +33,14 @@ export function Page() {
       {error !== undefined && <Failed error={error} wayOn={{ label: 'Try again', act: reload }} />}
       {value !== undefined && (
         <>
+          <Notices />
           <PlanFacts plan={value} />
           <Limits plan={value} reload={reload} />
         </>
       )}
       {value?.takes_payments && <Payments />}
       <InvoiceList />
+      <Party title="On your invoices" label="Set it" command={['billing', 'details']} />
       <CreditList />
       <RateList />
     </Frame>
@@ -42,7 +48,8 @@ export function Page() {
 }
 
 function PlanFacts({ plan }: { plan: Plan }) {
-  const { caps, changes } = plan
+  const { caps, changes, fee_ahead_micros: ahead } = plan
+  const charges = changes.find(({ charged }) => charged)?.from
   const most = [
     ...(caps.machines === null ? [] : [`${caps.machines} machines`]),
     ...(caps.cpus === null ? [] : [`${caps.cpus} vCPU`]),
@@ -53,7 +60,10 @@ function PlanFacts({ plan }: { plan: Plan }) {
       <dt>Plan</dt>
       <dd>
         <b>{plan.plan}</b>
-        {plan.charged ? '' : ': nothing is charged, and what is shown is what it would cost'}
+        {!plan.charged &&
+          (charges === undefined
+            ? ': nothing is charged, and what is shown is what it would cost'
+            : `: nothing is charged before ${charges} (UTC)`)}
       </dd>
       {plan.fee_micros > 0 && (
         <>
@@ -75,7 +85,8 @@ function PlanFacts({ plan }: { plan: Plan }) {
       <dt>{sayMonth(plan.month)} so far</dt>
       <dd>
         <Money micros={plan.charged || plan.spent_micros > 0 ? plan.spent_micros : plan.total_micros} />{' '}
-        <span class="dim">in UTC</span> <a href="/usage">What costs what</a>
+        <span class="dim">in UTC{ahead > 0 && `, ${sayMoney(ahead)} of it the fee of days to come`}</span>{' '}
+        <a href="/usage">What costs what</a>
       </dd>
       {plan.credit_micros > 0 && (
         <>
@@ -85,10 +96,10 @@ function PlanFacts({ plan }: { plan: Plan }) {
           </dd>
         </>
       )}
-      {changes.map(({ from, plan: to }) => (
+      {changes.map((change, index) => (
         <>
-          <dt key={`${from} when`}>From {from}</dt>
-          <dd key={from}>plan {to}</dd>
+          <dt key={`${change.from} when`}>From {change.from}</dt>
+          <dd key={change.from}>{sayChange(change, changes[index - 1]?.charged ?? plan.charged)}</dd>
         </>
       ))}
     </dl>
@@ -120,6 +131,9 @@ function InvoiceList() {
               value: ({ closed_at: at }) => <span class="figure">{sayInstant(at).slice(0, 10)}</span>,
             },
             { title: 'Total', right: true, value: ({ total_micros: micros }) => <Money micros={micros} /> },
+            ...(value.invoices.some(({ payment }) => payment)
+              ? [{ title: 'State', value: ({ payment }: Invoices['invoices'][number]) => payment?.words ?? '' }]
+              : []),
             {
               title: 'Download',
               value: ({ number, month }) => (
@@ -184,7 +198,7 @@ function RateList() {
               title: 'Included a month',
               value: ({ included, unit }) => (included === 0 ? '' : `${included.toLocaleString('en')} ${unit}`),
             },
-            { title: 'From (UTC)', value: ({ from }) => <span class="figure">{from ?? ''}</span> },
+            { title: 'From (UTC)', value: ({ from }) => from && <span class="figure">{from}</span> },
           ]}
         />
       )}

@@ -6,9 +6,9 @@ import { CommandForm } from '../parts/CommandForm.tsx'
 import { Dot, type Mood } from '../parts/Dot.tsx'
 import { Empty } from '../parts/Empty.tsx'
 import { Failed } from '../parts/Failed.tsx'
-import { Field } from '../parts/Field.tsx'
 import { Frame } from '../parts/Frame.tsx'
 import { Bytes } from '../parts/figures.tsx'
+import { SelectField, TextField } from '../parts/inputs.tsx'
 import { Skeleton } from '../parts/Skeleton.tsx'
 import { Bar } from './operator/Bar.tsx'
 
@@ -115,7 +115,7 @@ const RATIO = /^\d{1,2}(\.\d{1,2})?$/
 function Overcommit({ hosts, onChanged }: { hosts: readonly Host[]; onChanged: () => void }) {
   const ratio = useSignal('')
   const of = useSignal('')
-  const typed = ratio.value.trim()
+  const typed = ratio.value
   const isRight = RATIO.test(typed) && Number(typed) >= 0.1 && Number(typed) <= 20
   return (
     <section>
@@ -130,25 +130,19 @@ function Overcommit({ hosts, onChanged }: { hosts: readonly Host[]; onChanged: (
         isReady={isRight}
         onDone={onChanged}
       >
-        <Field label="GiB promised for each" error={typed === '' || isRight ? undefined : 'A number from 0.1 to 20'}>
-          <input
-            inputMode="decimal"
-            autocomplete="off"
-            value={ratio.value}
-            placeholder="1.5"
-            onInput={(event) => (ratio.value = event.currentTarget.value)}
-          />
-        </Field>
-        <Field label="Of">
-          <select value={of.value} onChange={(event) => (of.value = event.currentTarget.value)}>
-            <option value="">every server</option>
-            {hosts.map(({ name }) => (
-              <option key={name} value={name}>
-                {name}
-              </option>
-            ))}
-          </select>
-        </Field>
+        <TextField
+          label="GiB promised for each"
+          isExact
+          inputMode="decimal"
+          placeholder="1.5"
+          error={typed === '' || isRight ? undefined : 'A number from 0.1 to 20'}
+          value={ratio}
+        />
+        <SelectField
+          label="Of"
+          value={of}
+          choices={[['', 'every server'], ...hosts.map(({ name }) => [name, name] as const)]}
+        />
       </CommandForm>
     </section>
   )

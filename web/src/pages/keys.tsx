@@ -3,7 +3,6 @@ import { Frame } from '../parts/Frame.tsx'
 import { Browsers } from './keys/browsers.tsx'
 import { SshKeys } from './keys/ssh-keys.tsx'
 import { Tokens } from './keys/tokens.tsx'
-import '../style/forms.css'
 import './keys/keys.css'
 
 export function Page() {

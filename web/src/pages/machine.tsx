@@ -16,7 +16,6 @@ import { Settings } from './machine/settings.tsx'
 import { Shares } from './machine/shares.tsx'
 import { State } from './machine/state.tsx'
 import { Tabs } from './machine/tabs.tsx'
-import '../style/forms.css'
 import './machine/machine.css'
 
 export function Page({ params }: PageProps) {

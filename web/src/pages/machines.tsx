@@ -1,7 +1,7 @@
 import './machines/machines.css'
 import { useSignal } from '@preact/signals'
 import { useCallback, useEffect, useRef } from 'preact/hooks'
-import { costOfAll, live, machineIds } from '../api/live.ts'
+import { costOfAll, live, type Machine, machineIds } from '../api/live.ts'
 import { useGlances } from '../load/glance.ts'
 import { CommandButton } from '../parts/CommandButton.tsx'
 import { Empty } from '../parts/Empty.tsx'
@@ -12,7 +12,7 @@ import { helpIsOpen } from '../parts/Help.tsx'
 import { isPhone } from '../parts/media.ts'
 import { Skeleton } from '../parts/Skeleton.tsx'
 import { Virtual } from '../parts/Virtual.tsx'
-import { ACTIONS } from './machines/actions.ts'
+import { ACTIONS, actOn } from './machines/actions.ts'
 import { active, chosen, chosenMachines, filter, opened, setFilter, shownIds } from './machines/choice.ts'
 import { listKey, move } from './machines/keyboard.ts'
 import { Row } from './machines/Row.tsx'
@@ -211,6 +211,14 @@ function Sum({ shown }: { shown: number }) {
   )
 }
 
+/** As many as one command takes (gateway/commands/machine-steps.ts); then the others are still chosen. */
+const MACHINES_A_LINE = 500
+
+function unchoose(machines: readonly Machine[]): void {
+  const done = new Set(machines.map(({ id }) => id))
+  chosen.value = new Set([...chosen.peek()].filter((id) => !done.has(id)))
+}
+
 /** What can be done to the chosen ones, all at once. */
 function Chosen() {
   const machines = chosenMachines.value
@@ -218,12 +226,13 @@ function Chosen() {
   return (
     <div class="chosen" role="toolbar" aria-label="With the chosen machines">
       <span>{machines.length} chosen</span>
-      {ACTIONS.map(({ label, fits, words, undo }) => {
-        const names = machines.filter(fits).map(({ vm_name }) => vm_name)
-        if (names.length === 0) return null
+      {ACTIONS.map((action) => {
+        const those = machines.filter(action.fits).slice(0, MACHINES_A_LINE)
+        if (those.length === 0) return null
+        const rest = machines.length > MACHINES_A_LINE ? () => unchoose(those) : undefined
         return (
-          <CommandButton key={label} words={words(names)} undo={undo?.(names)}>
-            {names.length === machines.length ? label : `${label} ${names.length}`}
+          <CommandButton key={action.verb} {...actOn(action, those)} {...(rest ? { onDone: rest } : {})}>
+            {those.length === machines.length ? action.label : `${action.label} ${those.length}`}
           </CommandButton>
         )
       })}

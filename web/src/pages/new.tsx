@@ -11,7 +11,6 @@ import { sayBytes } from '../parts/words.ts'
 import { waysTo } from './machine/addresses.ts'
 import type { MachineDocument } from './machine/documents.ts'
 import { newWords, nothingTyped, type Wish } from './new/words.ts'
-import '../style/forms.css'
 import './new/new.css'
 
 /** What `new --dry-run` says: what a machine would be, under which name. */
@@ -219,7 +218,7 @@ function Making({ step, name }: { step: Extract<Step, { is: 'making' }>; name: s
     <section aria-label="Progress" class="making">
       <ol>
         {stages.map((stage) => (
-          <li key={stage} class={stage === last ? 'now' : 'past'}>
+          <li key={stage} class={stage === last ? 'dot wait' : 'dot well dim'}>
             {stage}
           </li>
         ))}

@@ -1,15 +1,17 @@
 import './operator/operator.css'
-import { useSignal } from '@preact/signals'
+import { signal, useSignal } from '@preact/signals'
+import { useMemo } from 'preact/hooks'
 import { useExec } from '../api/use-exec.ts'
 import { CommandForm } from '../parts/CommandForm.tsx'
 import { Failed } from '../parts/Failed.tsx'
-import { Field } from '../parts/Field.tsx'
 import { Frame } from '../parts/Frame.tsx'
+import { AmountField, microsIn, SelectField, TextField } from '../parts/inputs.tsx'
 import { Skeleton } from '../parts/Skeleton.tsx'
 import { Table } from '../parts/Table.tsx'
 import { sayBytes } from '../parts/words.ts'
 import { query, setQuery } from '../router.ts'
 import { sayRate } from './billing/documents.ts'
+import { Party } from './billing/Party.tsx'
 
 /** As `billing plans --json` has it. */
 type Plan = {
@@ -58,6 +60,7 @@ export function Page() {
             </p>
           )}
           <NewPlan onChanged={reload} />
+          <Party title="The seller on invoices" label="Set it" command={['billing', 'seller']} />
         </>
       )}
     </Frame>
@@ -176,20 +179,18 @@ function inOrder(a: Rate, b: Rate): number {
   return order || ((a.from ?? '') < (b.from ?? '') ? -1 : 1)
 }
 
-const AMOUNT = /^\$?\d{1,9}(\.\d{1,6})?$/
+const WHAT = KINDS.map((one) => [one, one === 'cpu' ? 'vCPU' : one] as const)
 
 function NewRate({ plan, onChanged }: { plan: string; onChanged: () => void }) {
-  const kind = useSignal<string>('cpu')
+  const kind = useSignal('cpu')
   const amount = useSignal('')
   const included = useSignal('')
   const from = useSignal('')
-  const typed = amount.value.trim()
-  const free = included.value.trim()
-  const isAmount = AMOUNT.test(typed)
+  const free = included.value
   const isFree = free === '' || /^\d{1,9}$/.test(free)
   const unit = UNITS[kind.value] ?? ''
   const words = [
-    ...['billing', 'set-rate', plan, kind.value, typed || 'AMOUNT'],
+    ...['billing', 'set-rate', plan, kind.value, amount.value || 'AMOUNT'],
     ...(free === '' || kind.value === 'fee' ? [] : ['--included', free]),
     ...(from.value === '' ? [] : ['--from', from.value]),
   ]
@@ -200,37 +201,25 @@ function NewRate({ plan, onChanged }: { plan: string; onChanged: () => void }) {
         For whole days in UTC, from tomorrow on at the soonest. What was in force stays what it was, so that bills can
         be computed again at any time.
       </p>
-      <CommandForm label="Set the rate" words={words} isReady={isAmount && isFree} onDone={onChanged}>
-        <Field label="What">
-          <select value={kind.value} onChange={(event) => (kind.value = event.currentTarget.value)}>
-            {KINDS.map((one) => (
-              <option key={one} value={one}>
-                {one === 'cpu' ? 'vCPU' : one}
-              </option>
-            ))}
-          </select>
-        </Field>
-        <Field label={`USD per ${unit}`} error={typed === '' || isAmount ? undefined : 'Such as 0.04 or 20'}>
-          <input
-            inputMode="decimal"
-            autocomplete="off"
-            value={amount.value}
-            onInput={(event) => (amount.value = event.currentTarget.value)}
-          />
-        </Field>
+      <CommandForm
+        label="Set the rate"
+        words={words}
+        isReady={microsIn(amount.value) !== undefined && isFree}
+        onDone={onChanged}
+      >
+        <SelectField label="What" value={kind} choices={WHAT} />
+        <AmountField label={`USD per ${unit}`} example="0.04 or 20" value={amount} />
         {kind.value !== 'fee' && (
-          <Field label={`${unit}s included`} hint="A month" error={isFree ? undefined : 'A whole number'}>
-            <input
-              inputMode="numeric"
-              autocomplete="off"
-              value={included.value}
-              onInput={(event) => (included.value = event.currentTarget.value)}
-            />
-          </Field>
+          <TextField
+            label={`${unit}s included`}
+            hint="A month"
+            isExact
+            inputMode="numeric"
+            error={isFree ? undefined : 'A whole number'}
+            value={included}
+          />
         )}
-        <Field label="From" hint="Tomorrow unless given">
-          <input type="date" value={from.value} onInput={(event) => (from.value = event.currentTarget.value)} />
-        </Field>
+        <TextField label="From" hint="Tomorrow unless given" type="date" value={from} />
       </CommandForm>
     </>
   )
@@ -245,15 +234,12 @@ const CAPS = [
 
 function NewPlan({ onChanged }: { onChanged: () => void }) {
   const name = useSignal('')
-  const caps = useSignal<Record<string, string>>({})
-  const typed = name.value.trim()
+  const caps = useMemo(() => CAPS.map((cap) => ({ ...cap, value: signal('') })), [])
+  const typed = name.value
   const isName = /^[a-z][a-z0-9-]{0,29}$/.test(typed)
   const words = [
     ...['billing', 'set-plan', typed || 'PLAN'],
-    ...CAPS.flatMap(({ flag }) => {
-      const cap = caps.value[flag]?.trim() ?? ''
-      return cap === '' ? [] : [`--${flag}`, cap]
-    }),
+    ...caps.flatMap(({ flag, value }) => (value.value === '' ? [] : [`--${flag}`, value.value])),
   ]
   return (
     <section>
@@ -271,25 +257,14 @@ function NewPlan({ onChanged }: { onChanged: () => void }) {
           onChanged()
         }}
       >
-        <Field label="Name" error={typed === '' || isName ? undefined : 'Up to 30 of a-z, 0-9 and -'}>
-          <input
-            autocomplete="off"
-            autocapitalize="none"
-            spellcheck={false}
-            value={name.value}
-            onInput={(event) => (name.value = event.currentTarget.value)}
-          />
-        </Field>
-        {CAPS.map(({ flag, label, hint }) => (
-          <Field key={flag} label={`${label} at most`}>
-            <input
-              autocomplete="off"
-              autocapitalize="none"
-              placeholder={hint}
-              value={caps.value[flag] ?? ''}
-              onInput={(event) => (caps.value = { ...caps.peek(), [flag]: event.currentTarget.value })}
-            />
-          </Field>
+        <TextField
+          label="Name"
+          isExact
+          error={typed === '' || isName ? undefined : 'Up to 30 of a-z, 0-9 and -'}
+          value={name}
+        />
+        {caps.map(({ flag, label, hint, value }) => (
+          <TextField key={flag} label={`${label} at most`} isExact placeholder={hint} value={value} />
         ))}
       </CommandForm>
     </section>

@@ -6,7 +6,12 @@ export function Until({ at }: { at: string }) {
   const atMs = Date.parse(at)
   const leftMs = atMs - Math.max(nowMs.value, Date.now())
   return (
-    <time dateTime={at} title={sayMoment(atMs)}>
+    <time
+      dateTime={at}
+      onPointerEnter={(event) => {
+        event.currentTarget.title = sayMoment(atMs)
+      }}
+    >
       {leftMs > 0 ? `in ${sayDuration(leftMs)}` : 'any moment'}
     </time>
   )

@@ -57,7 +57,7 @@ function chosen<T extends string>(choices: readonly (readonly [T, string])[], va
 type Shown = { usage: Usage; range: (typeof RANGES)[number][0]; by: (typeof BY)[number][0]; words: readonly string[] }
 
 function Shown({ usage, range, by, words }: Shown) {
-  const { lines, total_micros: total, charged_micros: charged, forecast } = usage
+  const { lines, total_micros: total, charged_micros: charged, fee_ahead_micros: feeAhead, forecast } = usage
   const isEmpty = lines.length === 0
   return (
     <>
@@ -69,6 +69,7 @@ function Shown({ usage, range, by, words }: Shown) {
           {range === 'cycle' ? `for ${sayMonth(usage.from.slice(0, 7))} so far` : ''}
           {charged === 0 && total > 0 && ', if it were charged: your plan charges nothing'}
           {charged > 0 && charged !== total && `; ${sayMoney(total - charged)} more is not charged`}
+          {feeAhead > 0 && `; ${sayMoney(feeAhead)} of it is the fee of days to come`}
         </p>
         <p class="dim">
           {sayInstant(usage.from)} to {sayInstant(usage.to)} UTC, counted every few minutes
@@ -121,8 +122,10 @@ function Ahead({ forecast, month }: { forecast: Forecast; month: string }) {
 }
 
 /** The days there were, and of the month those to come. */
-function dayCosts({ days, forecast }: Usage): DayCost[] {
-  const was = new Map(days.map(({ day, amount_micros: micros }) => [day, micros]))
+function dayCosts({ days, forecast, to }: Usage): DayCost[] {
+  // A fee falls to days that are to come, too.
+  const past = days.filter(({ day }) => day <= to.slice(0, 10))
+  const was = new Map(past.map(({ day, amount_micros: micros }) => [day, micros]))
   const ahead = new Map(forecast?.days.map(({ day, amount_micros: micros }) => [day, micros]))
   const first = [...was.keys(), ...ahead.keys()].sort()[0]
   const last = [...was.keys(), ...ahead.keys()].sort().at(-1)
@@ -130,7 +133,8 @@ function dayCosts({ days, forecast }: Usage): DayCost[] {
   const all: DayCost[] = []
   for (let at = Date.parse(first); at <= Date.parse(last); at += 86_400_000) {
     const day = new Date(at).toISOString().slice(0, 10)
-    const micros = Math.max(was.get(day) ?? 0, ahead.get(day) ?? 0)
+    // A day that is over was what it was.
+    const micros = Math.max(was.get(day) ?? 0, day < to.slice(0, 10) ? 0 : (ahead.get(day) ?? 0))
     all.push({ day, micros, aheadMicros: micros - (was.get(day) ?? 0) })
   }
   return all

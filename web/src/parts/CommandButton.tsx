@@ -2,19 +2,17 @@ import { useSignal } from '@preact/signals'
 import type { ComponentChildren } from 'preact'
 import { ExecError, run, type Undo } from '../api/exec.ts'
 import { pointedAt } from './Commands.tsx'
-import { askForName } from './Confirm.tsx'
+import { ask, type Question } from './Confirm.tsx'
 
-export type CommandButtonProps = {
+export type CommandButtonProps = Partial<Question> & {
   /** the command: `['stop', 'demo']`; a function when it follows from what was typed */
   words: readonly string[] | (() => readonly string[])
   /** what it does: `Stop` */
   children: ComponentChildren
-  /** what takes it back, or how that follows from the document; then nobody is asked beforehand */
+  /** what takes it back, or how that follows from the document; without `confirm` nobody is asked beforehand */
   undo?: Undo | undefined
-  /** what cannot be undone asks for this to be typed: a machine's name */
-  confirm?: string
-  /** what will be lost, a sentence, said where the name is asked for */
-  warning?: string
+  /** what comes back by that and what does not, a sentence, where not all of it does */
+  brings?: string | undefined
   /** what a screen reader calls it, where the words on it are those of others too */
   label?: string
   kind?: 'main' | 'plain' | 'danger' | 'small'
@@ -29,7 +27,7 @@ export type CommandButtonProps = {
  * the command, with a button that runs it. One of kind `main` runs at once: show its command beside it (CommandLine).
  */
 export function CommandButton(props: CommandButtonProps) {
-  const { words, children, undo, confirm, warning, label, kind = 'plain', disabled = false, onDone, onFailed } = props
+  const { words, children, undo, brings, label, kind = 'plain', disabled = false, onDone, onFailed } = props
   const isRunning = useSignal(false)
   const now = () => (typeof words === 'function' ? words() : words)
   const show = () => {
@@ -40,11 +38,12 @@ export function CommandButton(props: CommandButtonProps) {
   }
   const act = async () => {
     if (isRunning.peek()) return
-    if (confirm !== undefined && !(await askForName(confirm, now(), warning))) return
+    const { confirm, warning, title } = props
+    if (confirm !== undefined && !(await ask({ confirm, warning, title }, now()))) return
     isRunning.value = true
     try {
       // Not as the argument of what may not be there: then it would not be run at all.
-      const document = await run(now(), { undo })
+      const document = await run(now(), { undo, brings })
       onDone?.(document)
     } catch (error) {
       if (!(error instanceof ExecError)) throw error

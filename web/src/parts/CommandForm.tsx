@@ -2,6 +2,7 @@ import { useSignal } from '@preact/signals'
 import type { ComponentChildren } from 'preact'
 import { run } from '../api/exec.ts'
 import { CommandLine } from './CommandLine.tsx'
+import { ask, type Question } from './Confirm.tsx'
 
 /** Fields that make up a command, which stands below them as it grows; Enter in a field runs it. */
 export function CommandForm({
@@ -9,7 +10,7 @@ export function CommandForm({
   words,
   children,
   isReady = true,
-  undo,
+  question,
   onDone,
 }: {
   /** on the button */
@@ -18,17 +19,19 @@ export function CommandForm({
   children: ComponentChildren
   /** false while something is still missing */
   isReady?: boolean
-  undo?: readonly string[]
+  /** asked before it runs */
+  question?: Question | undefined
   onDone?: (document: unknown) => void
 }) {
   const isRunning = useSignal(false)
   const error = useSignal<string | undefined>(undefined)
   const act = async () => {
     if (isRunning.peek()) return
+    if (question && !(await ask(question, words))) return
     isRunning.value = true
     error.value = undefined
     try {
-      onDone?.(await run(words, { undo }))
+      onDone?.(await run(words))
     } catch (failure) {
       error.value = failure instanceof Error ? failure.message : String(failure)
     } finally {

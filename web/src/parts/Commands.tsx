@@ -100,7 +100,7 @@ function isWorthShowing({ id, endedAtMs, error }: Run): boolean {
 }
 
 function RunLine({ one }: { one: Run }) {
-  const { line, startedAtMs, endedAtMs, error, wayOn, progress, undo } = one
+  const { line, startedAtMs, endedAtMs, error, wayOn, progress, undo, brings } = one
   const mood = endedAtMs === undefined ? 'wait' : error === undefined ? 'well' : 'bad'
   const word = { wait: 'running', well: 'done', bad: 'failed' }[mood]
   return (
@@ -117,6 +117,7 @@ function RunLine({ one }: { one: Run }) {
           Undo
         </button>
       )}
+      {brings !== undefined && <span class="dim">{brings}</span>}
       {progress !== undefined && endedAtMs === undefined && <span class="dim">{progress}</span>}
       {error !== undefined && (
         <p class="error">

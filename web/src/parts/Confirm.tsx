@@ -3,23 +3,30 @@ import { useRef } from 'preact/hooks'
 import { CommandLine } from './CommandLine.tsx'
 import { Dialog } from './Dialog.tsx'
 
-type Asked = { name: string; words: readonly string[]; warning: string | undefined; answer: (yes: boolean) => void }
+export type Question = {
+  /** what has to be typed: a machine's name, or how many they are */
+  confirm: string
+  /** what will be lost, a sentence */
+  warning?: string | undefined
+  /** what is about to happen, in a few words */
+  title?: string | undefined
+}
+
+type Asked = Question & { words: readonly string[]; answer: (yes: boolean) => void }
 
 const asked = signal<Asked | undefined>(undefined)
 
 /**
- * Asks for a name to be typed, before what cannot be undone.
+ * Asks for a name to be typed, before what cannot be undone, or not all of it.
  * @param words the command that will run
- * @param warning what will be lost
  * @returns whether it was typed
  */
-export function askForName(name: string, words: readonly string[], warning?: string): Promise<boolean> {
+export function ask(question: Question, words: readonly string[]): Promise<boolean> {
   asked.peek()?.answer(false)
   return new Promise((resolve) => {
     asked.value = {
-      name,
+      ...question,
       words,
-      warning,
       answer: (yes) => {
         asked.value = undefined
         resolve(yes)
@@ -33,9 +40,9 @@ export function Confirm() {
   const input = useRef<HTMLInputElement>(null)
   const one = asked.value
   if (!one) return null
-  const isRight = () => input.current?.value.trim() === one.name
+  const isRight = () => input.current?.value.trim() === one.confirm
   return (
-    <Dialog title="This cannot be undone" onClose={() => one.answer(false)}>
+    <Dialog title={one.title ?? 'This cannot be undone'} onClose={() => one.answer(false)}>
       {one.warning !== undefined && <p>{one.warning}</p>}
       <CommandLine words={one.words} />
       <form
@@ -46,7 +53,7 @@ export function Confirm() {
         }}
       >
         <label for="confirm-name">
-          Type <code>{one.name}</code> to go on
+          Type <code>{one.confirm}</code> to go on
         </label>
         <input id="confirm-name" ref={input} autocomplete="off" autocapitalize="none" spellcheck={false} required />
         <div class="buttons">

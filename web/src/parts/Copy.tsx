@@ -1,9 +1,38 @@
 import { useSignal } from '@preact/signals'
+import type { ComponentChildren } from 'preact'
 
 const SAID_MS = 2_000
 
 /** Something one could type or paste elsewhere, in the monospaced face, and a button that copies it. */
 export function Copy({ text, label = 'Copy', href }: { text: string; label?: string; href?: string | undefined }) {
+  return (
+    <span class="copy">
+      {href === undefined ? (
+        <code>{text}</code>
+      ) : (
+        <a href={href}>
+          <code>{text}</code>
+        </a>
+      )}
+      <CopyButton text={text} title={label} label={`${label}: ${text}`}>
+        Copy
+      </CopyButton>
+    </span>
+  )
+}
+
+/** The button alone, for what stands elsewhere. @param label what a screen reader calls it */
+export function CopyButton({
+  text,
+  title,
+  label,
+  children,
+}: {
+  text: string
+  title?: string
+  label?: string
+  children: ComponentChildren
+}) {
   const said = useSignal('')
   const copy = async () => {
     try {
@@ -17,20 +46,13 @@ export function Copy({ text, label = 'Copy', href }: { text: string; label?: str
     }, SAID_MS)
   }
   return (
-    <span class="copy">
-      {href === undefined ? (
-        <code>{text}</code>
-      ) : (
-        <a href={href}>
-          <code>{text}</code>
-        </a>
-      )}
-      <button type="button" class="small" title={label} aria-label={`${label}: ${text}`} onClick={copy}>
-        {said.value || 'Copy'}
+    <>
+      <button type="button" class="small" title={title} aria-label={label} disabled={text === ''} onClick={copy}>
+        {said.value || children}
       </button>
       <span class="hidden" role="status">
         {said.value}
       </span>
-    </span>
+    </>
   )
 }

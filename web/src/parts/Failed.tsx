@@ -1,4 +1,5 @@
 import { ExecError } from '../api/exec.ts'
+import { sentence } from './words.ts'
 
 /** It did not work: why, and the way on. */
 export function Failed({ error, wayOn }: { error: Error; wayOn?: { label: string; act: () => void } | undefined }) {
@@ -15,9 +16,4 @@ export function Failed({ error, wayOn }: { error: Error; wayOn?: { label: string
       )}
     </div>
   )
-}
-
-function sentence(text: string): string {
-  const begun = `${text.charAt(0).toUpperCase()}${text.slice(1)}`
-  return /[.?!]$/.test(begun) ? begun : `${begun}.`
 }

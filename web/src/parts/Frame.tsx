@@ -1,6 +1,7 @@
 import type { ComponentChildren } from 'preact'
 import { useEffect, useRef } from 'preact/hooks'
 import { live } from '../api/live.ts'
+import { unread } from '../api/notices.ts'
 import { installation } from '../installation.ts'
 import { path } from '../router.ts'
 import { ROUTES } from '../routes.ts'
@@ -25,6 +26,7 @@ let hasMoved = false
 /** What every page stands in: the way to the others, the heading, and since when what is shown is stale. */
 export function Frame({ title, actions, above, wide = false, children }: FrameProps) {
   const heading = useRef<HTMLHeadingElement>(null)
+  const nav = useRef<HTMLElement>(null)
   useEffect(() => {
     document.title = `${title} · ${installation.domain}`
   }, [title])
@@ -33,6 +35,9 @@ export function Frame({ title, actions, above, wide = false, children }: FramePr
     hasMoved ||= path.peek() !== shownPath
     shownPath = path.peek()
     if (hasMoved) heading.current?.focus({ preventScroll: true })
+    // Where the pages are more than fit, the one that is shown is among those in sight.
+    const here = nav.current?.querySelector<HTMLElement>('[aria-current]')
+    if (nav.current && here) nav.current.scrollLeft = here.offsetLeft - nav.current.clientWidth / 2
   }, [])
   return (
     <>
@@ -43,7 +48,7 @@ export function Frame({ title, actions, above, wide = false, children }: FramePr
         <a class="home" href="/">
           Berth <span class="mono">{installation.domain}</span>
         </a>
-        <nav aria-label="Pages">
+        <nav aria-label="Pages" ref={nav}>
           <ul>
             {ROUTES.filter(({ menu, operator }) => menu && (!operator || installation.isOperator)).map((route) => (
               <li key={route.path}>
@@ -54,6 +59,11 @@ export function Frame({ title, actions, above, wide = false, children }: FramePr
             ))}
           </ul>
         </nav>
+        {unread.value > 0 && (
+          <a class="told" href="/billing">
+            {unread.value === 1 ? '1 notice' : `${unread.value} notices`}
+          </a>
+        )}
         <details class="who">
           <summary>{installation.who}</summary>
           <div>

@@ -1,7 +1,13 @@
 import { signal } from '@preact/signals'
 import { Dialog } from './Dialog.tsx'
+import { Check } from './inputs.tsx'
 
 export const helpIsOpen = signal(false)
+
+const SHORTCUTS_KEY = 'berth-shortcuts'
+/** Whether single letters and signs do something: who speaks to the computer turns them off (WCAG 2.2, 2.1.4). */
+export const hasShortcuts = signal(localStorage.getItem(SHORTCUTS_KEY) !== 'off')
+hasShortcuts.subscribe((isOn) => localStorage.setItem(SHORTCUTS_KEY, isOn ? 'on' : 'off'))
 
 /** What the keyboard does, by page; `?` shows it. */
 const KEYS: [keys: string[], what: string][] = [
@@ -31,6 +37,11 @@ export function Help() {
           </div>
         ))}
       </dl>
+      <Check value={hasShortcuts}>Letters and signs are shortcuts, in this browser</Check>
+      <p class="dim">
+        {hasShortcuts.value ? 'Turned off, they' : 'They'} do nothing; arrows, Space, Enter and Esc go on doing what
+        they do, and this is under Keyboard, behind your name.
+      </p>
     </Dialog>
   )
 }

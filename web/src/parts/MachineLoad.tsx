@@ -13,7 +13,7 @@ import { Plot, type PlotLine } from './Plot.tsx'
 import { Skeleton } from './Skeleton.tsx'
 import { Table } from './Table.tsx'
 import { Ago } from './time.tsx'
-import { sayBytes } from './words.ts'
+import { lazily, sayBytes } from './words.ts'
 
 /** Whoever looks at a month of one machine wants to see the month of the next. */
 const range = signal<Range>('1h')
@@ -133,7 +133,7 @@ function Plots({
   const notes = [
     ...(sleeps.length > 0 ? ['Shaded: it slept.'] : []),
     ...(stat.starts.length > 0 ? ['Dotted: it was started, or woke.'] : []),
-    `Each point is ${sayStep(stat.step_seconds)}; times are of ${Intl.DateTimeFormat().resolvedOptions().timeZone}.`,
+    `Each point is ${sayStep(stat.step_seconds)}; times are of ${zone()}.`,
   ]
   return (
     <>
@@ -294,19 +294,25 @@ function largest(all: readonly Values[]): number {
   return most
 }
 
+const ofDay = { hour: '2-digit', minute: '2-digit', hourCycle: 'h23' } as const
+const zone = lazily(() => Intl.DateTimeFormat().resolvedOptions().timeZone)
+const format = (options: Intl.DateTimeFormatOptions) => lazily(() => new Intl.DateTimeFormat(undefined, options))
+const pointedAt = {
+  seconds: format({ ...ofDay, second: '2-digit' }),
+  minutes: format({ ...ofDay, day: 'numeric', month: 'short' }),
+}
+const inTable = {
+  seconds: format({ dateStyle: 'medium', timeStyle: 'medium', hourCycle: 'h23' }),
+  minutes: format({ dateStyle: 'medium', timeStyle: 'short', hourCycle: 'h23' }),
+}
+
 /** As long as there is but one day in sight, nobody asks which. */
 function sayPointed(at: number, stepSeconds: number): string {
-  const time = new Date(at * 1000)
-  const ofDay = { hour: '2-digit', minute: '2-digit', hourCycle: 'h23' } as const
-  if (stepSeconds < 60) return time.toLocaleTimeString(undefined, { ...ofDay, second: '2-digit' })
-  return time.toLocaleString(undefined, { ...ofDay, day: 'numeric', month: 'short' })
+  return pointedAt[stepSeconds < 60 ? 'seconds' : 'minutes']().format(at * 1000)
 }
 
 function sayTime(at: number, stepSeconds: number): string {
-  const style = stepSeconds < 60 ? ({ timeStyle: 'medium' } as const) : ({ timeStyle: 'short' } as const)
-  return new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', ...style, hourCycle: 'h23' }).format(
-    new Date(at * 1000),
-  )
+  return inTable[stepSeconds < 60 ? 'seconds' : 'minutes']().format(at * 1000)
 }
 
 function sayStep(seconds: number): string {

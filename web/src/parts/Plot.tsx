@@ -2,6 +2,7 @@ import { useEffect, useRef } from 'preact/hooks'
 import uPlot from 'uplot'
 import 'uplot/dist/uPlot.min.css'
 import '../style/plot.css'
+import { lazily } from './words.ts'
 
 export type PlotLine = {
   label: string
@@ -195,14 +196,14 @@ function fontFamily(): string {
   return getComputedStyle(document.body).fontFamily
 }
 
-const ofDay = new Intl.DateTimeFormat(undefined, { hour: '2-digit', minute: '2-digit', hourCycle: 'h23' })
-const ofYear = new Intl.DateTimeFormat(undefined, { day: 'numeric', month: 'short' })
+const ofDay = lazily(() => new Intl.DateTimeFormat(undefined, { hour: '2-digit', minute: '2-digit', hourCycle: 'h23' }))
+const ofYear = lazily(() => new Intl.DateTimeFormat(undefined, { day: 'numeric', month: 'short' }))
 
 /** In the person's time zone; midnight is a date. */
 function sayTimes(splits: readonly number[], stepSeconds: number): string[] {
   return splits.map((at) => {
     const time = new Date(at * 1000)
     const isMidnight = time.getHours() === 0 && time.getMinutes() === 0
-    return stepSeconds >= 86_400 || isMidnight ? ofYear.format(time) : ofDay.format(time)
+    return stepSeconds >= 86_400 || isMidnight ? ofYear().format(time) : ofDay().format(time)
   })
 }

@@ -64,7 +64,11 @@ export function Table<T>({
           <tfoot>
             <tr>
               {foot.map((part, index) => (
-                <td key={index} class={classes(columns[index]?.right, columns[index]?.wideOnly)}>
+                <td
+                  key={index}
+                  data-title={index === 0 ? undefined : columns[index]?.title}
+                  class={classes(columns[index]?.right, columns[index]?.wideOnly)}
+                >
                   {part}
                 </td>
               ))}

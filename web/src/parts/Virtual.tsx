@@ -1,11 +1,11 @@
 import { useSignal } from '@preact/signals'
 import type { ComponentChildren, HTMLAttributes } from 'preact'
-import { useEffect, useLayoutEffect, useRef } from 'preact/hooks'
+import { useCallback, useEffect, useLayoutEffect, useRef } from 'preact/hooks'
 
 /** Rows beyond the window that are drawn all the same, so that scrolling a little draws nothing. */
 const BEYOND = 12
 /** Scrolling draws anew once in so many rows. */
-const STEP = 6
+const STEP = 4
 
 export type VirtualProps = {
   count: number
@@ -20,42 +20,65 @@ export type VirtualProps = {
 
 /**
  * A long list, of which only what can be seen is drawn; it scrolls with the page. All rows but those that are open have
- * one height, so that where each stands is known without drawing it.
+ * one height, so that where each stands is known without drawing it. A row that stays stays where it is: space above
+ * the first takes the place of those that are not drawn, and nothing else is laid out or painted anew.
  */
 export function Virtual({ count, rowHeight, extraOf, row, attributes }: VirtualProps) {
   const element = useRef<HTMLDivElement>(null)
-  const range = useSignal<readonly [first: number, last: number]>([0, Math.min(count, 2 * BEYOND)])
+  // As many as a window has, to begin with: the page is drawn once.
+  const range = useSignal<readonly [first: number, last: number]>([0, Math.ceil(innerHeight / rowHeight)])
   const tops = topsOf(count, rowHeight, extraOf)
   const current = useRef(tops)
   current.current = tops
 
-  const look = () => {
+  const look = useCallback(() => {
     if (!element.current) return
+    const all = current.current
     const above = -element.current.getBoundingClientRect().top
-    const first = Math.max(0, roundDown(indexAt(current.current, above) - BEYOND))
-    const last = Math.min(count, roundDown(indexAt(current.current, above + innerHeight) + BEYOND) + STEP)
+    const first = Math.max(0, roundDown(indexAt(all, above) - BEYOND))
+    const last = Math.min(all.length - 1, roundDown(indexAt(all, above + innerHeight) + BEYOND) + STEP)
     const [was, wasLast] = range.peek()
     if (first !== was || last !== wasLast) range.value = [first, last]
-  }
-  useLayoutEffect(look)
-  useEffect(() => {
-    addEventListener('scroll', look, { passive: true })
-    addEventListener('resize', look)
-    return () => {
-      removeEventListener('scroll', look)
-      removeEventListener('resize', look)
-    }
+  }, [range])
+  const hasRested = useRef(false)
+  useLayoutEffect(() => {
+    if (hasRested.current) look()
   })
+  useEffect(() => {
+    const onMove = () => {
+      hasRested.current = true
+      look()
+    }
+    // Those beyond the window when there is nothing else to do.
+    const cancel = whenIdle(onMove)
+    addEventListener('scroll', onMove, { passive: true })
+    addEventListener('resize', onMove)
+    return () => {
+      cancel()
+      removeEventListener('scroll', onMove)
+      removeEventListener('resize', onMove)
+    }
+  }, [look])
 
   const [first, last] = range.value
   const indexes = Array.from({ length: Math.max(0, Math.min(last, count) - first) }, (_, offset) => first + offset)
   return (
     <div {...attributes} ref={element} style={{ height: `${tops[count] ?? 0}px` }} class="virtual">
-      <div role="presentation" style={{ transform: `translateY(${tops[Math.min(first, count)] ?? 0}px)` }}>
+      <div role="presentation" style={{ paddingTop: `${tops[Math.min(first, count)] ?? 0}px` }}>
         {indexes.map((index) => row(index))}
       </div>
     </div>
   )
+}
+
+/** Safari has no idle callbacks. @returns takes it back */
+function whenIdle(act: () => void): () => void {
+  if (typeof requestIdleCallback === 'function') {
+    const id = requestIdleCallback(act)
+    return () => cancelIdleCallback(id)
+  }
+  const timer = setTimeout(act, 50)
+  return () => clearTimeout(timer)
 }
 
 /** Where each row begins, and where the last one ends. */

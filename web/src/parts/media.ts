@@ -6,3 +6,9 @@ export const isPhone = signal(narrow.matches)
 narrow.addEventListener('change', () => {
   isPhone.value = narrow.matches
 })
+
+/** whether anybody may see the page: a tab behind others asks for nothing */
+export const isSeen = signal(document.visibilityState === 'visible')
+document.addEventListener('visibilitychange', () => {
+  isSeen.value = document.visibilityState === 'visible'
+})

@@ -13,7 +13,13 @@ setInterval(() => {
 export function Ago({ at }: { at: number | string }) {
   const atMs = typeof at === 'number' ? at : Date.parse(at)
   return (
-    <time dateTime={new Date(atMs).toISOString()} title={sayMoment(atMs)}>
+    <time
+      dateTime={new Date(atMs).toISOString()}
+      // Nobody sees it before.
+      onPointerEnter={(event) => {
+        event.currentTarget.title = sayMoment(atMs)
+      }}
+    >
       {sayAgo(atMs, Math.max(nowMs.value, atMs))}
     </time>
   )

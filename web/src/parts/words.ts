@@ -1,5 +1,11 @@
 /** Figures as people say them; the lobby says them alike (gateway/commands/values.ts). */
 
+/** What the lobby says after a name, as a sentence of its own. */
+export function sentence(text: string): string {
+  const begun = `${text.charAt(0).toUpperCase()}${text.slice(1)}`
+  return /[.?!]$/.test(begun) ? begun : `${begun}.`
+}
+
 const BINARY = ['B', 'KiB', 'MiB', 'GiB', 'TiB', 'PiB']
 const DECIMAL = ['B', 'kB', 'MB', 'GB', 'TB', 'PB']
 
@@ -73,7 +79,24 @@ export function sayAgo(atMs: number, nowMs: number): string {
   return ms < 10_000 ? 'just now' : `${sayDuration(ms)} ago`
 }
 
+/** Made at the first need, and once: a format of dates takes a browser as long to make as twenty rows of a list. */
+export function lazily<T>(make: () => T): () => T {
+  let made: T | undefined
+  return () => {
+    made ??= make()
+    return made
+  }
+}
+
+const moments = lazily(() => new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'long' }))
+const counts = lazily(() => new Intl.NumberFormat('en'))
+
 /** A moment in the person's own time zone, which is named. */
 export function sayMoment(atMs: number): string {
-  return new Intl.DateTimeFormat(undefined, { dateStyle: 'medium', timeStyle: 'long' }).format(atMs)
+  return moments().format(atMs)
+}
+
+/** `4,294,967,296` */
+export function sayCount(count: number): string {
+  return counts().format(count)
 }

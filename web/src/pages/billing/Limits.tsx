@@ -1,15 +1,12 @@
 import { useSignal } from '@preact/signals'
 import { CommandButton } from '../../parts/CommandButton.tsx'
-import { Field } from '../../parts/Field.tsx'
+import { AmountField, Check, microsIn } from '../../parts/inputs.tsx'
 import { sayMoney } from '../../parts/words.ts'
 import type { Limit, Plan } from './documents.ts'
 
-/** As the lobby takes an amount (gateway/billing/money.ts). */
-const AMOUNT = /^\$?\d{1,9}(\.\d{1,6})?$/
-
 /** What a month may cost: what is set, and the form that sets it. */
 export function Limits({
-  plan: { limits, over_limit: isOver, spent_micros: spent },
+  plan: { limits, over_limit: isOver, spent_micros: spent, fee_ahead_micros: ahead, charged },
   reload,
 }: {
   plan: Plan
@@ -18,19 +15,19 @@ export function Limits({
   const own = limits.find(({ set_by: by }) => by === 'account')
   const amount = useSignal(own ? String(own.amount_micros / 1e6) : '')
   const hard = useSignal(own?.hard === true)
-  const error = useSignal<string | undefined>(undefined)
-  const isAmount = AMOUNT.test(amount.value) && Number(amount.value.replace('$', '')) > 0
+  const error = useSignal<{ amount: string; message: string } | undefined>(undefined)
+  const micros = microsIn(amount.value) ?? 0
   const done = () => {
     error.value = undefined
     reload()
   }
   const failed = (problem: Error) => {
-    error.value = problem.message
+    error.value = { amount: amount.value, message: problem.message }
   }
   return (
     <section>
       <h2>Limit</h2>
-      {limits.length === 0 && <p class="dim">None is set. A mail goes out at 80 and at 100 % of one.</p>}
+      {limits.length === 0 && <p class="dim">None is set. You are told at 80 and at 100 % of one, by mail too.</p>}
       {limits.map((limit) => (
         <p key={limit.set_by}>
           {sayLimit(limit)}
@@ -42,35 +39,24 @@ export function Limits({
           )}
         </p>
       ))}
+      <p class="dim">
+        {charged || spent > ahead
+          ? 'What runs is counted every few minutes: machines may run on for up to seven minutes, which is charged.'
+          : 'Your plan charges nothing, so no limit is reached while you are on it.'}
+      </p>
       <form class="limit" onSubmit={(event) => event.preventDefault()}>
-        <Field
+        <AmountField
           label="USD a month"
-          error={error.value ?? (amount.value === '' || isAmount ? undefined : 'An amount such as 50 or 12.50')}
-        >
-          <input
-            inputMode="decimal"
-            autocomplete="off"
-            value={amount.value}
-            onInput={({ currentTarget }) => {
-              error.value = undefined
-              amount.value = currentTarget.value.trim()
-            }}
-          />
-        </Field>
-        <label class="check">
-          <input
-            type="checkbox"
-            checked={hard.value}
-            onChange={({ currentTarget }) => {
-              hard.value = currentTarget.checked
-            }}
-          />
-          Pause machines there
-        </label>
+          value={amount}
+          isRight={(text) => (microsIn(text) ?? 0) > 0}
+          error={error.value?.amount === amount.value ? error.value.message : undefined}
+        />
+        <Check value={hard}>Pause machines there</Check>
         <span class="buttons">
           <CommandButton
             kind="main"
-            disabled={!isAmount}
+            disabled={micros === 0}
+            {...(hard.value && micros > 0 && micros <= spent ? askBeforePause(amount.value, micros, spent) : {})}
             words={() => ['billing', 'limit', amount.value.replace('$', ''), ...(hard.value ? ['--hard'] : [])]}
             undo={wordsOf(own)}
             onDone={done}
@@ -87,6 +73,16 @@ export function Limits({
       </form>
     </section>
   )
+}
+
+/** What is asked before a hard limit is set that is reached already. */
+export function askBeforePause(amount: string, micros: number, spentMicros: number, whose = 'your') {
+  return {
+    confirm: amount,
+    title: 'Pause every machine',
+    warning: `${sayMoney(spentMicros)} were spent this month already, and the limit would be ${sayMoney(micros)}: ${whose} machines are paused at once, with all that runs in them. Nothing wakes or starts until the limit is higher or the month is over.`,
+    brings: 'Undo sets the limit as it was; what was paused waits for Resume.',
+  }
 }
 
 function sayLimit({ set_by: by, amount_micros: micros, hard }: Limit): string {

@@ -40,6 +40,8 @@ export type Usage = {
   to: string
   total_micros: number
   charged_micros: number
+  /** of the total: the plan's fee for days to come */
+  fee_ahead_micros: number
   lines: UsageLine[]
   machines: (Cells & { machine_id: number | null; vm_name: string })[]
   days: (Cells & { day: string })[]
@@ -60,10 +62,26 @@ export type Plan = {
   over_limit: boolean
   /** this Berth collects what is to be paid */
   takes_payments: boolean
-  changes: { from: string; plan: string }[]
+  /** of what was spent and of the total: the plan's fee for days to come */
+  fee_ahead_micros: number
+  changes: Change[]
 }
 
-export type Invoices = { invoices: { number: number; month: string; closed_at: string; total_micros: number }[] }
+/** What is to come. */
+export type Change = { from: string; plan: string; charged: boolean /** the same plan */; rates_alone: boolean }
+
+export type Notice = { id: number; subject: string; body: string; at: string; read_at: string | null }
+
+export type Invoices = {
+  invoices: {
+    number: number
+    month: string
+    closed_at: string
+    total_micros: number
+    /** where this Berth collects it */
+    payment?: { status: string; words: string }
+  }[]
+}
 
 export type Credits = {
   balance_micros: number
@@ -74,6 +92,12 @@ export type Rates = {
   plan: string
   charged: boolean
   rates: { kind: string; unit: string; rate_micros: number; included: number; from: string | null }[]
+}
+
+/** `plan usage: what is used is charged` */
+export function sayChange({ plan, charged, rates_alone: isOfRates }: Change, wasCharged: boolean): string {
+  if (isOfRates) return `other rates of plan ${plan}`
+  return `plan ${plan}${charged === wasCharged ? '' : charged ? ': what is used is charged' : ': nothing is charged'}`
 }
 
 /** `November 2026` of `2026-11`. */

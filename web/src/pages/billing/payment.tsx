@@ -26,16 +26,21 @@ type Payment = {
   month: string
   total_micros: number
   status: 'waiting' | 'draft' | 'open' | 'paid' | 'void' | 'uncollectible'
+  paid_micros: number
+  /** of the total, put off to the next invoice; negative: of earlier ones, charged with this */
+  carried_micros: number
   refunded_micros: number
   disputed: boolean
+  lost_micros: number
   failure: string | null
   url: string | null
 }
 
 /** What is paid with, what is open and what was paid. */
 export function Payments() {
+  // Not at each record: it may ask Stripe, and an operator hears of every account's.
   const method = useExec<Method>(['billing', 'method'])
-  const payments = useExec<{ payments: Payment[] }>(['billing', 'payments'])
+  const payments = useExec<{ payments: Payment[] }>(['billing', 'payments'], ['audit'])
   const reload = () => {
     method.reload()
     payments.reload()
@@ -138,20 +143,31 @@ const STATES: Record<Payment['status'], { word: string; mood: Mood }> = {
   uncollectible: { word: 'given up', mood: 'rest' },
 }
 
+const PUT_OFF: { word: string; mood: Mood } = { word: 'to be paid with the next one', mood: 'rest' }
+
 function State({ payment }: { payment: Payment }) {
-  const { status, failure, refunded_micros: refunded, disputed } = payment
-  const { word, mood } = STATES[status]
+  const { status, failure, paid_micros: paid, carried_micros: carried, disputed } = payment
+  const { word, mood } = status === 'paid' && paid === 0 && carried > 0 ? PUT_OFF : STATES[status]
   const isRefused = status === 'open' && failure !== null
   return (
     <span>
       <Dot status={isRefused ? 'not paid' : word} mood={isRefused ? 'bad' : mood} />
       {isRefused && <span class="error"> {failure}</span>}
-      {refunded > 0 && (
-        <>
-          , <Money micros={refunded} /> given back
-        </>
-      )}
+      <Amount micros={status === 'open' ? paid : 0} word="of it paid" />
+      <Amount micros={-carried} word="of earlier ones with it" />
+      <Amount micros={payment.refunded_micros} word="given back" />
       {disputed && ', disputed'}
+      <Amount micros={payment.lost_micros} word="lost to a dispute" />
     </span>
+  )
+}
+
+/** Nothing where there is none. */
+function Amount({ micros, word }: { micros: number; word: string }) {
+  if (micros <= 0) return null
+  return (
+    <>
+      , <Money micros={micros} /> {word}
+    </>
   )
 }

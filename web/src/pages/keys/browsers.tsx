@@ -21,7 +21,7 @@ type BrowserDocument = {
 type SignInLink = { url: string; qr: string[] }
 
 export function Browsers() {
-  const { value, error, reload } = useExec<{ browsers: BrowserDocument[] }>(['browser', 'ls'], ['grants'])
+  const { value, error, reload } = useExec<{ browsers: BrowserDocument[] }>(['browser', 'ls'], ['audit'])
   const link = useSignal<SignInLink | undefined>(undefined)
   return (
     <section aria-labelledby="browsers">

@@ -4,6 +4,7 @@ import { useExec } from '../../api/use-exec.ts'
 import { CommandButton } from '../../parts/CommandButton.tsx'
 import { Failed } from '../../parts/Failed.tsx'
 import { Field } from '../../parts/Field.tsx'
+import { TextField } from '../../parts/inputs.tsx'
 import { Skeleton } from '../../parts/Skeleton.tsx'
 import { Ago } from '../../parts/time.tsx'
 import { isPrivateKey, type Pasted, readPasted } from './fingerprint.ts'
@@ -163,15 +164,7 @@ function Add() {
         ))}
       </div>
       <div class="line-form">
-        <Field label="Name in the list (optional)">
-          <input
-            placeholder={only?.comment}
-            value={name.value}
-            onInput={(event) => {
-              name.value = event.currentTarget.value
-            }}
-          />
-        </Field>
+        <TextField label="Name in the list (optional)" placeholder={only?.comment} value={name} />
         <CommandButton
           words={words}
           {...(undo && undo[2] !== '' ? { undo } : {})}

@@ -1,10 +1,10 @@
 import { useSignal } from '@preact/signals'
-import { machineIds, machineOf } from '../../api/live.ts'
+import { machineNames } from '../../api/live.ts'
 import { useExec } from '../../api/use-exec.ts'
 import { CommandButton } from '../../parts/CommandButton.tsx'
 import { Copy } from '../../parts/Copy.tsx'
 import { Failed } from '../../parts/Failed.tsx'
-import { Field } from '../../parts/Field.tsx'
+import { SelectField, TextField } from '../../parts/inputs.tsx'
 import { Skeleton } from '../../parts/Skeleton.tsx'
 import { Ago } from '../../parts/time.tsx'
 import { Until } from '../until.tsx'
@@ -23,7 +23,7 @@ type TokenDocument = {
 type NewToken = { id: number; token: string }
 
 export function Tokens() {
-  const { value, error, reload } = useExec<{ tokens: TokenDocument[] }>(['token', 'ls'], ['grants'])
+  const { value, error, reload } = useExec<{ tokens: TokenDocument[] }>(['token', 'ls'], ['audit'])
   const made = useSignal<NewToken | undefined>(undefined)
   return (
     <section aria-labelledby="tokens">
@@ -100,10 +100,17 @@ function runs({ cmds }: TokenDocument): string {
   return cmds.length === 0 ? 'no command' : `runs ${cmds.join(', ')}`
 }
 
+const SCOPES = [
+  ['any', 'any but signing in'],
+  ['some', 'these:'],
+  ['none', 'none, pages alone'],
+] as const
+const GOOD_FOR = [1, 7, 30, 90, 400].map((days) => [`${days}d`, days === 1 ? '1 day' : `${days} days`] as const)
+
 function Make({ onDone }: { onDone: (token: NewToken) => void }) {
   const label = useSignal('')
   const machine = useSignal('')
-  const scope = useSignal<'any' | 'none' | 'some'>('any')
+  const scope = useSignal('any')
   const commands = useSignal('ls, ssh')
   const expires = useSignal('30d')
   const cmds = scope.value === 'some' ? commands.value.trim() : scope.value === 'none' ? 'none' : ''
@@ -117,73 +124,24 @@ function Make({ onDone }: { onDone: (token: NewToken) => void }) {
   ]
   return (
     <div class="line-form">
-      <Field label="What it is for">
-        <input
-          maxLength={100}
-          placeholder="ci"
-          value={label.value}
-          onInput={(event) => {
-            label.value = event.currentTarget.value
-          }}
-        />
-      </Field>
-      <Field label="Machines">
-        <select
-          value={machine.value}
-          onChange={(event) => {
-            machine.value = event.currentTarget.value
-          }}
-        >
-          <option value="">all</option>
-          {(machineIds.value ?? []).map((id) => {
-            const name = machineOf(id)?.value.vm_name
-            return (
-              <option key={id} value={name}>
-                {name}
-              </option>
-            )
-          })}
-        </select>
-      </Field>
-      <Field label="Commands">
-        <select
-          value={scope.value}
-          onChange={(event) => {
-            scope.value = event.currentTarget.value as 'any' | 'none' | 'some'
-          }}
-        >
-          <option value="any">any but signing in</option>
-          <option value="some">these:</option>
-          <option value="none">none, pages alone</option>
-        </select>
-      </Field>
+      <TextField label="What it is for" maxLength={100} placeholder="ci" value={label} />
+      <SelectField
+        label="Machines"
+        value={machine}
+        choices={[['', 'all'], ...machineNames.value.map((name) => [name, name] as const)]}
+      />
+      <SelectField label="Commands" value={scope} choices={SCOPES} />
       {scope.value === 'some' && (
-        <Field label="Which commands" hint="With commas between them; help lists them">
-          <input
-            class="mono"
-            autocapitalize="none"
-            spellcheck={false}
-            value={commands.value}
-            onInput={(event) => {
-              commands.value = event.currentTarget.value
-            }}
-          />
-        </Field>
+        <TextField
+          label="Which commands"
+          hint="With commas between them; help lists them"
+          class="mono"
+          autocapitalize="none"
+          spellcheck={false}
+          value={commands}
+        />
       )}
-      <Field label="Good for">
-        <select
-          value={expires.value}
-          onChange={(event) => {
-            expires.value = event.currentTarget.value
-          }}
-        >
-          <option value="1d">1 day</option>
-          <option value="7d">7 days</option>
-          <option value="30d">30 days</option>
-          <option value="90d">90 days</option>
-          <option value="400d">400 days</option>
-        </select>
-      </Field>
+      <SelectField label="Good for" value={expires} choices={GOOD_FOR} />
       <CommandButton
         words={words}
         undo={(document) => ['token', 'rm', String((document as NewToken).id)]}

@@ -3,7 +3,7 @@ import { useEffect } from 'preact/hooks'
 import { useExec } from '../../api/use-exec.ts'
 import { CommandButton } from '../../parts/CommandButton.tsx'
 import { Failed } from '../../parts/Failed.tsx'
-import { Field } from '../../parts/Field.tsx'
+import { Check, TextField } from '../../parts/inputs.tsx'
 import { Skeleton } from '../../parts/Skeleton.tsx'
 import { Ago } from '../../parts/time.tsx'
 import { sayBytes } from '../../parts/words.ts'
@@ -50,27 +50,8 @@ function Take({ machine }: { machine: MachineDocument }) {
   const diskOnly = useSignal(false)
   return (
     <div class="line-form">
-      <Field label="What it is for (optional)">
-        <input
-          maxLength={200}
-          value={comment.value}
-          onInput={(event) => {
-            comment.value = event.currentTarget.value
-          }}
-        />
-      </Field>
-      {status !== 'stopped' && (
-        <label class="choice">
-          <input
-            type="checkbox"
-            checked={diskOnly.value}
-            onChange={(event) => {
-              diskOnly.value = event.currentTarget.checked
-            }}
-          />{' '}
-          without memory
-        </label>
-      )}
+      <TextField label="What it is for (optional)" maxLength={200} value={comment} />
+      {status !== 'stopped' && <Check value={diskOnly}>without memory</Check>}
       <CommandButton
         words={[
           'checkpoint',

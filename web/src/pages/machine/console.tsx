@@ -1,7 +1,9 @@
 import { useComputed, useSignal } from '@preact/signals'
 import { useEffect, useLayoutEffect, useRef } from 'preact/hooks'
 import { commandLine, ExecError, follow, type Piece } from '../../api/exec.ts'
+import { CopyButton } from '../../parts/Copy.tsx'
 import { Failed } from '../../parts/Failed.tsx'
+import { Check } from '../../parts/inputs.tsx'
 
 /** As much as the gateway keeps. */
 const KEPT_CHARACTERS = 512 * 1024
@@ -59,17 +61,8 @@ export function Console({ name }: { name: string }) {
     <section aria-labelledby="console-title">
       <div class="console-bar">
         <h2 id="console-title">Console</h2>
-        <label class="choice">
-          <input
-            type="checkbox"
-            checked={isBootOnly.value}
-            onChange={(event) => {
-              isBootOnly.value = event.currentTarget.checked
-            }}
-          />{' '}
-          Only since its last start
-        </label>
-        <CopyAll text={shown} />
+        <Check value={isBootOnly}>Only since its last start</Check>
+        <CopyButton text={shown}>Copy all</CopyButton>
       </div>
       {error.value && shown === '' ? (
         <Failed error={error.value} />
@@ -94,23 +87,5 @@ export function Console({ name }: { name: string }) {
         {lines.value > 1 && `${lines.value - 1} lines. `}The same in a terminal: <code>{commandLine(words)}</code>
       </p>
     </section>
-  )
-}
-
-/** A copy button alone: the text stands below it. */
-function CopyAll({ text }: { text: string }) {
-  const said = useSignal('')
-  const copy = async () => {
-    try {
-      await navigator.clipboard.writeText(text)
-      said.value = 'Copied'
-    } catch {
-      said.value = 'Select it and copy by hand'
-    }
-  }
-  return (
-    <button type="button" class="small" disabled={text === ''} onClick={copy}>
-      {said.value || 'Copy all'}
-    </button>
   )
 }

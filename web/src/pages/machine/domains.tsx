@@ -4,7 +4,7 @@ import { useExec } from '../../api/use-exec.ts'
 import { CommandButton } from '../../parts/CommandButton.tsx'
 import { Copy } from '../../parts/Copy.tsx'
 import { Failed } from '../../parts/Failed.tsx'
-import { Field } from '../../parts/Field.tsx'
+import { Check, TextField } from '../../parts/inputs.tsx'
 import { Skeleton } from '../../parts/Skeleton.tsx'
 import { Ago } from '../../parts/time.tsx'
 import { Until } from '../until.tsx'
@@ -15,7 +15,7 @@ type Wanted = { domain: string; records?: DnsRecord[]; records_instead?: DnsReco
 
 /** Domains of people's own that show the machine. */
 export function Domains({ name }: { name: string }) {
-  const { value, error, reload } = useExec<{ domains: DomainDocument[] }>(['domain', 'ls', name], ['grants'])
+  const { value, error, reload } = useExec<{ domains: DomainDocument[] }>(['domain', 'ls', name], ['audit'])
   const wanted = useSignal<Wanted | undefined>(undefined)
   if (!value)
     return error ? <Failed error={error} wayOn={{ label: 'Try again', act: reload }} /> : <Skeleton lines={4} />
@@ -92,29 +92,8 @@ function Add({ name, hear }: { name: string; hear: (answer: Wanted) => void }) {
   const wildcard = useSignal(false)
   return (
     <div class="line-form">
-      <Field label="Domain">
-        <input
-          class="mono"
-          autoComplete="off"
-          autoCapitalize="none"
-          spellcheck={false}
-          placeholder="www.example.com"
-          value={domain.value}
-          onInput={(event) => {
-            domain.value = event.currentTarget.value.trim()
-          }}
-        />
-      </Field>
-      <label class="choice">
-        <input
-          type="checkbox"
-          checked={wildcard.value}
-          onChange={(event) => {
-            wildcard.value = event.currentTarget.checked
-          }}
-        />{' '}
-        every name below it too
-      </label>
+      <TextField label="Domain" isExact class="mono" placeholder="www.example.com" value={domain} />
+      <Check value={wildcard}>every name below it too</Check>
       <CommandButton
         words={['domain', 'add', name, domain.value || 'DOMAIN', ...(wildcard.value ? ['--wildcard'] : [])]}
         undo={['domain', 'rm', name, domain.value]}

@@ -3,7 +3,7 @@ import type { Asked } from '../../api/use-exec.ts'
 import { useExec } from '../../api/use-exec.ts'
 import { CommandButton } from '../../parts/CommandButton.tsx'
 import { Copy } from '../../parts/Copy.tsx'
-import { Field } from '../../parts/Field.tsx'
+import { SelectField } from '../../parts/inputs.tsx'
 import { MachineLoad } from '../../parts/MachineLoad.tsx'
 import { Ago } from '../../parts/time.tsx'
 import { sayBytes } from '../../parts/words.ts'
@@ -13,7 +13,7 @@ import { Terminals } from './terminals.tsx'
 
 export function Overview({ machine, why }: { machine: MachineDocument; why: Asked<WhyDocument> }) {
   const { vm_name: name } = machine
-  const domains = useExec<{ domains: DomainDocument[] }>(['domain', 'ls', name], ['grants'])
+  const domains = useExec<{ domains: DomainDocument[] }>(['domain', 'ls', name], ['audit'])
   return (
     <>
       <section aria-labelledby="reach">
@@ -130,20 +130,7 @@ function SleepAfter({ name, why }: { name: string; why: Asked<WhyDocument> }) {
         {now.sleep_after_is_default && ', as your account has it'}.
       </p>
       <div class="line-form">
-        <Field label="Sleep when idle for">
-          <select
-            value={chosen.value}
-            onChange={(event) => {
-              chosen.value = event.currentTarget.value
-            }}
-          >
-            {CHOICES.map(([value, text]) => (
-              <option key={value} value={value}>
-                {text}
-              </option>
-            ))}
-          </select>
-        </Field>
+        <SelectField label="Sleep when idle for" value={chosen} choices={CHOICES} />
         <CommandButton words={['sleep-after', name, chosen.value]} undo={['sleep-after', name, before]}>
           Set
         </CommandButton>

@@ -1,7 +1,9 @@
 import { useSignal } from '@preact/signals'
 import { CommandButton } from '../../parts/CommandButton.tsx'
 import { Field } from '../../parts/Field.tsx'
+import { Check, TextField } from '../../parts/inputs.tsx'
 import { go } from '../../router.ts'
+import { actOn, TRASH } from '../machines/actions.ts'
 import type { MachineDocument } from './documents.ts'
 import { Size } from './size.tsx'
 
@@ -25,19 +27,7 @@ function Names({ machine }: { machine: MachineDocument }) {
     <section aria-labelledby="names">
       <h2 id="names">Name, tags and comment</h2>
       <div class="line-form">
-        <Field label="Another name">
-          <input
-            class="mono"
-            autoCapitalize="none"
-            spellcheck={false}
-            maxLength={40}
-            placeholder={name}
-            value={next.value}
-            onInput={(event) => {
-              next.value = event.currentTarget.value.trim()
-            }}
-          />
-        </Field>
+        <TextField label="Another name" isExact class="mono" maxLength={40} placeholder={name} value={next} />
         <CommandButton
           words={['rename', name, next.value || 'NEW']}
           undo={['rename', next.value, name]}
@@ -65,17 +55,7 @@ function Names({ machine }: { machine: MachineDocument }) {
             ))}
           </ul>
         )}
-        <Field label="Another tag">
-          <input
-            class="mono"
-            autoCapitalize="none"
-            spellcheck={false}
-            value={tag.value}
-            onInput={(event) => {
-              tag.value = event.currentTarget.value.trim()
-            }}
-          />
-        </Field>
+        <TextField label="Another tag" isExact class="mono" value={tag} />
         <CommandButton
           words={['tag', name, tag.value || 'TAG']}
           undo={['tag', '-d', name, tag.value]}
@@ -127,30 +107,8 @@ function Copying({ machine }: { machine: MachineDocument }) {
         It has a name, address and host key of its own, and is private.
       </p>
       <div class="line-form">
-        <Field label="Name of the copy (optional)">
-          <input
-            class="mono"
-            autoCapitalize="none"
-            spellcheck={false}
-            maxLength={40}
-            value={copy.value}
-            onInput={(event) => {
-              copy.value = event.currentTarget.value.trim()
-            }}
-          />
-        </Field>
-        {status !== 'stopped' && (
-          <label class="choice">
-            <input
-              type="checkbox"
-              checked={diskOnly.value}
-              onChange={(event) => {
-                diskOnly.value = event.currentTarget.checked
-              }}
-            />{' '}
-            the disk alone
-          </label>
-        )}
+        <TextField label="Name of the copy (optional)" isExact class="mono" maxLength={40} value={copy} />
+        {status !== 'stopped' && <Check value={diskOnly}>without memory</Check>}
         <CommandButton
           words={words}
           undo={(document) => ['rm', (document as { vm_name: string }).vm_name]}
@@ -164,13 +122,14 @@ function Copying({ machine }: { machine: MachineDocument }) {
 }
 
 function Removal({ machine }: { machine: MachineDocument }) {
-  const { vm_name: name } = machine
   return (
     <section aria-labelledby="removal">
       <h2 id="removal">Delete</h2>
-      <p class="dim">In the trash it costs nothing. For 7 days it can be had back, unless its space is needed.</p>
+      <p class="dim">
+        What runs ends. In the trash it costs nothing. For 7 days its disk can be had back, unless its space is needed.
+      </p>
       <div class="actions">
-        <CommandButton words={['rm', name]} undo={['untrash', name]} kind="danger">
+        <CommandButton {...actOn(TRASH, [machine])} kind="danger">
           Put it into the trash
         </CommandButton>
       </div>

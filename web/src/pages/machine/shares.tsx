@@ -3,7 +3,7 @@ import { useExec } from '../../api/use-exec.ts'
 import { CommandButton } from '../../parts/CommandButton.tsx'
 import { Copy } from '../../parts/Copy.tsx'
 import { Failed } from '../../parts/Failed.tsx'
-import { Field } from '../../parts/Field.tsx'
+import { SelectField, TextField } from '../../parts/inputs.tsx'
 import { Skeleton } from '../../parts/Skeleton.tsx'
 import { Ago } from '../../parts/time.tsx'
 import { Until } from '../until.tsx'
@@ -12,7 +12,7 @@ import { Qr } from './qr.tsx'
 
 /** Who may see what the machine shows: everybody, readers of mailboxes, whoever has a link. */
 export function Shares({ name }: { name: string }) {
-  const shares = useExec<ShareDocument>(['share', 'show', name], ['grants', 'machines'])
+  const shares = useExec<ShareDocument>(['share', 'show', name], ['audit', 'machines'])
   const { value, error, reload } = shares
   if (!value)
     return error ? <Failed error={error} wayOn={{ label: 'Try again', act: reload }} /> : <Skeleton lines={6} />
@@ -52,17 +52,14 @@ function Open({ name, shares }: Part) {
         )}
       </div>
       <div class="line-form">
-        <Field label="Show another port">
-          <input
-            class="short mono"
-            inputMode="numeric"
-            placeholder={String(shares.port)}
-            value={port.value}
-            onInput={(event) => {
-              port.value = event.currentTarget.value.trim()
-            }}
-          />
-        </Field>
+        <TextField
+          label="Show another port"
+          isExact
+          class="short mono"
+          inputMode="numeric"
+          placeholder={String(shares.port)}
+          value={port}
+        />
         <CommandButton
           words={['port', name, port.value || 'PORT']}
           undo={['port', name, String(shares.port)]}
@@ -106,25 +103,8 @@ function People({ name, shares }: Part) {
         </ul>
       )}
       <div class="line-form">
-        <Field label="E-mail address">
-          <input
-            type="email"
-            autoComplete="off"
-            value={email.value}
-            onInput={(event) => {
-              email.value = event.currentTarget.value.trim()
-            }}
-          />
-        </Field>
-        <Field label="A few words for the mail (optional)">
-          <input
-            maxLength={1000}
-            value={message.value}
-            onInput={(event) => {
-              message.value = event.currentTarget.value
-            }}
-          />
-        </Field>
+        <TextField label="E-mail address" isExact type="email" value={email} />
+        <TextField label="A few words for the mail (optional)" maxLength={1000} value={message} />
         <CommandButton
           words={[
             'share',
@@ -146,6 +126,14 @@ function People({ name, shares }: Part) {
     </section>
   )
 }
+
+const GOOD_FOR = [
+  ['1h', '1 hour'],
+  ['1d', '1 day'],
+  ['7d', '7 days'],
+  ['30d', '30 days'],
+  ['', 'until it is taken back'],
+] as const
 
 function Links({ name, links }: { name: string; links: readonly LinkDocument[] }) {
   const expires = useSignal('7d')
@@ -203,30 +191,8 @@ function Links({ name, links }: { name: string; links: readonly LinkDocument[] }
         </ul>
       )}
       <div class="line-form">
-        <Field label="Good for">
-          <select
-            value={expires.value}
-            onChange={(event) => {
-              expires.value = event.currentTarget.value
-            }}
-          >
-            <option value="1h">1 hour</option>
-            <option value="1d">1 day</option>
-            <option value="7d">7 days</option>
-            <option value="30d">30 days</option>
-            <option value="">until it is taken back</option>
-          </select>
-        </Field>
-        <Field label="Browsers it lets in (optional)">
-          <input
-            class="short"
-            inputMode="numeric"
-            value={uses.value}
-            onInput={(event) => {
-              uses.value = event.currentTarget.value.trim()
-            }}
-          />
-        </Field>
+        <SelectField label="Good for" value={expires} choices={GOOD_FOR} />
+        <TextField label="Browsers it lets in (optional)" isExact class="short" inputMode="numeric" value={uses} />
         <CommandButton
           words={words}
           onDone={(document) => {

@@ -1,6 +1,6 @@
 import { useSignal } from '@preact/signals'
 import { CommandButton } from '../../parts/CommandButton.tsx'
-import { Field } from '../../parts/Field.tsx'
+import { TextField } from '../../parts/inputs.tsx'
 import { sayBytes } from '../../parts/words.ts'
 import type { MachineDocument, ResizeDocument } from './documents.ts'
 import { GIBIBYTE, inGibibytes, resizeOf, toldOf } from './resize.ts'
@@ -16,15 +16,7 @@ export function Size({ machine }: { machine: MachineDocument }) {
     memory: memory.value,
     disk: disk.value,
   })
-  const number = (value: typeof cpus, placeholder: number) => ({
-    class: 'short mono',
-    inputMode: 'decimal' as const,
-    placeholder: String(placeholder),
-    value: value.value,
-    onInput: (event: { currentTarget: HTMLInputElement }) => {
-      value.value = event.currentTarget.value.trim()
-    },
-  })
+  const number = { isExact: true, class: 'short mono', inputMode: 'decimal' } as const
   return (
     <section aria-labelledby="size">
       <h2 id="size">Size</h2>
@@ -33,15 +25,19 @@ export function Size({ machine }: { machine: MachineDocument }) {
         start on. A disk only grows, and its filesystem with it.
       </p>
       <div class="line-form">
-        <Field label="CPUs">
-          <input {...number(cpus, machine.allocated_cpus)} />
-        </Field>
-        <Field label="Memory, GiB">
-          <input {...number(memory, inGibibytes(machine.memory_capacity_bytes))} />
-        </Field>
-        <Field label="Disk, GiB">
-          <input {...number(disk, inGibibytes(machine.disk_capacity_bytes))} />
-        </Field>
+        <TextField label="CPUs" {...number} placeholder={String(machine.allocated_cpus)} value={cpus} />
+        <TextField
+          label="Memory, GiB"
+          {...number}
+          placeholder={String(inGibibytes(machine.memory_capacity_bytes))}
+          value={memory}
+        />
+        <TextField
+          label="Disk, GiB"
+          {...number}
+          placeholder={String(inGibibytes(machine.disk_capacity_bytes))}
+          value={disk}
+        />
         <CommandButton
           words={words}
           {...(undo ? { undo } : {})}

@@ -1,6 +1,6 @@
 import { Dot } from '../../parts/Dot.tsx'
 import { Ago } from '../../parts/time.tsx'
-import { sayBytes } from '../../parts/words.ts'
+import { sayBytes, sentence } from '../../parts/words.ts'
 import type { MachineDocument, WhyDocument } from './documents.ts'
 
 const OVER = { ssh: 'over SSH', https: 'by a web request', websocket: 'by a WebSocket' } as const
@@ -15,7 +15,7 @@ export function State({ machine, why }: { machine: MachineDocument; why: WhyDocu
       </p>
       {reason !== undefined && (
         <p class={status === 'failed' ? 'notice' : 'dim'}>
-          {reason}
+          {sentence(reason)}
           {status === 'failed' && ' Restart tries again.'}
         </p>
       )}
@@ -82,8 +82,4 @@ function setupInWords({ state, exit_status }: NonNullable<MachineDocument['setup
   return exit_status === null
     ? 'Its setup script could not be run to its end.'
     : `Its setup script ended with status ${exit_status}.`
-}
-
-function sentence(text: string): string {
-  return `${text.charAt(0).toUpperCase()}${text.slice(1)}.`
 }

@@ -1,3 +1,4 @@
+import { useComputed } from '@preact/signals'
 import { useEffect, useRef } from 'preact/hooks'
 import { costs, type Machine, machineOf } from '../../api/live.ts'
 import { glances } from '../../load/glance.ts'
@@ -9,7 +10,7 @@ import { Money } from '../../parts/figures.tsx'
 import { Spark } from '../../parts/Spark.tsx'
 import { Ago } from '../../parts/time.tsx'
 import { figure, sayBytes } from '../../parts/words.ts'
-import { ACTIONS } from './actions.ts'
+import { ACTIONS, actOn } from './actions.ts'
 import { active, chosen, opened, toggled } from './choice.ts'
 
 /** A machine in the list: a line, and more in place when it is opened. */
@@ -81,7 +82,7 @@ export function Row({
           {machine.allocated_cpus} cpu, {sayBytes(machine.memory_capacity_bytes)}
         </div>
         <div role="gridcell" class="glance">
-          <Load name={name} cpus={machine.allocated_cpus} />
+          <Load id={id} cpus={machine.allocated_cpus} />
         </div>
         <div role="gridcell" class="cost">
           <Cost id={id} />
@@ -92,8 +93,9 @@ export function Row({
   )
 }
 
-function Load({ name, cpus }: { name: string; cpus: number }) {
-  const values = glances.value.get(name)
+function Load({ id, cpus }: { id: number; cpus: number }) {
+  // Of this machine alone: what is new of others draws nothing here.
+  const values = useComputed(() => glances.value?.of.get(id)).value
   if (!values) return null
   const now = newest(values)
   const most = Math.max(...values.map((value) => value ?? 0))
@@ -106,7 +108,7 @@ function Load({ name, cpus }: { name: string; cpus: number }) {
 }
 
 function Cost({ id }: { id: number }) {
-  const micros = costs.value.get(id)
+  const micros = useComputed(() => costs.value.get(id)).value
   return micros === undefined ? null : <Money micros={micros} />
 }
 
@@ -187,9 +189,9 @@ function Opened({
           )}
         </dl>
         <div class="buttons">
-          {ACTIONS.filter(({ fits }) => fits(machine)).map(({ label, words, undo }) => (
-            <CommandButton key={label} words={words([name])} undo={undo?.([name])}>
-              {label}
+          {ACTIONS.filter(({ fits }) => fits(machine)).map((action) => (
+            <CommandButton key={action.verb} {...actOn(action, [machine])}>
+              {action.label}
             </CommandButton>
           ))}
           <a class="button plain" href={`/machines/${name}`}>

@@ -11,7 +11,7 @@ type Listed = {
 /** What others share with this person: their pages only, so there is nothing to be done to it here. */
 export function Shared() {
   const listed = useSignal<Listed | undefined>(undefined)
-  const news = newsOf('grants').value
+  const news = newsOf('shares').value
   // Asked again when somebody shared or took back.
   useEffect(() => {
     const left = new AbortController()
