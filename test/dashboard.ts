@@ -17,7 +17,7 @@ import { type PageOptions, screenshot, startBrowser, type TestBrowser } from './
 export type Dashboard = {
   world: World
   browser: TestBrowser
-  /** `https://localhost:<port>` */
+  /** `https://localhost:<port>`, or where it is to be seen */
   origin: string
   /** a signed-in page at a path, drawn to its heading; whatever its browser complains about is in `complaints` */
   open(path: string, options?: PageOptions & { accountId?: number }): Promise<Page>
@@ -43,11 +43,22 @@ const OVERFLOW = `(() => {
   return scrollWidth > clientWidth ? [scrollWidth + ' px wide on ' + clientWidth] : []
 })()`
 
-export async function startDashboard(options: WorldOptions = {}): Promise<Dashboard> {
-  const world = await startWorld({ https: true, ...options })
-  const browser = await startBrowser()
+export type DashboardOptions = WorldOptions & {
+  /** a domain that it is seen at, on the ports that one types nothing for; `localhost` and any port unless given */
+  at?: string
+}
+
+export async function startDashboard({ at, ...options }: DashboardOptions = {}): Promise<Dashboard> {
+  const seen = at === undefined ? {} : { BERTH_DOMAIN: at, BERTH_SSH: '127.0.0.1:22', BERTH_HTTPS: '127.0.0.1:443' }
+  const world = await startWorld({
+    ...{ https: true, httpsElsewhere: at !== undefined, ...options },
+    env: { ...seen, ...options.env },
+  })
   const { gateway, owner } = world
-  const origin = `https://localhost:${gateway.https?.server.addresses[0]?.port}`
+  const port = gateway.https?.server.addresses[0]?.port
+  const rules = [at, `*.${at}`].map((name) => `MAP ${name}:443 127.0.0.1:${port}`)
+  const browser = await startBrowser(at === undefined ? [] : rules)
+  const origin = at === undefined ? `https://localhost:${port}` : `https://${at}`
   const complaints: string[] = []
   const desk: Dashboard = {
     ...{ world, browser, origin, complaints },

@@ -13,7 +13,7 @@ import { addKey } from '../gateway/accounts/keys.ts'
 import { parseKeyLine } from '../gateway/accounts/public-key.ts'
 import type { RunLine, RunLobby } from '../gateway/app.ts'
 import { type Gateway, type GatewayOptions, startGateway } from '../gateway/gateway.ts'
-import { parseSettings } from '../gateway/settings.ts'
+import { type Listen, parseSettings } from '../gateway/settings.ts'
 import type { Limits } from '../gateway/ssh/limits.ts'
 import type { SshServer } from '../gateway/ssh/server.ts'
 import { openDatagrams } from '../gateway/start/datagrams.ts'
@@ -32,6 +32,8 @@ export type TestGatewayOptions = {
   machineSshPort?: number
   /** serves HTTPS at BERTH_HTTPS too, which is on loopback, at a port the system chooses, unless `env` says otherwise */
   https?: boolean
+  /** HTTPS is at a port the system chooses, as SSH always is, whatever BERTH_HTTPS and so all pages say */
+  httpsElsewhere?: boolean
   httpsLimits?: GatewayOptions['httpsLimits']
   access?: GatewayOptions['access']
   /** serves BERTH_HTTP and BERTH_DNS too, where `env` says, on loopback at ports the system chooses unless it does */
@@ -122,10 +124,9 @@ export async function startTestGateway(options: TestGatewayOptions = {}): Promis
     ...options.env,
   })
   // On a free port, whatever port the pages and answers name.
-  const listeners = await openListeners(
-    'BERTH_SSH',
-    settings.ssh.map((listen) => ({ ...listen, port: 0 })),
-  )
+  const anyPort = (all: readonly Listen[]) => all.map((listen) => ({ ...listen, port: 0 }))
+  const listeners = await openListeners('BERTH_SSH', anyPort(settings.ssh))
+  const httpsListens = options.httpsElsewhere ? anyPort(settings.https) : settings.https
   const gateway = await startGateway({
     settings,
     sql: database.as('berth_gateway'),
@@ -136,7 +137,7 @@ export async function startTestGateway(options: TestGatewayOptions = {}): Promis
     sshListeners: listeners,
     ...(options.https
       ? {
-          httpsListeners: await openListeners('BERTH_HTTPS', settings.https, { allowHalfOpen: true }),
+          httpsListeners: await openListeners('BERTH_HTTPS', httpsListens, { allowHalfOpen: true }),
           metricsListeners: await openListeners('BERTH_METRICS', [{ host: '127.0.0.1', port: 0 }]),
         }
       : {}),

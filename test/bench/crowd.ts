@@ -12,7 +12,7 @@ import { once } from 'node:events'
 import { readFileSync } from 'node:fs'
 import { setTimeout as wait } from 'node:timers/promises'
 import { startProduct } from '../e2e/product.ts'
-import { lobby, MIB, openBook, pssBytes, SIZE, settled, sshTrue } from './product-lab.ts'
+import { MIB, makeMany, openBook, pssBytes, sshTrue } from './product-lab.ts'
 
 const count = Number(process.argv[2] ?? 20)
 const memoryMiB = Number(process.argv[3] ?? 6) * 1024
@@ -28,8 +28,7 @@ try {
     leastBytes = Math.min(leastBytes, availableBytes())
   }, LOOK_MS)
   const names = Array.from({ length: count }, (_, n) => `crowd${n}`)
-  for (const name of names) await lobby(product, `new ${name} ${SIZE}`)
-  for (const name of names) await settled(product, name)
+  await makeMany(product, names)
   await wait(idleSeconds * 1000)
   const { hypervisors } = product.processes()
   book.add('of a crowd awake', hypervisors.length)

@@ -8,8 +8,6 @@
  *
  *   node test/bench/fork.ts [rounds, default 5]
  */
-import { existsSync, readdirSync } from 'node:fs'
-import { setTimeout as wait } from 'node:timers/promises'
 import { startProduct } from '../e2e/product.ts'
 import {
   bootByHand,
@@ -22,10 +20,10 @@ import {
   restoreByHand,
   SIZE,
   settled,
+  templateMade,
 } from './product-lab.ts'
 
 const rounds = Number(process.argv[2] ?? 5)
-const TEMPLATE_LIMIT_MS = 600_000
 
 await using product = await startProduct()
 const book = openBook()
@@ -56,7 +54,7 @@ book.ratio('fork to by hand', 'cp, ms', 'forked by hand, ms')
 book.ratio('fork to restoring by hand', 'cp, ms', 'restored by hand, ms')
 book.ratio('fork to booting', 'cp, ms', 'booted by hand, ms')
 
-const template = await findTemplate()
+const template = await templateMade(product)
 const isNobody = true
 await makeAndRemove(`new fresh ${SIZE}`, 'fresh')
 await restoreByHand(product, template, undefined, { until: 'ssh', isNobody })
@@ -69,16 +67,6 @@ for (let round = 0; round < rounds; round++) {
 book.ratio('new to restoring by hand', 'new, ms', 'template restored by hand, ms')
 book.ratio('new to booting', 'new, ms', 'booted by hand, fresh, ms')
 await book.close(`Forks, ${rounds} rounds`)
-
-/** The template that the first `new` was the reason to make. */
-async function findTemplate(): Promise<string> {
-  const all = product.storePath('templates')
-  for (const until = performance.now() + TEMPLATE_LIMIT_MS; performance.now() < until; await wait(1_000)) {
-    const [id] = existsSync(all) ? readdirSync(all).filter((name) => /^[0-9a-f]+$/.test(name)) : []
-    if (id !== undefined) return `templates/${id}`
-  }
-  throw new Error('no template was made')
-}
 
 /** @returns ms until it answers; nothing is left of it */
 async function makeAndRemove(line: string, name: string): Promise<number> {

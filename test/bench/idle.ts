@@ -6,18 +6,7 @@
  */
 import { setTimeout as wait } from 'node:timers/promises'
 import { startProduct } from '../e2e/product.ts'
-import {
-  accelerator,
-  findMachine,
-  hypervisorOf,
-  lobby,
-  MIB,
-  openBook,
-  pssBytes,
-  SIZE,
-  settled,
-  usedBytes,
-} from './product-lab.ts'
+import { accelerator, findMachine, hypervisorOf, MIB, makeMany, openBook, pssBytes, usedBytes } from './product-lab.ts'
 
 const count = Number(process.argv[2] ?? 5)
 const idleSeconds = Number(process.argv[3] ?? 300)
@@ -27,8 +16,7 @@ await using product = await startProduct()
 const book = openBook()
 const names = Array.from({ length: count }, (_, n) => `idle${n}`)
 const emulatingMiB = (await accelerator(product)) === 'tcg' ? EMULATING_MIB : 0
-for (const name of names) await lobby(product, `new ${name} ${SIZE}`)
-for (const name of names) await settled(product, name)
+await makeMany(product, names)
 await wait(idleSeconds * 1000)
 for (const name of names) {
   // Before anybody comes: that it is asked makes it use more.

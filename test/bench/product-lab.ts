@@ -1,7 +1,8 @@
 /** What the benchmarks of whole machines share: the product's machines from outside, and the same done by hand. */
 import { execFile } from 'node:child_process'
-import { readdirSync, readFileSync, readlinkSync } from 'node:fs'
+import { existsSync, readdirSync, readFileSync, readlinkSync } from 'node:fs'
 import { basename, join } from 'node:path'
+import { setTimeout as wait } from 'node:timers/promises'
 import { promisify } from 'node:util'
 import { macFor } from '../../vmhost/network/address.ts'
 import type { SavedMemory } from '../../vmhost/storage/memory.ts'
@@ -18,6 +19,7 @@ export const SIZE = '--image minimal --cpu 1 --memory 512M --disk 2G'
 const MEMORY_BYTES = 512 * MIB
 const DISK_BYTES = 2 * 2 ** 30
 const NOISE_MIB = 16
+const TEMPLATE_LIMIT_MS = 600_000
 const HAND_ADDRESS = '10.77.0.2'
 const HAND_GATEWAY = '10.77.0.1'
 const MACHINES_GATEWAY = '10.42.0.1'
@@ -68,7 +70,30 @@ export async function usedBytes(product: Product, name: string): Promise<number>
 
 /** Until its init has started all it starts: before, it has little time for anything else. */
 export async function settled(product: Product, name: string): Promise<void> {
-  await inside(product, name, 'systemctl is-system-running --wait > /dev/null || true')
+  // A systemd that is not there yet answers at once, that it is offline.
+  const look = 'case $(systemctl is-system-running --wait) in running | degraded) exit 0 ;; esac'
+  await inside(product, name, `for n in $(seq 600); do ${look}; sleep 1; done 2> /dev/null; exit 1`)
+}
+
+/** Waits for the template that the first `new` is the reason to make. @returns its folder in the store */
+export async function templateMade(product: Product): Promise<string> {
+  const all = product.storePath('templates')
+  for (const until = performance.now() + TEMPLATE_LIMIT_MS; performance.now() < until; await wait(1_000)) {
+    const [id] = existsSync(all) ? readdirSync(all).filter((name) => /^[0-9a-f]+$/.test(name)) : []
+    if (id !== undefined) return `templates/${id}`
+  }
+  throw new Error('no template was made')
+}
+
+/** Makes machines as people do: the first boots, the others go on from the template that is made of it. */
+export async function makeMany(product: Product, names: readonly string[]): Promise<void> {
+  for (const [index, name] of names.entries()) {
+    await lobby(product, `new ${name} ${SIZE}`)
+    if (index > 0) continue
+    await settled(product, name)
+    await templateMade(product)
+  }
+  for (const name of names) await settled(product, name)
 }
 
 /**

@@ -5,7 +5,7 @@
  *   node test/bench/wakes.ts [rounds, default 1] [machines, default 20]
  */
 import { startProduct } from '../e2e/product.ts'
-import { lobby, openBook, SIZE, settled, sshTrue } from './product-lab.ts'
+import { lobby, makeMany, openBook, sshTrue } from './product-lab.ts'
 import { spread } from './ssh-lab.ts'
 
 const rounds = Number(process.argv[2] ?? 1)
@@ -15,8 +15,7 @@ await using product = await startProduct()
 const book = openBook()
 const names = Array.from({ length: count }, (_, n) => `many${n}`)
 
-for (const name of names) await lobby(product, `new ${name} ${SIZE}`)
-for (const name of names) await settled(product, name)
+await makeMany(product, names)
 for (let round = 0; round < rounds; round++) {
   await lobby(product, `sleep ${names.join(' ')}`)
   book.add('hypervisors of those asleep', product.processes().hypervisors.length)

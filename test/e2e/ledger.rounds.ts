@@ -9,7 +9,8 @@ import { killOne, random, type Victim } from './crash.rounds.ts'
 import { isOf, Lives, switchedOff } from './ledger.lives.ts'
 import { AccountingMachine, type Counted, type OwnAccount, PAGE_BYTES } from './ledger.machine.ts'
 import { type Product, SERVER_ADDRESS, startProduct } from './product.ts'
-import { Sleeper } from './sleep.cycles.ts'
+import { findSleeper } from './sleep.cycles.ts'
+import type { Sleeper } from './sleeper.ts'
 
 const DOMAIN = 'berth.example'
 const LIMIT_MS = 240_000
@@ -49,7 +50,7 @@ export class LedgerRounds implements AsyncDisposable {
       const [row] = await product.sql()<{ at: Date }[]>`
         select observed_ready_at as at from machines where id = ${machine.id}`
       const readyAt = row?.at.getTime() ?? 0
-      return new LedgerRounds({ product, machine, sleeper: await Sleeper.find(product, 'demo'), readyAt })
+      return new LedgerRounds({ product, machine, sleeper: await findSleeper(product, 'demo'), readyAt })
     } catch (error) {
       await product[Symbol.asyncDispose]()
       throw error
@@ -102,6 +103,19 @@ export class LedgerRounds implements AsyncDisposable {
     await this.#product.start()
     await until('that is known', async () => (await this.#sleeper.seen()).observed_state === 'stopped')
     await this.agree()
+  }
+
+  /** Ends its last run, and waits until each run is in the ledger. @returns as `time` @throws what `time` does */
+  async switchOff(): Promise<number[]> {
+    await retried(() => this.#sleeper.want('stopped'))
+    await retried(() => this.#sleeper.until('stopped'))
+    this.#lives.look()
+    let off: number[] = []
+    await until('its last run is in the ledger', async () => {
+      off = await this.time()
+      return true
+    })
+    return off
   }
 
   /** Waits until all accounts are the same. @throws with what is not */

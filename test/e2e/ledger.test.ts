@@ -23,4 +23,8 @@ describe('the ledger', () => {
       })
     }
   }, 1_800_000)
+
+  it('has to the second when the machine ran, in each of those runs', async () => {
+    await rounds.switchOff()
+  })
 })

@@ -4,7 +4,8 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { startBrowser } from '../browser.ts'
 import { killOne } from './crash.rounds.ts'
 import { type Product, SERVER_ADDRESS, startProduct } from './product.ts'
-import { Sleeper } from './sleep.cycles.ts'
+import { findSleeper } from './sleep.cycles.ts'
+import type { Sleeper } from './sleeper.ts'
 
 /** A machine that sleeps and wakes with everything it was doing, whoever is killed meanwhile. */
 let product: Product
@@ -26,7 +27,7 @@ beforeAll(async () => {
   product = await startProduct({ env: { BERTH_DOMAIN: HOST } })
   const made = await product.lobby('new demo --image minimal --memory 512M --cpu 1 --disk 2G')
   expect(made, made.stderr).toMatchObject({ status: 0 })
-  demo = await Sleeper.find(product, 'demo')
+  demo = await findSleeper(product, 'demo')
   await demo.startCounting()
 })
 afterAll(() => product?.[Symbol.asyncDispose]())

@@ -1,8 +1,11 @@
 /**
- * `npm run soak [-- kills|cycles|wakes|faults|ledger] [--rounds N] [--seed N] [--only TEXT]`, kills unless told otherwise:
+ * `npm run soak [-- KIND] [--rounds N] [--seed N] [--only TEXT]`, kills unless told otherwise:
  *
  *     kills    rounds of kill -9 at random moments of new, rm and restart; 50
  *     cycles   sleep and wake, every file and a running program's counter compared each time; 200
+ *     cloud-hypervisor
+ *              the same under Cloud Hypervisor, which CLOUD_HYPERVISOR names; where KVM does not work, in an emulated
+ *              server that has it; 20
  *     wakes    twenty machines that sleep, woken at once; 3 times
  *     faults   sleep, wake, checkpoint, restore and copy broken off at each of their steps, by kill -9 of the vmhost or
  *              of the hypervisors, a power cut, a full disk; once. `--only restore=full=rename` picks some
@@ -12,6 +15,7 @@
  * Ends with `N passed, N failed`; a failed round of kills or ledger prints its seed, which plays it again.
  */
 import { parseArgs } from 'node:util'
+import { soakCloudHypervisor } from './cloud-hypervisor.ts'
 import { soakCycles } from './cycles.ts'
 import { soakFaults } from './faults.ts'
 import { soakKills } from './kills.ts'
@@ -21,6 +25,7 @@ import { soakWakes } from './wakes.ts'
 const kinds = {
   kills: { rounds: 50, run: soakKills },
   cycles: { rounds: 200, run: soakCycles },
+  'cloud-hypervisor': { rounds: 20, run: soakCloudHypervisor },
   wakes: { rounds: 3, run: soakWakes },
   faults: { rounds: 1, run: soakFaults },
   ledger: { rounds: 50, run: soakLedger },

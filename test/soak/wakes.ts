@@ -1,5 +1,5 @@
 import { startProduct } from '../e2e/product.ts'
-import { Sleeper } from '../e2e/sleep.cycles.ts'
+import { findSleeper } from '../e2e/sleep.cycles.ts'
 import type { Soaked, SoakOptions } from './kind.ts'
 
 const machines = 20
@@ -12,14 +12,14 @@ export async function soakWakes({ rounds }: SoakOptions): Promise<Soaked> {
     if (done.status !== 0) throw new Error(`${line}: ${done.stderr}`)
   }
   await lobby('new m0 --image minimal --memory 512M --cpu 1 --disk 2G')
-  const first = await Sleeper.find(product, 'm0')
+  const first = await findSleeper(product, 'm0')
   await first.startCounting()
   await lobby('sleep m0')
   await first.until('asleep')
   const all = [first]
   for (let number = 1; number < machines; number++) {
     await lobby(`cp m0 m${number}`)
-    const copy = await Sleeper.find(product, `m${number}`)
+    const copy = await findSleeper(product, `m${number}`)
     await copy.want('asleep')
     await copy.until('asleep')
     all.push(copy)

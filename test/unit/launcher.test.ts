@@ -117,25 +117,39 @@ test('the gateway has what it needs of a backup that was restored where its user
 
 /** What children do, by name: each writes lines `<name> <event>` to the log. */
 const CHILD = `
-import { appendFileSync } from 'node:fs'
+import { appendFileSync, readFileSync } from 'node:fs'
 const [name, behaviour] = process.argv.slice(2)
 const say = (event) => appendFileSync(process.env.LOG, name + ' ' + event + '\\n')
 say('starts ' + process.pid)
 if (behaviour === 'bad-setting') process.exit(2)
 if (behaviour === 'crashing') process.exit(1)
+process.on('SIGPWR', () => {
+  say('told of the power')
+  if (behaviour === 'stubborn') return
+  setInterval(() => {
+    if (behaviour === 'last' && !readFileSync(process.env.LOG, 'utf8').includes('vmhost ends')) return
+    say('ends')
+    process.exit(0)
+  }, 20)
+})
 process.on('SIGTERM', () => {
   say('told')
-  if (behaviour === 'stubborn') return
+  if (['stubborn', 'drains', 'last'].includes(behaviour)) return
   setTimeout(() => { say('ends'); process.exit(0) }, behaviour === 'slow' ? 300 : 0)
 })
 setInterval(() => {}, 1000)
 process.send({ ready: true, ssh: 'ssh ' + name })
 `
 
-/** A process with a supervisor and the given children, in this order. */
-async function supervise(children: { name: string; behaviour: string; stopMs?: number }[]) {
+/** A process with a supervisor and the given children, in this order. @param system as systemd has it */
+async function supervise(
+  children: { name: string; behaviour: string; stopMs?: number; powerMs?: number }[],
+  system = 'running',
+) {
   const script = join(path, 'child.mjs')
   const log = join(path, 'log')
+  // Like systemctl, it fails for every answer but one.
+  await writeFile(join(path, 'systemctl'), `#!/bin/sh\necho ${system}\ntest ${system} = running\n`, { mode: 0o755 })
   await writeFile(script, CHILD)
   await writeFile(log, '')
   const program = `
@@ -145,8 +159,8 @@ async function supervise(children: { name: string; behaviour: string; stopMs?: n
     supervisor.handleSignals()
     const say = (event) => appendFileSync(${JSON.stringify(log)}, 'supervisor ' + event + '\\n')
     try {
-      for (const { name, behaviour, stopMs = 10000 } of ${JSON.stringify(children)}) {
-        const facts = await supervisor.run({ name, parameters: [${JSON.stringify(script)}, name, behaviour], stopMs, whenOrphaned: "process.kill(process.pid, 'SIGTERM')" })
+      for (const { name, behaviour, powerMs, stopMs = 600000 } of ${JSON.stringify(children)}) {
+        const facts = await supervisor.run({ name, parameters: [${JSON.stringify(script)}, name, behaviour], stopMs, powerMs, whenOrphaned: "process.kill(process.pid, 'SIGTERM')" })
         say('heard ' + facts.ssh)
       }
     } catch (error) {
@@ -156,7 +170,10 @@ async function supervise(children: { name: string; behaviour: string; stopMs?: n
     }
     say('serves')
     process.exit(await supervisor.ended)`
-  const child = spawn(process.execPath, ['--input-type=module', '-e', program], { stdio: 'ignore' })
+  const child = spawn(process.execPath, ['--input-type=module', '-e', program], {
+    stdio: 'ignore',
+    env: { ...process.env, PATH: `${path}:${process.env.PATH ?? ''}` },
+  })
   supervising.push(child)
   const lines = () => readFileSync(log, 'utf8').trim().split('\n')
   const until = async (pattern: RegExp, count = 1) => {
@@ -188,6 +205,59 @@ test('children are ended in the reverse order of their start, each when the one 
   expect(lines().slice(-6)).toEqual([
     ...['gateway told', 'gateway ends', 'vmhost told', 'vmhost ends', 'postgres told', 'postgres ends'],
   ])
+})
+
+/** A gateway that ends no sooner than the vmhost beside it. */
+const HASTY = [
+  { name: 'postgres', behaviour: 'good' },
+  { name: 'vmhost', behaviour: 'good', powerMs: 600_000 },
+  { name: 'gateway', behaviour: 'last', powerMs: 600_000 },
+]
+
+test.each([
+  ['SIGPWR', 'running'],
+  ['SIGTERM', 'stopping'],
+] as const)(
+  'a server that goes down (%s, systemd says %s) has its machines told beside the gateway, which drains nothing; Postgres ends last',
+  async (signal, system) => {
+    const { child, until, lines } = await supervise(HASTY, system)
+    await until(/supervisor serves/)
+    child.kill(signal)
+    const [status] = await once(child, 'exit')
+    expect(status).toBe(0)
+    const [served, ...end] = lines().slice(-7)
+    expect(served).toBe('supervisor serves')
+    expect(end.filter((line) => line.endsWith('told of the power')).sort()).toEqual([
+      'gateway told of the power',
+      'vmhost told of the power',
+    ])
+    expect(end.slice(-3)).toEqual(['gateway ends', 'postgres told', 'postgres ends'])
+    expect(end).toContain('vmhost ends')
+  },
+)
+
+test('SIGPWR cuts a drain short that has begun', async () => {
+  const children = HASTY.map((one) => (one.name === 'gateway' ? { ...one, behaviour: 'drains' } : one))
+  const { child, until, lines } = await supervise(children)
+  await until(/supervisor serves/)
+  child.kill('SIGTERM')
+  await until(/gateway told$/)
+  child.kill('SIGPWR')
+  const [status] = await once(child, 'exit')
+  expect(status).toBe(0)
+  expect(lines()).toEqual(expect.arrayContaining(['gateway told of the power', 'vmhost told of the power']))
+  expect(lines().slice(-2)).toEqual(['postgres told', 'postgres ends'])
+})
+
+test('when the server goes down, a gateway that hangs is ended when its time is over, which is short', async () => {
+  const { child, until, lines } = await supervise([
+    { name: 'postgres', behaviour: 'good' },
+    { name: 'gateway', behaviour: 'stubborn', powerMs: 300 },
+  ])
+  await until(/supervisor serves/)
+  child.kill('SIGPWR')
+  expect((await once(child, 'exit'))[0]).toBe(0)
+  expect(lines().slice(-2)).toEqual(['postgres told', 'postgres ends'])
 })
 
 test('a child that is killed is started again, and again', async () => {

@@ -1,4 +1,4 @@
-import type { Page } from 'playwright-core'
+import type { Page, Route } from 'playwright-core'
 import { afterAll, beforeAll, beforeEach, expect, it } from 'vitest'
 import { machineRow } from '../../../gateway/commands/testing/rows.ts'
 import { type Dashboard, startDashboard } from '../../dashboard.ts'
@@ -50,6 +50,31 @@ it('says what a machine does and why as it changes, and how it is reached', asyn
   await page.context().close()
 })
 
+it('shows each answer that it had, however much happens meanwhile, and then asks once more', async () => {
+  const page = await desk.open('/machines/demo')
+  await page.getByText(/^It never sleeps for being idle/).waitFor()
+  const held: Route[] = []
+  await page.route('**/exec', async (route) => {
+    if (route.request().postData() === 'why demo') held.push(route)
+    else await route.continue()
+  })
+  const { sql } = desk.world.gateway
+  for (const reason of ['one', 'two', 'three']) {
+    await sql`update machines set observed_awake_because = ${reason} where name = 'demo'`
+    await page.getByText(`Awake: ${reason}.`).waitFor()
+    await expect.poll(() => held.length, PATIENT).toBe(1)
+  }
+  const { document } = await desk.world.json('why demo')
+  await held[0]?.fulfill({ json: { ...document, sleep_after_seconds: 3600 } })
+  await page.getByText(/^It sleeps when it was idle for 1 h/).waitFor()
+  await expect.poll(() => held.length, PATIENT).toBe(2)
+  await held[1]?.continue()
+  await page.getByText(/^It never sleeps for being idle/).waitFor()
+  expect(held).toHaveLength(2)
+  await sql`update machines set observed_awake_because = null where name = 'demo'`
+  await page.context().close()
+})
+
 it('puts it to sleep and wakes it with the command shown, and Undo takes it back', async () => {
   const page = await desk.open('/machines/demo')
   await page.getByRole('button', { name: 'Sleep', exact: true }).hover()
@@ -95,7 +120,7 @@ it('says why a machine failed, and what tries again', async () => {
   desk.world.vmhost.failures.set('broken', 'the kernel panicked')
   await desk.world.run('new broken --memory 512M')
   const page = await desk.open('/machines/broken')
-  await page.getByText(/the kernel panicked Restart tries again/).waitFor()
+  await page.getByText(/^The kernel panicked\. Restart tries again\.$/).waitFor()
   await shows(page, 'failed')
   desk.world.vmhost.failures.delete('broken')
   await press(page, 'Restart')
@@ -255,7 +280,14 @@ it('renames, tags, notes, copies and puts into the trash, each with its way back
   await page.getByRole('heading', { level: 1, name: 'desk-2' }).waitFor()
   await tab(page, 'Settings')
   await press(page, 'Put it into the trash')
+  await page
+    .getByRole('dialog')
+    .getByText(/^What runs in desk-2 ends/)
+    .waitFor()
+  await page.getByRole('dialog').getByLabel('Type desk-2').fill('desk-2')
+  await page.keyboard.press('Enter')
   await page.getByText(/desk-2 is in the trash/).waitFor()
+  await page.getByText(/^Undo brings the disk back/).waitFor()
   await shows(page, 'trash')
   await press(page, 'Bring it back')
   await page.getByRole('tab', { name: 'Overview' }).waitFor()

@@ -26,6 +26,11 @@ afterAll(async () => {
 })
 
 const row = (page: Page, name: string) => page.getByRole('row', { name: new RegExp(`^Choose ${name} `) })
+/** Answers what is asked before programs end. */
+async function goOn(page: Page, typed: string): Promise<void> {
+  await page.getByRole('dialog').getByLabel(`Type ${typed}`).fill(typed)
+  await page.keyboard.press('Enter')
+}
 const names = async (page: Page) => await page.locator('.machine:not(.head) .name a').allTextContents()
 
 it('shows each machine’s state and why, reads well to everybody, on a phone and a desk, light and dark', async () => {
@@ -104,6 +109,31 @@ describe('by keyboard', () => {
     await page.context().close()
   })
 
+  it('letters and signs are no shortcuts where that is turned off, and the other keys are what they were', async () => {
+    const page = await desk.open('/?q=api')
+    await row(page, 'api').waitFor()
+    await page.getByRole('main').getByRole('button', { name: 'Keyboard' }).click()
+    const help = page.getByRole('dialog', { name: 'Keyboard' })
+    await help.getByLabel(/^Letters and signs are shortcuts/).uncheck()
+    expect(await desk.faults(page)).toEqual([])
+    await desk.pictures(page, 'keyboard')
+    await page.reload()
+    await row(page, 'api').focus()
+    for (const key of ['/', 'x', 'o', '?', 'n']) await page.keyboard.press(key)
+    await page.keyboard.press('Enter')
+    await page.getByText('ssh -p 2222 api@localhost').waitFor()
+    expect(new URL(page.url()).pathname).toBe('/')
+    expect(await page.getByText('1 chosen').count()).toBe(0)
+    expect(await help.count()).toBe(0)
+    await page.getByRole('main').getByRole('button', { name: 'Keyboard' }).click()
+    await help.getByLabel(/^Letters and signs are shortcuts/).check()
+    await page.keyboard.press('Escape')
+    await row(page, 'api').focus()
+    await page.keyboard.press('n')
+    await page.waitForURL(/\/new$/)
+    await page.context().close()
+  })
+
   it('Tab comes to everything, in an order that makes sense', async () => {
     const page = await desk.open('/?q=api')
     await row(page, 'api').waitFor()
@@ -131,12 +161,16 @@ it('each action shows its command before and after it runs, and can be taken bac
   const bar = page.getByRole('contentinfo')
   await bar.getByText('ssh -p 2222 localhost stop web-2').waitFor()
   await opened.getByRole('button', { name: 'Stop' }).click()
+  const dialog = page.getByRole('dialog', { name: 'Stop web-2' })
+  await dialog.getByText('What runs in web-2 ends. Sleep keeps it.').waitFor()
+  await goOn(page, 'web-2')
   await row(page, 'web-2').getByText('stopped').waitFor()
   await bar.getByText(/^done/).waitFor()
   await bar.getByRole('button', { name: 'Copy the command: ssh -p 2222 localhost stop web-2' }).waitFor()
   const events = await desk.world.gateway
     .sql`select command from events where kind = 'machine.stopped' order by id desc limit 1`
   expect(events[0]).toMatchObject({ command: 'stop web-2' })
+  await bar.getByText('Undo starts from the disk; what was in memory stays gone.').waitFor()
   await bar.getByRole('button', { name: 'Undo' }).click()
   await expect.poll(async () => await row(page, 'web-2').textContent(), PATIENT).toMatch(/starting|running/)
   await page.context().close()
@@ -147,6 +181,7 @@ it('what failed says why, and stays until it is put away', async () => {
   await row(page, 'web-1').click()
   await desk.world.gateway.sql`update accounts set over_limit_at = now()`
   await page.locator('.opened').getByRole('button', { name: 'Restart' }).click()
+  await goOn(page, 'web-1')
   const bar = page.getByRole('contentinfo')
   await bar.getByText('failed', { exact: true }).waitFor()
   expect(await bar.locator('.error').textContent()).toMatch(/limit/)
@@ -156,15 +191,46 @@ it('what failed says why, and stays until it is put away', async () => {
   await page.context().close()
 })
 
-it('several are put into the trash by one command, and come back by Undo', async () => {
+it('several are put into the trash by one command, after it asked how many, and come back by one', async () => {
+  const page = await desk.open('/')
+  for (const name of ['quiet-heron', 'zebra']) await row(page, name).getByRole('checkbox').check()
+  const trash = page.getByRole('toolbar').getByRole('button', { name: 'Trash' })
+  const dialog = page.getByRole('dialog', { name: 'Trash 2 machines' })
+  const bar = page.getByRole('contentinfo')
+  await trash.click()
+  await dialog.getByText(/What runs in 2 machines \(quiet-heron, zebra\) ends.*had back for 7 days/).waitFor()
+  await dialog.getByLabel('Type 2').fill('quiet-heron')
+  await dialog.getByRole('button', { name: 'Go on' }).click()
+  await desk.pictures(page, 'asked')
+  await dialog.getByRole('button', { name: 'Leave it' }).click()
+  await trash.click()
+  await goOn(page, '2')
+  await expect.poll(() => names(page), PATIENT).toEqual(['api', 'web-1', 'web-2', 'worn-out'])
+  // The button has the keyboard again, and shows its command too.
+  await bar.getByRole('log').getByText('ssh -p 2222 localhost rm quiet-heron zebra').waitFor()
+  await bar.getByText(/^Undo brings the disk back.*what was in memory stays gone\.$/).waitFor()
+  const { sql } = desk.world.gateway
+  expect(await sql`select from events where kind = 'machine.trashed'`).toHaveLength(2)
+  await bar.getByRole('button', { name: 'Undo' }).click()
+  await expect.poll(() => names(page), PATIENT).toEqual(['api', 'quiet-heron', 'web-1', 'web-2', 'worn-out', 'zebra'])
+  const back = await sql`select distinct command from events where kind = 'machine.untrashed'`
+  expect([...back]).toEqual([{ command: 'untrash quiet-heron zebra' }])
+  await page.context().close()
+})
+
+it('what was done to some is taken back although others failed', async () => {
   const page = await desk.open('/')
   for (const name of ['quiet-heron', 'zebra']) await row(page, name).getByRole('checkbox').check()
   await page.getByRole('toolbar').getByRole('button', { name: 'Trash' }).click()
-  await expect.poll(() => names(page), PATIENT).toEqual(['api', 'web-1', 'web-2', 'worn-out'])
+  await page.getByRole('dialog', { name: 'Trash 2 machines' }).waitFor()
+  await desk.world.run('rename zebra heron')
+  await goOn(page, '2')
   const bar = page.getByRole('contentinfo')
-  await bar.getByText('ssh -p 2222 localhost rm quiet-heron zebra').waitFor()
+  await bar.getByText('zebra: no machine called zebra').waitFor()
   await bar.getByRole('button', { name: 'Undo' }).click()
-  await expect.poll(() => names(page), PATIENT).toEqual(['api', 'quiet-heron', 'web-1', 'web-2', 'worn-out', 'zebra'])
+  await bar.getByRole('log').getByText('ssh -p 2222 localhost untrash quiet-heron', { exact: true }).waitFor()
+  await expect.poll(() => names(page), PATIENT).toContain('quiet-heron')
+  await desk.world.run('rename heron zebra')
   await page.context().close()
 })
 

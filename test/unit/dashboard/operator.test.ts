@@ -64,6 +64,83 @@ describe('hosts', () => {
   })
 })
 
+describe('what happens elsewhere', () => {
+  /** What the page asks for from now on. */
+  const asked = (page: Page) => {
+    const lines: string[] = []
+    page.on('request', (request) => request.method() === 'POST' && lines.push(request.postData() ?? ''))
+    return lines
+  }
+
+  it('the servers follow what they say of themselves, their machines and their silence, and ask only then', async () => {
+    const { sql, database } = desk.world.gateway
+    const vmhost = database.as('berth_vmhost')
+    const page = await desk.open('/hosts')
+    const host = page.locator('.host')
+    const used = host.locator('.said').nth(1)
+    await used.waitFor()
+    const lines = asked(page)
+    await vmhost`update hosts set memory_used_bytes = 7 * 1073741824::bigint`
+    await expect.poll(() => used.textContent()).toContain('7 GiB')
+    const machines = async () => Number(/(\d+) machines/.exec((await host.textContent()) ?? '')?.[1] ?? 1)
+    const before = await machines()
+    await desk.world.run('new follower --memory 1G --no-wait')
+    await expect.poll(machines).toBe(before + 1)
+    // Each change that the page shows was asked for once or twice; what it does not show was not.
+    expect(new Set(lines)).toEqual(new Set(['host ls']))
+    expect(lines.length).toBeLessThan(8)
+    await sql`update hosts set lease_expires_at = now() + interval '1 second'`
+    try {
+      await page.reload()
+      await host.getByText('silent').waitFor()
+    } finally {
+      await vmhost`update hosts set lease_expires_at = now() + interval '1 hour'`
+    }
+    await host.locator('.dot', { hasText: 'up' }).waitFor()
+    await page.context().close()
+  })
+
+  it('the accounts follow who signs up and what becomes of them', async () => {
+    const { sql } = desk.world.gateway
+    const list = await desk.open('/accounts')
+    await list.getByRole('link', { name: 'ada@example.com' }).waitFor()
+    const lines = asked(list)
+    const { accountId } = await desk.world.account()
+    await sql`update accounts set email = 'grace@example.com' where id = ${accountId}`
+    const row = list.getByRole('row', { name: /grace@example.com/ })
+    await row.waitFor()
+    await desk.world.run('account suspend grace@example.com')
+    await row.getByText('suspended').waitFor()
+    expect(new Set(lines)).toEqual(new Set(['account ls']))
+    const one = await desk.open(`/accounts/${accountId}`)
+    await one.getByText('It has none of 10 that it may have.').waitFor()
+    await desk.world.run('account limit grace@example.com 3')
+    await one.getByText('It has none of 3 that it may have.').waitFor()
+    await desk.world.run('account unsuspend grace@example.com')
+    await one.getByRole('button', { name: 'Suspend' }).waitFor()
+    await sql`delete from accounts where id = ${accountId}`
+    await row.waitFor({ state: 'detached' })
+    await Promise.all([list.context().close(), one.context().close()])
+  })
+
+  it('a stream that was cut is taken up, and what may have happened meanwhile is looked at', async () => {
+    const page = await desk.open('/hosts')
+    const used = page.locator('.host .said').nth(1)
+    await used.waitFor()
+    await page.context().setOffline(true)
+    // Chromium lets what is open go on; a reconnect is what fails.
+    await page.evaluate("dispatchEvent(new Event('online'))")
+    const stale = page.getByRole('status').getByText(/^Not live: Berth was last heard/)
+    await stale.waitFor()
+    await desk.world.gateway.database.as('berth_vmhost')`update hosts set memory_used_bytes = 9 * 1073741824::bigint`
+    await page.context().setOffline(false)
+    await expect.poll(() => used.textContent(), { timeout: 20_000 }).toContain('9 GiB')
+    await stale.waitFor({ state: 'detached' })
+    await page.context().close()
+    desk.complaints.splice(0)
+  })
+})
+
 describe('accounts', () => {
   it('are listed, filtered, and lead to one', async () => {
     const page = await desk.open('/accounts')
@@ -74,7 +151,7 @@ describe('accounts', () => {
     await page.getByLabel('Filter').fill('nobody')
     await page.getByText('No account fits.').waitFor()
     await page.getByLabel('Filter').fill('ada house')
-    expect(page.url()).toContain('filter=ada+house')
+    await expect.poll(() => page.url()).toContain('filter=ada+house')
     await page.getByRole('link', { name: 'ada@example.com' }).click()
     await page.getByRole('heading', { name: 'ada@example.com' }).waitFor()
   })

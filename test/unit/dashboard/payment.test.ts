@@ -77,7 +77,7 @@ it('leads to a page of Stripe’s to give a card, pays what is open with it, and
   const { sql } = desk.world.gateway
   await sql`insert into stripe_events (id, livemode, type, payment_intent) values ('evt_1', false, 'charge.refunded', ${intent.id})`
   await round()
-  await page.reload()
+  // By itself.
   await page.getByRole('row', { name: /2 March 2026 \$4\.94 paid, \$1\.94 given back/ }).waitFor()
   await desk.pictures(page, 'payment')
   desk.complaints.splice(0)
