@@ -21,8 +21,8 @@ export type LifeRow = {
  */
 export type Life = 'up' | 'held' | 'over'
 
-/** One start of a machine and, as far as nothing slept in between, one time that it became ready. */
-export type Run = { boot: number; readyAtMs: number }
+/** One life of what a machine has in its memory: it goes on through sleep, which makes it ready anew. */
+export type Run = { boot: number; restore: number; readyAtMs: number }
 
 /** @param wasHeld what was known before: one that comes back is `running` and not ready for a moment, as one that boots is */
 export function lifeOf(row: LifeRow, wasHeld: boolean): Life {
@@ -38,14 +38,14 @@ export function lifeOf(row: LifeRow, wasHeld: boolean): Life {
   return wasHeld ? 'held' : 'over'
 }
 
-export function runOf({ observedBoot, observedReadyAt }: LifeRow): Run {
-  return { boot: observedBoot, readyAtMs: observedReadyAt?.getTime() ?? 0 }
+export function runOf({ observedBoot, observedRestore, observedReadyAt }: LifeRow): Run {
+  return { boot: observedBoot, restore: observedRestore, readyAtMs: observedReadyAt?.getTime() ?? 0 }
 }
 
 /**
- * Whether a run that was seen before goes on. Each time that a machine is back from sleep it becomes ready anew; whether its
- * memory was lost and it booted from its disk instead, its own kernel says to whoever is connected (RFC 9293, 3.5.2).
+ * Whether a run that was seen before may go on. One that became ready anew slept, seen by this gateway or not, or lost its
+ * memory and booted, or was rebooted from inside: its own kernel says which to whoever is connected (RFC 9293, 3.5.2).
  */
-export function goesOn(before: Run, now: Run, wasHeld: boolean): boolean {
-  return before.boot === now.boot && (wasHeld || before.readyAtMs === now.readyAtMs)
+export function goesOn(before: Run, now: Run): boolean {
+  return before.boot === now.boot && before.restore === now.restore
 }

@@ -27,7 +27,8 @@ export class NotBackError extends Error {
  * and whether anything may be sent.
  *
  *     up --asleep or paused is wanted, or seen--> held --it is ready again, of the same start--> up
- *     up, held --it stopped, failed or runs anew--> over: its connections are ended, and the next run may begin
+ *     up, held --it stopped, failed, runs anew or went back to a checkpoint--> over: its connections are ended, and the next
+ *                run may begin
  *
  * While it is `held` every connection to it lives on. What its users send waits in the gateway, and wakes it; what is
  * the gateway's own (windows, keepalives, ends) waits as well, and does not.
@@ -114,10 +115,13 @@ export class MachineWatch {
     }
     const run = runOf(row)
     const before = this.#run
-    if (before !== undefined && !goesOn(before, run, wasHeld || life === 'held')) this.#end()
+    if (before !== undefined && !goesOn(before, run)) this.#end()
     this.#run = run
-    if (life === 'up') this.#release()
-    else {
+    if (life === 'up') {
+      // It slept, and that was over before its row was read: its connections are probed as after any sleep.
+      if (before !== undefined && before.readyAtMs !== run.readyAtMs) this.#hold()
+      this.#release()
+    } else {
       this.#hold()
       if (row.desiredState === 'asleep' && this.#wantedBy !== undefined) this.#wakeAgain()
     }

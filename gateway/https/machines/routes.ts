@@ -192,8 +192,7 @@ export class RouteTable {
     if (is) this.#seen.set(machineId, is)
     dropOldest(this.#seen)
     if (!was) return
-    const wasHeld = was.life === 'held'
-    const isOver = !is || is.life === 'over' || !goesOn(was.run, is.run, wasHeld || is.life === 'held')
+    const isOver = !is || is.life === 'over' || !goesOn(was.run, is.run)
     if (was.life !== 'over' && isOver) onEnded(was)
     if (!is || decides(is) !== decides(was)) onAccessChanged(machineId)
   }

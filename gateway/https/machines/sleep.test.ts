@@ -2,7 +2,7 @@ import { once } from 'node:events'
 import type { Duplex } from 'node:stream'
 import { connect as connectTls } from 'node:tls'
 import { describe, expect, it } from 'vitest'
-import { putToSleep, refuseWhenWanted, wakeWhenWanted } from '../../activity/testing/sleeper.ts'
+import { bringBack, putToSleep, refuseWhenWanted, wakeWhenWanted } from '../../activity/testing/sleeper.ts'
 import { cookieOf, type Site, startSite } from '../testing/site.ts'
 
 const PATIENT = { timeout: 60_000, interval: 10 }
@@ -155,6 +155,27 @@ describe('a WebSocket', () => {
     live.socket.write('two')
     await live.until('one two')
     expect([sleeper.wakes, await wakings(site)]).toEqual([2, ['a WebSocket', 'a WebSocket']])
+    live.socket.destroy()
+  })
+
+  it('lives through a sleep that was over before the gateway saw it', async () => {
+    await using site = await startSite(echo)
+    const browser = await site.signedIn()
+    await browser.get(site.machine())
+    const live = await webSocket(site, cookieOf(browser))
+    live.socket.write('one ')
+    await live.until('one ')
+    const { generation } = site.gateway.app.watches.of(site.machineId)
+    await site.sql.begin(async (sql) => {
+      await putToSleep(sql as never, site.machineId)
+      await sql`update machines set desired_state = 'running' where id = ${site.machineId}`
+      await bringBack(sql as never, site.machineId)
+    })
+    await expect.poll(() => site.gateway.app.watches.of(site.machineId).generation, PATIENT).toBeGreaterThan(generation)
+    // Whoever follows the machine has read its row when one who asks anew is answered.
+    await expect.poll(async () => (await browser.get(site.machine())).status, PATIENT).toBe(200)
+    live.socket.write('two')
+    await live.until('one two')
     live.socket.destroy()
   })
 
