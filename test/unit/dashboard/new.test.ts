@@ -65,6 +65,28 @@ it('suggests a name, shows the command, tells how far the machine is, and ends w
   await page.context().close()
 })
 
+it('leaves the name alone when somebody is at it before one is suggested', async () => {
+  const page = await desk.open('/keys')
+  const asked = Promise.withResolvers<void>()
+  const goOn = Promise.withResolvers<void>()
+  await page.route('**/exec*', async (route) => {
+    if (!route.request().postData()?.includes('--dry-run')) return await route.continue()
+    asked.resolve()
+    await goOn.promise
+    await route.continue()
+  })
+  await page.getByRole('link', { name: 'Machines' }).first().click()
+  await page.getByRole('link', { name: 'New machine' }).click()
+  const name = page.getByLabel('Name', { exact: true })
+  await name.focus()
+  await asked.promise
+  goOn.resolve()
+  await page.locator('#images option').first().waitFor({ state: 'attached' })
+  await page.keyboard.type('mine')
+  expect(await name.inputValue()).toBe('mine')
+  await page.context().close()
+})
+
 it('a setup script arrives as it was typed, backslashes and all', async () => {
   const page = await desk.open('/new')
   await page.getByLabel('Name', { exact: true }).fill('scripted')

@@ -1,5 +1,6 @@
 /** A new machine: what it is to be, how far it is while it is made, and how to reach it when it is there. */
 import { type Signal, useSignal } from '@preact/signals'
+import type { RefObject } from 'preact'
 import { useEffect, useRef } from 'preact/hooks'
 import { ExecError, exec, run } from '../api/exec.ts'
 import { CommandLine } from '../parts/CommandLine.tsx'
@@ -33,11 +34,14 @@ export function Page() {
   const wish = useSignal<Wish>(nothingTyped())
   const offer = useSignal<Offer | undefined>(undefined)
   const failure = useSignal<ExecError | undefined>(undefined)
+  const nameField = useRef<HTMLInputElement>(null)
   const suggest = async () => {
     try {
       failure.value = undefined
       offer.value = await exec<Offer>(['new', '--dry-run'])
-      if (wish.peek().name === '') wish.value = { ...wish.peek(), name: offer.value.vm_name }
+      // Whoever is about to type finds nothing there that was not there before.
+      const isTyping = nameField.current !== null && document.activeElement === nameField.current
+      if (wish.peek().name === '' && !isTyping) wish.value = { ...wish.peek(), name: offer.value.vm_name }
     } catch (error) {
       if (error instanceof ExecError) failure.value = error
     }
@@ -79,7 +83,7 @@ export function Page() {
       {failure.value && (
         <Failed error={failure.value} wayOn={offer.value ? undefined : { label: 'Try again', act: suggest }} />
       )}
-      {now.is === 'asking' && <Form wish={wish} offer={offer.value} suggest={suggest} make={make} />}
+      {now.is === 'asking' && <Form {...{ wish, offer: offer.value, nameField, suggest, make }} />}
       {now.is === 'making' && <Making step={now} name={wish.value.name} />}
       {now.is === 'made' && (
         <Made
@@ -96,9 +100,15 @@ export function Page() {
   )
 }
 
-type FormProps = { wish: Signal<Wish>; offer: Offer | undefined; suggest: () => void; make: () => void }
+type FormProps = {
+  wish: Signal<Wish>
+  offer: Offer | undefined
+  nameField: RefObject<HTMLInputElement | null>
+  suggest: () => void
+  make: () => void
+}
 
-function Form({ wish, offer, suggest, make }: FormProps) {
+function Form({ wish, offer, nameField, suggest, make }: FormProps) {
   const typed = (key: keyof Wish) => ({
     value: wish.value[key],
     onInput: (event: { currentTarget: HTMLInputElement | HTMLTextAreaElement | HTMLSelectElement }) => {
@@ -118,6 +128,7 @@ function Form({ wish, offer, suggest, make }: FormProps) {
       <div class="line-form">
         <Field label="Name">
           <input
+            ref={nameField}
             class="mono"
             maxLength={40}
             pattern="[a-z](-?[a-z0-9])*"
