@@ -15,6 +15,15 @@ export default defineConfig({
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },
     reportCompressedSize: false,
-    rolldownOptions: { input: `${import.meta.dirname}/src/main.tsx`, checks: { bundlerTimings: false } },
+    rolldownOptions: {
+      input: `${import.meta.dirname}/src/main.tsx`,
+      checks: { bundlerTimings: false },
+      // What pages share is small: in a file each, asking for it and beginning it takes longer than all of it together.
+      output: {
+        codeSplitting: {
+          groups: [{ name: 'parts', test: /\/src\/(parts|api)\/(?!.*[pP]lot).*\.tsx?$/, minShareCount: 3 }],
+        },
+      },
+    },
   },
 })

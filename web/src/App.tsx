@@ -55,7 +55,9 @@ function Body({ shown }: { shown: Shown | undefined }) {
     )
   }
   const { route, params } = found
-  if (shown?.route !== route) {
+  // The first page's files come along with the script: nothing is drawn that is gone in a moment.
+  if (shown === undefined) return null
+  if (shown.route !== route) {
     return (
       <Frame title={route.title}>
         <Skeleton lines={5} />

@@ -1,6 +1,8 @@
 import { once } from 'node:events'
-import { createServer, request } from 'node:http'
+import { createServer, type IncomingMessage, request } from 'node:http'
+import { request as requestTls } from 'node:https'
 import type { AddressInfo } from 'node:net'
+import { gunzipSync } from 'node:zlib'
 import { afterAll, afterEach, beforeAll, expect, it } from 'vitest'
 import { createSession, endAllSessions } from '../../accounts/web-sessions.ts'
 import type { Caller } from '../../app.ts'
@@ -67,6 +69,29 @@ it('tells all machines at first, then each change as ls shows it, and what is go
   const id = await idOf('short')
   await world.run('rm short')
   await one.until((event) => event.name === 'machines' && machinesIn(event).gone.includes(id))
+})
+
+it('answers a page once with what a stream would begin with, which goes on from there', async () => {
+  const cookie = await signIn()
+  const ask = async (headers: Record<string, string>) => {
+    const asked = requestTls(`${url}?once`, { headers, rejectUnauthorized: false })
+    asked.end()
+    const [answer] = (await once(asked, 'response')) as [IncomingMessage]
+    const bytes = Buffer.concat(await answer.toArray())
+    const isPacked = answer.headers['content-encoding'] === 'gzip'
+    return { status: answer.statusCode, isPacked, said: JSON.parse(String(isPacked ? gunzipSync(bytes) : bytes)) }
+  }
+  const { status, isPacked, said } = await ask({ cookie, 'accept-encoding': 'gzip, br' })
+  expect([status, isPacked]).toEqual([200, true])
+  const names = Object.values(said.set as Machines['set']).map(({ vm_name }) => vm_name)
+  expect(names.sort()).toEqual(['demo', 'spare'])
+  expect((await ask({ cookie })).isPacked).toBe(false)
+  expect(await ask({})).toMatchObject({ status: 401, said: { code: 'auth.required' } })
+  const on = await open(cookie, {}, `?after=${said.id}`)
+  await world.run('comment demo since then')
+  const change = await on.until(shows('demo'))
+  expect([isFull(change), namesIn(change)]).toEqual([false, ['demo']])
+  expect(on.events.filter(isFull)).toEqual([])
 })
 
 it('nothing of another account is ever told, whatever happens to it', async () => {

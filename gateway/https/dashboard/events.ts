@@ -9,6 +9,11 @@
  *     alive     {}                                                            each 15 s, and when it is heard again
  *     end       {}                                                            this browser was signed out
  *
+ * `GET /events?once` answers with what a stream would begin with, and ends: a page asks for it along with its script, and
+ * listens from there on (`?after=ID`).
+ *
+ *     {id, set: {NUMBER: as ls --json has it}, costs?: {NUMBER: millionths of a dollar}}
+ *
  * An account's machines are read once for all of its browsers, by that account's own right, and again when Postgres says
  * that one of them changed: another's are nowhere on the way. A browser that comes back says which event it heard last
  * (`Last-Event-ID`, or `?after=`) and is told what is newer.
@@ -25,6 +30,7 @@ import { EventStream, TOPICS, type Topic } from './event-stream.ts'
 import { Feed } from './feed.ts'
 import { LeaseWatch } from './lease-watch.ts'
 import { readCosts, readDocuments, readSomeDocuments } from './machine-documents.ts'
+import { Snapshot } from './snapshot.ts'
 
 const PATH = '/events'
 
@@ -65,7 +71,7 @@ type Channel = {
   /** addresses that its browsers' people read */
   emails: Set<string>
   feed: Feed
-  streams: Map<EventStream, number>
+  streams: Map<EventStream | Snapshot, number>
   /** machines that changed and were not read yet; undefined: all may have */
   changed: Set<number> | undefined
   timer: NodeJS.Timeout | undefined
@@ -124,7 +130,7 @@ export class Events {
   answer(request: IncomingMessage, response: ServerResponse): boolean {
     const { pathname, searchParams } = new URL(request.url ?? '/', 'https://control')
     if (pathname !== PATH) return false
-    this.#serve(request, response, searchParams.get('after') ?? undefined).catch((error: unknown) => {
+    this.#serve(request, response, searchParams).catch((error: unknown) => {
       const { isAway, message } = faultOf(error, this.#app.log, 'a stream of events failed')
       if (response.headersSent) response.destroy()
       else refuse(response, isAway ? 503 : 500, isAway ? 'database.away' : 'gateway.failed', message)
@@ -152,7 +158,7 @@ export class Events {
     this.#channels.clear()
   }
 
-  async #serve(request: IncomingMessage, response: ServerResponse, after: string | undefined): Promise<void> {
+  async #serve(request: IncomingMessage, response: ServerResponse, asked: URLSearchParams): Promise<void> {
     if (request.method !== 'GET') return refuse(response, 405, 'request.method', 'GET this', { Allow: 'GET' })
     // Another site's page could not read the stream, but hold places open.
     const asker = askerOf(request.method, request.headers, ownOrigin(request.headers))
@@ -179,8 +185,10 @@ export class Events {
     const channel = this.#channelOf(accountId, isOwner)
     for (const email of emails) channel.emails.add(email)
     const lastId = request.headers['last-event-id']
-    const heard = channel.feed.positionOf(typeof lastId === 'string' && lastId !== '' ? lastId : after)
-    const stream = new EventStream(response, channel.feed, heard)
+    const after = typeof lastId === 'string' && lastId !== '' ? lastId : (asked.get('after') ?? undefined)
+    const stream = asked.has('once')
+      ? new Snapshot(response, channel.feed, String(request.headers['accept-encoding'] ?? ''))
+      : new EventStream(response, channel.feed, channel.feed.positionOf(after))
     this.#count++
     this.#perSession.set(id, ofSession + 1)
     channel.streams.set(stream, id)
@@ -196,9 +204,9 @@ export class Events {
       this.#watchLeases()
     })
     stream.staleSince = channel.staleSince
+    if (channel.costs !== '') stream.costs = channel.costs
     if (channel.feed.isKnown) stream.tell()
     else this.#readAll(channel)
-    if (channel.costs !== '') stream.costs = channel.costs
     this.#watchLeases()
   }
 

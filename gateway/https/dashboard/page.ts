@@ -29,7 +29,8 @@ export function dashboardPage(build: DashboardBuild, route: DashboardBuild['rout
 <title>Berth at ${told.domain}</title>
 <link rel="icon" href="${build.icon}">
 ${styles.map((path) => html`<link rel="stylesheet" href="${path}">\n`)}<script type="module" src="${build.script}"></script>
-${scripts.map((path) => html`<link rel="modulepreload" href="${path}">\n`)}${build.fonts.map((path) => html`<link rel="preload" href="${path}" as="font" type="font/woff2" crossorigin>\n`)}<noscript><meta http-equiv="refresh" content="0; url=/list"></noscript>
+${scripts.map((path) => html`<link rel="modulepreload" href="${path}">\n`)}<link rel="preload" href="/events?once" as="fetch" crossorigin>
+${build.fonts.map((path) => html`<link rel="preload" href="${path}" as="font" type="font/woff2" crossorigin>\n`)}<noscript><meta http-equiv="refresh" content="0; url=/list"></noscript>
 </head>
 <body>
 <div id="app"></div>

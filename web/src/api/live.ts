@@ -47,6 +47,8 @@ export type Topic = 'machines' | 'keys' | 'shares' | 'audit' | 'hosts' | 'accoun
 
 /** The gateway says something each 15 s. */
 const SILENT_MS = 35_000
+/** Then the stream may say what is wrong. */
+const SNAPSHOT_MS = 3_000
 /** A cut that is mended so soon is none that anybody should see. */
 const UNSEEN_MS = 2_000
 const AGAIN_FIRST_MS = 500
@@ -100,9 +102,9 @@ let hasOpened = false
 let timer: ReturnType<typeof setTimeout> | undefined
 let cutTimer: ReturnType<typeof setTimeout> | undefined
 
-/** Begins to listen; once. */
+/** Begins to listen; once. What the page had its browser ask for along with its script is there first. */
 export function startLive(): void {
-  open()
+  void takeSnapshot().finally(open)
   setInterval(() => {
     if (source && Date.now() - heardAtMs > SILENT_MS) {
       becomeStale(heardAtMs)
@@ -118,6 +120,24 @@ export function startLive(): void {
   addEventListener('pageshow', (event) => {
     if (event.persisted) open()
   })
+}
+
+async function takeSnapshot(): Promise<void> {
+  try {
+    const answer = await fetch('/events?once', { signal: AbortSignal.timeout(SNAPSHOT_MS) })
+    if (!answer.ok) return
+    const said = (await answer.json()) as { id: string; set: Record<string, Machine>; costs?: Record<string, number> }
+    // Somebody was quicker: `online`, or a page that was seen again.
+    if (source) return
+    lastId = said.id
+    batch(() => {
+      takeMachines({ full: true, set: said.set, gone: [] })
+      if (said.costs) takeCosts(said.costs)
+      becomeLive()
+    })
+  } catch {
+    // The stream brings the same, and says what is wrong.
+  }
 }
 
 function open(): void {
@@ -144,9 +164,7 @@ function open(): void {
       becomeLive()
     })
   })
-  on('costs', (said: Record<string, number>) => {
-    costs.value = new Map(Object.entries(said).map(([id, micros]) => [Number(id), micros]))
-  })
+  on('costs', takeCosts)
   on('news', (said: { what: Topic }) => bump(said.what))
   on('alive', () => becomeLive())
   on('stale', (said: { since: string }) => becomeStale(Date.parse(said.since)))
@@ -200,8 +218,12 @@ function takeMachines({ full, set, gone }: { full?: true; set: Record<string, Ma
   }
   bump('machines')
   if (!isOther) return
-  const nameOf = (id: number) => machines.get(id)?.peek().vm_name ?? ''
-  machineIds.value = [...machines.keys()].sort((a, b) => (nameOf(a) < nameOf(b) ? -1 : 1))
+  const named = [...machines].map(([id, machine]) => ({ id, name: machine.peek().vm_name }))
+  machineIds.value = named.sort((a, b) => (a.name < b.name ? -1 : 1)).map(({ id }) => id)
+}
+
+function takeCosts(said: Record<string, number>): void {
+  costs.value = new Map(Object.entries(said).map(([id, micros]) => [Number(id), micros]))
 }
 
 function bump(topic: Topic): void {

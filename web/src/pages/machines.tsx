@@ -112,6 +112,8 @@ function List() {
     [extra],
   )
   const isAnyActive = shown.includes(active.value ?? -1)
+  const open = opened.value
+  const heights = extra.value
   return (
     <>
       <div
@@ -149,7 +151,7 @@ function List() {
           rowHeight={rowHeight}
           extraOf={(index) => {
             const id = shown[index] ?? -1
-            return opened.value.has(id) ? (extra.value.get(id) ?? OPENED_PX) : 0
+            return open.has(id) ? (heights.get(id) ?? OPENED_PX) : 0
           }}
           row={(index) => {
             const id = shown[index] ?? -1
@@ -174,7 +176,8 @@ function List() {
 
 function ChooseAll({ shown }: { shown: readonly number[] }) {
   const box = useRef<HTMLInputElement>(null)
-  const count = shown.filter((id) => chosen.value.has(id)).length
+  const marked = chosen.value
+  const count = shown.filter((id) => marked.has(id)).length
   useEffect(() => {
     if (box.current) box.current.indeterminate = count > 0 && count < shown.length
   })

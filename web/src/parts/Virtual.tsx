@@ -31,15 +31,21 @@ export function Virtual({ count, rowHeight, extraOf, row, attributes }: VirtualP
   const current = useRef(tops)
   current.current = tops
 
-  const look = useCallback(() => {
-    if (!element.current) return
-    const all = current.current
-    const above = -element.current.getBoundingClientRect().top
-    const first = Math.max(0, roundDown(indexAt(all, above) - BEYOND))
-    const last = Math.min(all.length - 1, roundDown(indexAt(all, above + innerHeight) + BEYOND) + STEP)
-    const [was, wasLast] = range.peek()
-    if (first !== was || last !== wasLast) range.value = [first, last]
-  }, [range])
+  /** @param most rows more than there are at the end. @returns whether that was too few */
+  const look = useCallback(
+    (most = Number.POSITIVE_INFINITY): boolean => {
+      if (!element.current) return false
+      const all = current.current
+      const above = -element.current.getBoundingClientRect().top
+      const [was, wasLast] = range.peek()
+      const first = Math.max(0, roundDown(indexAt(all, above) - BEYOND))
+      const wanted = Math.min(all.length - 1, roundDown(indexAt(all, above + innerHeight) + BEYOND) + STEP)
+      const last = Math.min(wanted, wasLast + most)
+      if (first !== was || last !== wasLast) range.value = [first, last]
+      return last < wanted
+    },
+    [range],
+  )
   const hasRested = useRef(false)
   useLayoutEffect(() => {
     if (hasRested.current) look()
@@ -49,8 +55,16 @@ export function Virtual({ count, rowHeight, extraOf, row, attributes }: VirtualP
       hasRested.current = true
       look()
     }
-    // Those beyond the window when there is nothing else to do.
-    const cancel = whenIdle(onMove)
+    // Those beyond the window when there is nothing else to do, and so few at once that nobody waits for them.
+    let cancel = () => {}
+    const more = () => {
+      cancel = whenIdle(() => {
+        if (hasRested.current) return
+        if (look(STEP)) more()
+        else hasRested.current = true
+      })
+    }
+    more()
     addEventListener('scroll', onMove, { passive: true })
     addEventListener('resize', onMove)
     return () => {

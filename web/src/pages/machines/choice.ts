@@ -30,9 +30,10 @@ function searched({ vm_name, status_text, image, host, comment, tags, ip }: Mach
 }
 
 /** The chosen machines that there still are. */
-export const chosenMachines = computed<Machine[]>(() =>
-  (machineIds.value ?? []).filter((id) => chosen.value.has(id)).flatMap((id) => machineOf(id)?.value ?? []),
-)
+export const chosenMachines = computed<Machine[]>(() => {
+  const marked = chosen.value
+  return (machineIds.value ?? []).filter((id) => marked.has(id)).flatMap((id) => machineOf(id)?.value ?? [])
+})
 
 export function toggled(set: ReadonlySet<number>, id: number, isIn = !set.has(id)): ReadonlySet<number> {
   const next = new Set(set)
