@@ -49,7 +49,7 @@ const behaviour: Record<TinyGuest, string> = {
   // the first sector of its disk, again and again, with the firmware's driver: INT 13h, function 2
   reads:
     '1: movw $0x0201, %ax; movw $1, %cx; movw $0x80, %dx; xorw %bx, %bx; movw $0x2000, %si; movw %si, %es; int $0x13; jmp 1b',
-  // its disk from 1 to 32 MiB, 32 KiB at a time, each with the number of its first sector in front; what comes next is in
+  // its disk from 1 to 512 MiB, 32 KiB at a time, each with the number of its first sector in front; what comes next is in
   // its memory at `writesNextAt`: INT 13h, function 43h (EDD), whose packet is at 2000:0 and buffer at 3000:0
   writes: `
     movw $0x2000, %ax
@@ -68,7 +68,7 @@ const behaviour: Record<TinyGuest, string> = {
     int $0x13
     jc 1b
     addl $64, 8
-    cmpl $65536, 8
+    cmpl $1048576, 8
     jb 1b`,
   // ACPI PM1a control of q35 as SeaBIOS places it: SLP_TYP 0 (S5), SLP_EN
   powersOff: 'movw $0x604, %dx; movw $0x2000, %ax; outw %ax, %dx',
