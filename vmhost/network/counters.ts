@@ -89,16 +89,26 @@ export function counterElements(name: 'direct_in' | 'gateway_in', machines: read
 }
 
 /**
- * The chains on these machines' taps, which must exist, as one transaction. Each replaces what is there: chains follow
- * the device that they were made for, or its name, or go with it, as the kernel's version has it.
+ * The chains on these machines' taps, which must exist, as one transaction.
+ *
+ * A chain that packets may be passing through is kept, and its rules are stated again: a packet meets the old ones or the
+ * new ones. Were the chain replaced, a packet could be counted twice: the kernel gives the new chain its rules and takes
+ * the old one off the hook later, one chain after the other, and until then the old one counts as before
+ * (nf_tables_commit, which prepares no other rules for a chain that goes).
+ * @param anew machines whose taps carry nothing, or whose chain is another's: it is replaced, because chains follow the
+ *   device that they were made for, or its name, or go with it, as the kernel's version has it
  */
-export function renderTapCounting(machines: readonly CountedMachine[]): string {
+export function renderTapCounting(
+  machines: readonly CountedMachine[],
+  anew: { has(machineId: number): boolean },
+): string {
   return machines
     .flatMap((machine) => {
       const tap = tapName(machine.machineId)
       return [
-        ...renderNoChain(tap),
+        ...(anew.has(machine.machineId) ? renderNoChain(tap) : []),
         `add chain netdev berth ${tap} { type filter hook ingress device "${tap}" priority ${FIRST}; policy accept; }`,
+        `flush chain netdev berth ${tap}`,
         `add rule netdev berth ${tap} meta protocol ${RARP} accept comment "the hypervisor's own"`,
         `add rule netdev berth ${tap} ip daddr ${METADATA_ADDRESS} accept comment "metadata is free"`,
         `add rule netdev berth ${tap} fib daddr type local counter name ${counterName(machine, 'gateway_out')} accept comment "to the host"`,

@@ -263,7 +263,7 @@ class HostNetwork implements Network {
         this.#hasEndedSeries = true
       }
       await this.#applyRules([])
-      await this.#count([...this.#machines.keys()])
+      await this.#count([...this.#machines.keys()], new Set())
       await this.#removeEndedSeries()
     })
       .catch((err: unknown) => this.#context.log.error({ err }, 'the firewall of machines could not be put back'))
@@ -298,10 +298,18 @@ class HostNetwork implements Network {
     return { machineId, series, isFresh: this.#freshSeries.has(series) }
   }
 
-  /** Has what these machines send counted; their taps exist. */
-  async #count(machineIds: readonly number[]): Promise<void> {
+  /**
+   * Has what these machines send counted; their taps exist.
+   * @param down machines whose taps carry nothing yet
+   */
+  async #count(machineIds: readonly number[], down: ReadonlySet<number>): Promise<void> {
     if (machineIds.length === 0) return
-    const count = () => runCommand('nft', ['-f', '-'], renderTapCounting(machineIds.map((id) => this.#counted(id))))
+    const state = (anew: ReadonlySet<number>) => {
+      const machines = machineIds.map((id) => this.#counted(id))
+      return runCommand('nft', ['-f', '-'], renderTapCounting(machines, anew))
+    }
+    // A chain on another hook, of another version or somebody else's, cannot be kept.
+    const count = () => state(down).catch(() => state(new Set(machineIds)))
     await this.#withCounters(count, () => this.#applyRules([]))
   }
 
@@ -364,7 +372,7 @@ class HostNetwork implements Network {
     const ensured = await connectTaps(
       connect,
       this.#gateway,
-      (some) => this.#count(some.map(({ machineId }) => machineId)),
+      (machineIds, down) => this.#count(machineIds, down),
       (machineId, error) => failures.set(machineId, error),
     )
     for (const machineId of failures.keys()) if (!before.has(machineId)) this.#machines.delete(machineId)

@@ -7,12 +7,13 @@ import { isHalfMadeTap, isOurTap, planTap, readKernel, setTapSysctls } from './k
 import { type MachineNetwork, NetworkError } from './types.ts'
 
 type OnFailure = (machineId: number, error: Error) => void
-type BeforeUp = (machines: readonly MachineNetwork[]) => Promise<void>
+type BeforeUp = (machineIds: readonly number[], down: ReadonlySet<number>) => Promise<void>
 
 /**
  * Makes the taps of these machines what they should be.
  * @param gateway the gateway address
- * @param beforeUp what is to be done with taps that are there, before any packet passes those that are new
+ * @param beforeUp what is to be done with these machines' taps, which are there, before any packet passes those that are
+ *   `down` still
  * @param onFailure called for each machine that the kernel refuses; the others are not held up
  * @returns taps that were made, or had something put right
  */
@@ -33,7 +34,8 @@ export async function connectTaps(
     // Before they are up: no packet passes under other settings, or as part of another machine's connection.
     for (const { tap } of plans) if (await setTapSysctls(tap)) touched.add(tap)
     for (const { machine, isFresh } of plans) if (isFresh && !machine.goesOn) await forgetFlows(machine.address)
-    await beforeUp(some)
+    const idsOf = (which: readonly { machine: MachineNetwork }[]) => which.map(({ machine }) => machine.machineId)
+    await beforeUp(idsOf(plans), new Set(idsOf(plans.filter(({ isFresh }) => isFresh))))
     await runIpBatch(plans.flatMap(({ configure }) => configure))
   }
   await eachOrAll(machines, connect, ({ machineId }, error) => {
