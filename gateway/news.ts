@@ -12,6 +12,7 @@ const CHANNELS = [
   'mails',
   'grants',
   'shares',
+  'notices',
   'domains',
   'certificates',
   'challenges',

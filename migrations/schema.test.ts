@@ -144,3 +144,21 @@ describe('news for operators', () => {
     expect(heard).toEqual(expected)
   })
 })
+
+describe('news of notices', () => {
+  it('are of one that is told and of one that is read, once for all that are read together', async () => {
+    await using db = await testDatabase()
+    const [owner, gateway] = [db.as('owner'), db.as('berth_gateway')]
+    const heard: string[] = []
+    const over = Promise.withResolvers<void>()
+    await owner.listen('notices', (id) => (id === 'over' ? over.resolve() : heard.push(id)))
+    await owner`insert into accounts default values`
+    await owner`insert into accounts default values`
+    await gateway`insert into notices (account_id, subject, body) values (1, 'a', ''), (1, 'b', ''), (2, 'c', '')`
+    await gateway`update notices set read_at = now() where account_id = 1 and read_at is null`
+    await gateway`update notices set read_at = read_at where account_id = 1`
+    await owner`select pg_notify('notices', 'over')`
+    await over.promise
+    expect(heard).toEqual(['1', '2', '1'])
+  })
+})

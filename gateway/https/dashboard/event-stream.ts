@@ -2,7 +2,7 @@ import type { ServerResponse } from 'node:http'
 import type { Feed } from './feed.ts'
 
 /** What else is worth another look; servers and accounts for operators alone. */
-export const TOPICS = ['keys', 'shares', 'audit', 'hosts', 'accounts'] as const
+export const TOPICS = ['keys', 'shares', 'audit', 'notices', 'hosts', 'accounts'] as const
 export type Topic = (typeof TOPICS)[number]
 
 /**

@@ -4,6 +4,7 @@ import { request as requestTls } from 'node:https'
 import type { AddressInfo } from 'node:net'
 import { gunzipSync } from 'node:zlib'
 import { afterAll, afterEach, beforeAll, expect, it } from 'vitest'
+import { tellAccounts } from '../../accounts/notices.ts'
 import { createSession, endAllSessions } from '../../accounts/web-sessions.ts'
 import type { Caller } from '../../app.ts'
 import { startWorld, type World } from '../../commands/testing/world.ts'
@@ -202,12 +203,28 @@ it('what is shared with somebody is news for who reads that address', async () =
   expect(mine.events.filter(newsOf('shares'))).toEqual([])
 })
 
+it('what an account is told, and that it was read, is news for its own pages and for nobody else’s', async () => {
+  const [mine, hers] = [await open(await signIn()), await open(await signIn(eve.accountId))]
+  await Promise.all([mine.until(isFull), hers.until(isFull)])
+  await world.gateway.sql.begin(async (tx) => {
+    await tellAccounts(tx, [{ accountId: eve.accountId, subject: 'the rates change', body: 'Tomorrow.\n' }])
+  })
+  await hers.until(newsOf('notices'))
+  const before = hers.events.length
+  await world.run('billing notices --read', { caller: eve })
+  await expect.poll(() => hers.events.slice(before).some(newsOf('notices')), { timeout: 60_000 }).toBe(true)
+  // One of another's comes after all of that.
+  await world.run('comment demo for Wednesday')
+  await mine.until(newsOf('audit'))
+  expect(mine.events.filter(newsOf('notices'))).toEqual([])
+})
+
 it('news that were lost while the database was not listened to are told as if all of it had happened', async () => {
   const one = await open(await signIn(eve.accountId))
   await one.until(isFull)
   await world.gateway.sql`select pg_terminate_backend(pid) from pg_stat_activity
     where datname = current_database() and query ilike 'listen%' and pid <> pg_backend_pid()`
-  for (const topic of ['keys', 'shares', 'audit']) await one.until(newsOf(topic))
+  for (const topic of ['keys', 'shares', 'audit', 'notices']) await one.until(newsOf(topic))
   expect(one.events.filter((event) => newsOf('hosts')(event) || newsOf('accounts')(event))).toEqual([])
 })
 

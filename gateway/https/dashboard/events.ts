@@ -3,7 +3,7 @@
  *
  *     machines  {full?, set: {NUMBER: as ls --json has it}, gone: [NUMBER]}   at first all, then what changed
  *     costs     {NUMBER: millionths of a dollar}                              this month, looked at each minute
- *     news      {what: keys|shares|audit}                                     worth another look
+ *     news      {what: keys|shares|audit|notices}                             worth another look
  *               {what: hosts|accounts}                                        the same, for operators alone
  *     stale     {since}                                                       the database is not heard
  *     alive     {}                                                            each 15 s, and when it is heard again
@@ -111,6 +111,7 @@ export class Events {
         this.#tellOperators('accounts')
       }),
       news.on('shares', (email) => this.#tell('shares', ({ emails }) => emails.has(email))),
+      news.on('notices', (id) => this.#tell('notices', ({ accountId }) => accountId === Number(id))),
       news.on('hosts', () => this.#tellOperators('hosts')),
       news.on('accounts', () => this.#tellOperators('accounts')),
       news.on('events', (id) => this.#tell('audit', ({ accountId, isOwner }) => isOwner || accountId === Number(id))),

@@ -1,5 +1,6 @@
 /** Usage, billing and the audit trail as a person has them. */
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { tellAccounts } from '../../../gateway/accounts/notices.ts'
 import type { Caller } from '../../../gateway/app.ts'
 import { monthOf, startOfMonth } from '../../../gateway/billing/calendar.ts'
 import { closeDueMonths } from '../../../gateway/billing/closing.ts'
@@ -164,6 +165,28 @@ describe('billing', () => {
     await isSet()
     expect(await details()).toEqual({ name: null, address: null, tax_id: null })
     expect(await desk.faults(page)).toEqual([])
+    expect(desk.complaints).toEqual([])
+  })
+
+  it('a notice that comes, and one that is read elsewhere, reach pages that are open', async () => {
+    const [page, billing] = [
+      await desk.open('/keys', { accountId: ada.accountId }),
+      await desk.open('/billing', { accountId: ada.accountId }),
+    ]
+    const count = page.getByRole('link', { name: '1 notice' })
+    await billing.locator('details.notice').waitFor()
+    expect(await count.count()).toBe(0)
+    await desk.world.app.sql.begin(async (tx) => {
+      const body = 'From the first of May on.\n'
+      await tellAccounts(tx, [{ accountId: ada.accountId, subject: 'the rates of plan usage change', body }])
+    })
+    await count.waitFor({ timeout: 60_000 })
+    await billing
+      .locator('details.notice[open]', { hasText: 'the rates of plan usage change' })
+      .waitFor({ timeout: 60_000 })
+    await desk.world.run('billing notices --read', { caller: ada })
+    await count.waitFor({ state: 'detached', timeout: 60_000 })
+    await billing.getByRole('link', { name: '1 notice' }).waitFor({ state: 'detached', timeout: 60_000 })
     expect(desk.complaints).toEqual([])
   })
 

@@ -42,8 +42,11 @@ export type Machine = {
 
 export type Live = { state: 'connecting' | 'live' | 'stale'; sinceMs: number | undefined }
 
-/** What may be news beside machines; servers and accounts for operators alone. `shares`: what others share. */
-export type Topic = 'machines' | 'keys' | 'shares' | 'audit' | 'hosts' | 'accounts'
+/**
+ * What may be news beside machines; servers and accounts for operators alone. `shares`: what others share; `notices`:
+ * what the account is told, and that it was read.
+ */
+export type Topic = 'machines' | 'keys' | 'shares' | 'audit' | 'notices' | 'hosts' | 'accounts'
 
 /** The gateway says something each 15 s. */
 const SILENT_MS = 35_000

@@ -7,7 +7,7 @@ import type { Notice } from './documents.ts'
 
 /** What the account was told, what nobody has read yet open. */
 export function Notices() {
-  const { value, reload } = useExec<{ unread: number; notices: Notice[] }>(['billing', 'notices'], ['audit'])
+  const { value, reload } = useExec<{ unread: number; notices: Notice[] }>(['billing', 'notices'], ['notices'])
   useEffect(() => {
     if (value !== undefined) unread.value = value.unread
   }, [value])
