@@ -562,6 +562,8 @@ export const invoices = pgTable('invoices', {
   totalMicros: int8('total_micros').notNull(),
   seller: jsonb('seller').$type<Party>(),
   buyer: jsonb('buyer').$type<Buyer>(),
+  /** by the machine's number */
+  names: jsonb('names').$type<Record<string, string>>().notNull().default({}),
 })
 
 export type InvoiceLineKind = RateKind | 'credit' | 'carried' | 'rounding'

@@ -30,7 +30,7 @@ export type InvoiceView = {
   /** undefined where it is not collected by this Berth, or nothing is to be paid */
   payment: Payment | undefined
   rows: Row[]
-  /** of the account's machines, those that are gone too */
+  /** of the machines on its lines, as they were called when it was closed */
   names: ReadonlyMap<number, string>
 }
 
@@ -40,17 +40,15 @@ type Stripe = StripeSettings | undefined
 export async function readInvoiceView(db: Db, stripe: Stripe, number: number): Promise<InvoiceView | undefined> {
   const found = await readInvoice(db, number)
   if (!found) return undefined
-  const { invoice, lines } = found
+  const { invoice, lines, names } = found
   const { rates } = await readPriceList(db)
   const reasons = new Map((await readCredits(db, invoice.accountId)).map(({ id, reason }) => [id, reason]))
-  const machines = await db<{ id: number; name: string }[]>`
-    select id, name from machines where account_id = ${invoice.accountId}`
   const [account] = await db<{ email: string | null }[]>`select email from accounts where id = ${invoice.accountId}`
   return {
     ...{ invoice, email: invoice.buyer?.email ?? account?.email ?? null },
     payment: (await paymentsOfInvoices(db, stripe, invoice.accountId)).get(number),
     rows: lines.map((line) => rowOf(line, invoice, rates, reasons)),
-    names: new Map(machines.map(({ id, name }) => [id, name])),
+    names,
   }
 }
 
@@ -87,7 +85,7 @@ export function sharesOf({ line, rate, isCorrection }: Row): {
   return { machines: machineShares(line), days: dayShares(line) }
 }
 
-export function invoiceDocument({ invoice, email, payment, rows }: InvoiceView) {
+export function invoiceDocument({ invoice, email, payment, rows, names }: InvoiceView) {
   return {
     ...invoiceHead(invoice, payment),
     period: {
@@ -96,6 +94,7 @@ export function invoiceDocument({ invoice, email, payment, rows }: InvoiceView) 
     },
     ...{ currency: 'USD', account: invoice.accountId, email },
     ...(namesParties(invoice) ? { seller: partyDocument(invoice.seller), buyer: partyDocument(invoice.buyer) } : {}),
+    machine_names: Object.fromEntries(names),
     lines: rows.map((row) => {
       const { line, rate, isCorrection, what } = row
       return {

@@ -84,14 +84,17 @@ export async function closeMonth(
     if (lines.length === 0) return undefined
     lines.push(...(await settlement(tx, accountId, month, totalOf(lines), credits)))
     const total = totalOf(lines)
+    const machineIds = [...new Set(lines.flatMap(({ machines }) => machines.map(([machineId]) => machineId)))]
     const buyer: Buyer = { ...account?.details, ...(account?.email == null ? {} : { email: account.email }) }
     // Last, because from here on whoever else wants a number waits.
     const [written] = await tx<{ number: number }[]>`
       with counter as (update invoice_counter set last = last + 1 returning last),
         invoice as (
-          insert into invoices (number, account_id, month, closed_at, total_micros, seller, buyer)
+          insert into invoices (number, account_id, month, closed_at, total_micros, seller, buyer, names)
           select last, ${accountId}, ${firstDay(month)}::date, ${now}, ${String(total)}::bigint,
-            ${jsonOf(kept(seller))}::text::jsonb, ${jsonOf(kept(buyer))}::text::jsonb from counter returning number),
+            ${jsonOf(kept(seller))}::text::jsonb, ${jsonOf(kept(buyer))}::text::jsonb,
+            (select coalesce(jsonb_object_agg(id::text, name), '{}') from machines where id = any(${machineIds}::integer[]))
+            from counter returning number),
         lines as (
           insert into invoice_lines (invoice, position, kind, class, month, plan, rate_id, quantity, included, machines,
             days, credit_id, amount_micros)
@@ -289,20 +292,26 @@ const asInvoice = (row: InvoiceRow): Invoice => ({
 /** Newest first. */
 export async function readInvoices(db: Db, accountId: number): Promise<Invoice[]> {
   const rows = await db<InvoiceRow[]>`
-    select *, to_char(month, 'YYYY-MM') as month_text from invoices where account_id = ${accountId} order by month desc`
+    select number, account_id, to_char(month, 'YYYY-MM') as month_text, closed_at, total_micros, seller, buyer
+    from invoices where account_id = ${accountId} order by month desc`
   return rows.map(asInvoice)
 }
 
-export async function readInvoice(
-  db: Db,
-  number: number,
-): Promise<{ invoice: Invoice; lines: InvoiceLine[] } | undefined> {
-  const [row] = await db<InvoiceRow[]>`
+export type WholeInvoice = {
+  invoice: Invoice
+  lines: InvoiceLine[]
+  /** of the machines on its lines, as they were called when it was closed */
+  names: ReadonlyMap<number, string>
+}
+
+export async function readInvoice(db: Db, number: number): Promise<WholeInvoice | undefined> {
+  const [row] = await db<(InvoiceRow & { names: Record<string, string> })[]>`
     select *, to_char(month, 'YYYY-MM') as month_text from invoices where number = ${number}`
   if (!row) return undefined
   const lines = await db<LineRow[]>`
     select *, to_char(month, 'YYYY-MM') as month_text from invoice_lines where invoice = ${number} order by position`
-  return { invoice: asInvoice(row), lines: lines.map(fromRow) }
+  const names = new Map(Object.entries(row.names).map(([machineId, name]) => [Number(machineId), name]))
+  return { invoice: asInvoice(row), lines: lines.map(fromRow), names }
 }
 
 type LineRow = {

@@ -1,11 +1,13 @@
 import { pino } from 'pino'
 import { expect, it } from 'vitest'
+import { readMigrations } from '../../migrations/migrate.ts'
 import { readNotices } from '../accounts/notices.ts'
 import { invoicePage, invoicesPage } from '../https/control/invoice-pages.ts'
 import { closeDueMonths } from './closing.ts'
 import { invoiceCsv, invoiceDocument, paymentsOfInvoices, readInvoiceView } from './invoice-document.ts'
 import { readInvoices } from './invoices.ts'
 import { setBuyer, setSeller } from './parties.ts'
+import { proveInvoices } from './recompute.ts'
 import { type Ledger, span, testLedger } from './testing/ledger.ts'
 
 const log = pino({ level: 'silent' })
@@ -54,6 +56,61 @@ it('an invoice names seller and buyer as they were when it was closed, wherever 
   expect(rows[0]).toMatch(/,amount_usd,seller,seller_address,seller_tax_id,buyer,buyer_address,buyer_tax_id$/)
   for (const row of rows.slice(1)) expect(row).toMatch(/,Berths & Sons,"2 Quay, Anytown",XY98,Example Ltd,,XY12$/)
   await expect(gateway`update invoices set seller = null`).rejects.toThrow(/permission denied/)
+})
+
+it('machines are called on an invoice what they were called when it was closed, wherever it is shown', async () => {
+  await using ledger = await testLedger()
+  const { gateway, owner } = ledger
+  const accountId = await ledger.account({ plan: 'usage', since: '2026-02-01' })
+  const [demo, spare] = [await ledger.machine(accountId, 'demo'), await ledger.machine(accountId, 'spare')]
+  const whole = { cpus: 1, diskBytes: 2 ** 30 }
+  await ledger.spans([
+    span(demo, '2026-02-10T10:00:00Z', '2026-02-10T11:00:00Z', whole),
+    span(demo, '2026-03-10T10:00:00Z', '2026-03-10T11:00:00Z', whole),
+  ])
+  await closeDueMonths(gateway, MARCH, never, log)
+  const shown = async () => {
+    const view = await readInvoiceView(gateway, undefined, 1)
+    if (!view) throw new Error('a month was closed')
+    return { csv: invoiceCsv(view), document: invoiceDocument(view), page: invoicePage(installation, undefined, view) }
+  }
+  const before = await shown()
+  expect(before.csv).toMatch(new RegExp(`,${demo},demo,vCPU-hour,`))
+  expect(before.page).toContain('<span class="mono">demo</span>')
+  expect(before.document).toMatchObject({ machine_names: { [demo]: 'demo' } })
+  // The other takes its name, so that what is shown by it would even be of another machine.
+  await owner`update machines set name = 'heron' where id = ${demo}`
+  await owner`update machines set name = 'demo' where id = ${spare}`
+  expect(await shown()).toEqual(before)
+  await closeDueMonths(gateway, APRIL, never, log)
+  expect((await readInvoiceView(gateway, undefined, 2))?.names).toEqual(new Map([[demo, 'heron']]))
+  const problems = async () => {
+    const found: string[] = []
+    for await (const proof of proveInvoices(gateway, never)) found.push(...proof.problems)
+    return found
+  }
+  expect(await problems()).toEqual([])
+  await owner.unsafe("set session_replication_role = replica; update invoices set names = '{}' where number = 2")
+  await owner.unsafe('set session_replication_role = origin')
+  expect(await problems()).toEqual([`it does not say what machine ${demo} was called`])
+})
+
+it('an invoice from before names were kept has those of the day from which they are', async () => {
+  await using ledger = await testLedger()
+  const { gateway, owner } = ledger
+  const accountId = await user(ledger)
+  await closeDueMonths(gateway, APRIL, never, log)
+  const kept = await gateway<{ names: Record<string, string> }[]>`select names from invoices order by number`
+  expect(kept.map(({ names }) => Object.values(names))).toEqual([['m1'], ['m1']])
+  await owner`alter table invoices drop column names`
+  await owner`update machines set name = 'heron' where account_id = ${accountId}`
+  await owner.unsafe(readMigrations().find(({ name }) => name === 'invoice_names')?.text ?? '')
+  await owner`update machines set name = 'later' where account_id = ${accountId}`
+  for (const number of [1, 2]) {
+    expect([...((await readInvoiceView(gateway, undefined, number))?.names.values() ?? [])]).toEqual(['heron'])
+  }
+  await expect(owner`update invoices set names = '{}'`).rejects.toThrow(/append only/)
+  for await (const proof of proveInvoices(gateway, never)) expect(proof.problems).toEqual([])
 })
 
 it('what begins as a formula does is text in CSV, and numbers stay numbers', async () => {

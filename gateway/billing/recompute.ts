@@ -51,10 +51,11 @@ export async function* proveInvoices(db: Db, signal: AbortSignal, only?: number)
 export async function proveInvoice(db: Db, number: number, list: PriceList): Promise<Proof> {
   const found = await readInvoice(db, number)
   if (!found) throw new RangeError(`there is no invoice ${number}`)
-  const { invoice, lines } = found
+  const { invoice, lines, names } = found
   const { accountId, month } = invoice
   const problems = [
-    ...[...sums(invoice, lines), ...settled(lines), ...(await wrongCredits(db, accountId, number))],
+    ...[...sums(invoice, lines), ...settled(lines), ...unnamed(lines, names)],
+    ...(await wrongCredits(db, accountId, number)),
     ...lines.flatMap((line) => alone(line, invoice, list)),
   ]
   const billed = await billedLines(db, accountId, month)
@@ -90,6 +91,12 @@ function settled(lines: readonly InvoiceLine[]): string[] {
   if (credit !== 0n && due < 0n) problems.push(`credits take ${sayExactly(-due)} more than there is to pay`)
   else expect('the rounding', rounding, due < 0n ? 0n : divideHalfEven(due, CENT) * CENT - due)
   return problems
+}
+
+/** It is to show in years what it showed when it was sent, so what its machines are called stands on it. */
+function unnamed(lines: readonly InvoiceLine[], names: ReadonlyMap<number, string>): string[] {
+  const machines = new Set(lines.flatMap((line) => line.machines.map(([machineId]) => machineId)))
+  return [...machines].filter((id) => !names.has(id)).map((id) => `it does not say what machine ${id} was called`)
 }
 
 /** Of credits that an invoice takes from or leaves: more taken than there was, another account's, another sum than was left. */
