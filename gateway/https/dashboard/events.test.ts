@@ -219,12 +219,50 @@ it('what an account is told, and that it was read, is news for its own pages and
   expect(mine.events.filter(newsOf('notices'))).toEqual([])
 })
 
+it('a day that begins is news for everybody, though nothing is written then, and is told of once', async () => {
+  let now = new Date('2026-11-23T23:59:59Z')
+  const events = new Events(world.app, { beatMs: 20 }, () => now)
+  const server = createServer((incoming, response) => void events.answer(incoming, response)).listen(0, '127.0.0.1')
+  await once(server, 'listening')
+  const at = `http://127.0.0.1:${(server.address() as AddressInfo).port}/events`
+  const count = (one: Listener, what: (event: ServerEvent) => boolean) => one.events.filter(what).length
+  const beat = ({ name }: ServerEvent) => name === 'alive'
+  const beatsMore = async (one: Listener) => {
+    const before = count(one, beat)
+    await expect.poll(() => count(one, beat), { timeout: 60_000 }).toBeGreaterThan(before + 1)
+  }
+  try {
+    const both = [
+      await listen(at, { cookie: await signIn() }),
+      await listen(at, { cookie: await signIn(eve.accountId) }),
+    ]
+    listeners.push(...both)
+    for (const one of both) {
+      await beatsMore(one)
+      expect(count(one, newsOf('day'))).toBe(0)
+    }
+    now = new Date('2026-11-24T00:00:00Z')
+    for (const one of both) {
+      await one.until(newsOf('day'))
+      await beatsMore(one)
+      expect(count(one, newsOf('day'))).toBe(1)
+    }
+    // A clock that is set back is another day, too.
+    now = new Date('2026-11-23T23:00:00Z')
+    for (const one of both) await expect.poll(() => count(one, newsOf('day')), { timeout: 60_000 }).toBe(2)
+  } finally {
+    events.close()
+    server.closeAllConnections()
+    server.close()
+  }
+})
+
 it('news that were lost while the database was not listened to are told as if all of it had happened', async () => {
   const one = await open(await signIn(eve.accountId))
   await one.until(isFull)
   await world.gateway.sql`select pg_terminate_backend(pid) from pg_stat_activity
     where datname = current_database() and query ilike 'listen%' and pid <> pg_backend_pid()`
-  for (const topic of ['keys', 'shares', 'audit', 'notices']) await one.until(newsOf(topic))
+  for (const topic of ['keys', 'shares', 'audit', 'notices', 'day']) await one.until(newsOf(topic))
   expect(one.events.filter((event) => newsOf('hosts')(event) || newsOf('accounts')(event))).toEqual([])
 })
 

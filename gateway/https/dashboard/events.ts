@@ -4,6 +4,7 @@
  *     machines  {full?, set: {NUMBER: as ls --json has it}, gone: [NUMBER]}   at first all, then what changed
  *     costs     {NUMBER: millionths of a dollar}                              this month, looked at each minute
  *     news      {what: keys|shares|audit|notices}                             worth another look
+ *               {what: day}                                                   another one begins, in UTC
  *               {what: hosts|accounts}                                        the same, for operators alone
  *     stale     {since}                                                       the database is not heard
  *     alive     {}                                                            each 15 s, and when it is heard again
@@ -21,6 +22,7 @@
 import type { IncomingMessage, ServerResponse } from 'node:http'
 import { findSession } from '../../accounts/web-sessions.ts'
 import type { App } from '../../app.ts'
+import { type Day, dayOf } from '../../billing/calendar.ts'
 import { answerWithin, faultOf } from '../../fault.ts'
 import { COOKIE, cookieOf } from '../access/fields.ts'
 import { askerOf, ownOrigin } from '../access/foreign.ts'
@@ -95,11 +97,17 @@ export class Events {
   readonly #leases: LeaseWatch
   /** the topics of operators that were told just now, and whether there is more to tell of each */
   readonly #pauses = new Map<Topic, { isNews: boolean; timer: NodeJS.Timeout }>()
+  readonly #now: () => Date
+  /** in UTC */
+  #day: Day
   #count = 0
   #isClosed = false
 
-  constructor(app: App, limits: Partial<EventLimits> = {}) {
+  /** @param now what day it is, by the clock that commands go by */
+  constructor(app: App, limits: Partial<EventLimits> = {}, now = () => new Date()) {
     this.#app = app
+    this.#now = now
+    this.#day = dayOf(now())
     this.#limits = { ...EVENT_LIMITS, ...limits }
     this.#live = new LiveRuns(app)
     this.#leases = new LeaseWatch(app, () => this.#tellOperators('hosts'))
@@ -123,6 +131,7 @@ export class Events {
     ]
     this.#beat = setInterval(() => {
       for (const { streams } of this.#channels.values()) for (const stream of streams.keys()) stream.beat()
+      this.#lookAtDay()
     }, this.#limits.beatMs)
     this.#beat.unref()
   }
@@ -264,6 +273,17 @@ export class Events {
     for (const channel of this.#channels.values()) {
       if (isFor(channel)) for (const stream of channel.streams.keys()) stream.news(topic)
     }
+  }
+
+  /**
+   * Plans and rates begin at midnight, and months do, with nothing written then. A timer for that moment would be wrong
+   * where the clock is set, or the server was suspended.
+   */
+  #lookAtDay(): void {
+    const day = dayOf(this.#now())
+    if (day === this.#day) return
+    this.#day = day
+    this.#tell('day', () => true)
   }
 
   /**

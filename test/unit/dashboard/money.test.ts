@@ -1,9 +1,10 @@
 /** Usage, billing and the audit trail as a person has them. */
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { tellAccounts } from '../../../gateway/accounts/notices.ts'
 import type { Caller } from '../../../gateway/app.ts'
-import { monthOf, startOfMonth } from '../../../gateway/billing/calendar.ts'
+import { monthOf, startOfDay, startOfMonth } from '../../../gateway/billing/calendar.ts'
 import { closeDueMonths } from '../../../gateway/billing/closing.ts'
+import { soonest } from '../../../gateway/billing/plans.ts'
 import { cut, type Ledger, ledgerOver, span } from '../../../gateway/billing/testing/ledger.ts'
 import { type Dashboard, startDashboard } from '../../dashboard.ts'
 
@@ -187,6 +188,26 @@ describe('billing', () => {
     await desk.world.run('billing notices --read', { caller: ada })
     await count.waitFor({ state: 'detached', timeout: 60_000 })
     await billing.getByRole('link', { name: '1 notice' }).waitFor({ state: 'detached', timeout: 60_000 })
+    expect(desk.complaints).toEqual([])
+  })
+
+  it('a plan that begins at midnight is on an open page when it has begun', async () => {
+    const { world } = desk
+    const bob = await world.account()
+    await world.run(`account plan ${bob.accountId} usage`)
+    const tomorrow = await soonest(world.app.sql)
+    const page = await desk.open('/billing', { accountId: bob.accountId })
+    await page.getByText(`nothing is charged before ${tomorrow} (UTC)`).waitFor()
+    // By the gateway's clock, which the plan of a moment goes by; the browser's own says nothing.
+    vi.setSystemTime(new Date(startOfDay(tomorrow).getTime() + 1_000))
+    try {
+      await page
+        .getByText(`nothing is charged before ${tomorrow} (UTC)`)
+        .waitFor({ state: 'detached', timeout: 60_000 })
+      expect(await page.locator('dl.facts dd').first().textContent()).toBe('usage')
+    } finally {
+      vi.useRealTimers()
+    }
     expect(desk.complaints).toEqual([])
   })
 

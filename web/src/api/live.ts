@@ -44,9 +44,9 @@ export type Live = { state: 'connecting' | 'live' | 'stale'; sinceMs: number | u
 
 /**
  * What may be news beside machines; servers and accounts for operators alone. `shares`: what others share; `notices`:
- * what the account is told, and that it was read.
+ * what the account is told, and that it was read; `day`: another one has begun, in UTC, and plans and rates with it.
  */
-export type Topic = 'machines' | 'keys' | 'shares' | 'audit' | 'notices' | 'hosts' | 'accounts'
+export type Topic = 'machines' | 'keys' | 'shares' | 'audit' | 'notices' | 'day' | 'hosts' | 'accounts'
 
 /** The gateway says something each 15 s. */
 const SILENT_MS = 35_000

@@ -54,7 +54,7 @@ type Account = {
 /** One account, and what the operator may do about it. */
 export function Page({ params }: PageProps) {
   const id = params.id ?? ''
-  const { value, error, reload } = useExec<Account>(['account', 'show', id], ['accounts'])
+  const { value, error, reload } = useExec<Account>(['account', 'show', id], ['accounts', 'day'])
   const name = value?.email ?? `account ${id}`
   return (
     <Frame

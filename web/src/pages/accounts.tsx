@@ -25,7 +25,7 @@ type Account = {
 
 /** Who has an account here. */
 export function Page() {
-  const { value, error, reload } = useExec<{ accounts: Account[] }>(['account', 'ls'], ['accounts'])
+  const { value, error, reload } = useExec<{ accounts: Account[] }>(['account', 'ls'], ['accounts', 'day'])
   const filter = query.value.get('filter') ?? ''
   const all = value?.accounts ?? []
   const shown = all.filter((account) => fits(account, filter))

@@ -25,7 +25,7 @@ import { Payments } from './billing/payment.tsx'
 
 /** The plan, what may be spent, credit and invoices. */
 export function Page() {
-  const plan = useExec<Plan>(['billing', 'plan'], ['audit', 'notices'])
+  const plan = useExec<Plan>(['billing', 'plan'], ['audit', 'notices', 'day'])
   const { value, error, reload } = plan
   return (
     <Frame title="Billing">
@@ -180,7 +180,7 @@ function CreditList() {
 }
 
 function RateList() {
-  const { value, error, reload } = useExec<Rates>(['billing', 'rates'], ['audit', 'notices'])
+  const { value, error, reload } = useExec<Rates>(['billing', 'rates'], ['audit', 'notices', 'day'])
   return (
     <section>
       <h2>What things cost</h2>

@@ -42,7 +42,7 @@ const UNITS: Record<string, string> = {
 
 /** What plans cost, and since when and until when they do. */
 export function Page() {
-  const { value, error, reload } = useExec<{ plans: Plan[] }>(['billing', 'plans'])
+  const { value, error, reload } = useExec<{ plans: Plan[] }>(['billing', 'plans'], ['day'])
   const asked = query.value.get('plan') ?? 'usage'
   const plan = value?.plans.find((one) => one.plan === asked)
   return (
@@ -120,7 +120,7 @@ function sayCaps(plan: Plan): string {
 }
 
 function Rates({ plan, onChanged }: { plan: Plan; onChanged: () => void }) {
-  const { value, error, reload } = useExec<{ rates: Rate[] }>(['billing', 'rates', '--plan', plan.plan])
+  const { value, error, reload } = useExec<{ rates: Rate[] }>(['billing', 'rates', '--plan', plan.plan], ['day'])
   return (
     <section>
       <h2>

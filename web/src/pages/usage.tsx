@@ -33,7 +33,7 @@ export function Page() {
   const range = chosen(RANGES, query.value.get('range'))
   const by = chosen(BY, query.value.get('by'))
   const words = ['billing', 'usage', ...(range === 'cycle' ? [] : ['--range', range])]
-  const { value, error, reload } = useExec<Usage>(words)
+  const { value, error, reload } = useExec<Usage>(words, ['notices', 'day'])
   // The stream says each minute what machines have cost, when that changed.
   const first = useRef(true)
   useSignalEffect(() => {
