@@ -38,14 +38,15 @@ export class CloudHypervisorApi {
 
   /**
    * Waits until the process listens and answers.
-   * @param signal ends the wait for one that has ended
+   * @param signal ends the wait for one that has ended, or that nobody waits for any more
    * @returns what `vmm.ping` said
    */
   async whenThere(timeoutMs: number, signal?: AbortSignal): Promise<{ readonly version: string }> {
     const deadline = Date.now() + timeoutMs
     for (let waitMs = lookAgainMs; ; waitMs = Math.min(waitMs * 2, 200)) {
       try {
-        const { version } = asObject(await this.get('vmm.ping', Math.max(deadline - Date.now(), 1)))
+        const leftMs = Math.max(deadline - Date.now(), 1)
+        const { version } = asObject(await this.#inTurn(() => this.#send('GET', 'vmm.ping', undefined, leftMs, signal)))
         return { version: String(version) }
       } catch (error) {
         if (!(error instanceof HypervisorError) || error.code !== 'hypervisor.gone') throw error
@@ -65,7 +66,13 @@ export class CloudHypervisorApi {
     return turn
   }
 
-  #send(method: 'GET' | 'PUT', name: string, body: object | undefined, timeoutMs: number): Promise<unknown> {
+  #send(
+    method: 'GET' | 'PUT',
+    name: string,
+    body: object | undefined,
+    timeoutMs: number,
+    signal?: AbortSignal,
+  ): Promise<unknown> {
     const text = body === undefined ? '' : JSON.stringify(body)
     return new Promise((resolve, reject) => {
       const call = request({
@@ -75,6 +82,7 @@ export class CloudHypervisorApi {
         // Its server takes no chunks; a connection that is kept could end at the very moment of the next request.
         headers: { host: 'localhost', 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) },
         agent: false,
+        signal,
       })
       const late = setTimeout(() => {
         const words = `Cloud Hypervisor does not answer ${name} within ${Math.ceil(timeoutMs / 1000)} s`

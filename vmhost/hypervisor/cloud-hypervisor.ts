@@ -48,7 +48,7 @@ export function cloudHypervisorDriver(options: CloudHypervisorDriverOptions): Hy
       return version !== undefined && (await programOf(version, options)) !== undefined
     },
     start: (spec) => start(spec, options),
-    adopt: (machineId, directory, memoryBytes) => adopt(machineId, directory, memoryBytes, options),
+    adopt: (machineId, directory, memoryBytes, signal) => adopt(machineId, directory, memoryBytes, options, signal),
     destroy,
   }
 }
@@ -161,6 +161,7 @@ async function adopt(
   directory: string,
   memoryBytes: number,
   options: CloudHypervisorDriverOptions,
+  signal: AbortSignal | undefined,
 ): Promise<Hypervisor | undefined> {
   const [identity] = await findProcesses(hypervisorUid(machineId), directory)
   if (!identity) return undefined
@@ -168,7 +169,7 @@ async function adopt(
   const running = new CloudHypervisorProcess(machineId, directory, identity, undefined)
   try {
     const busyMs = await busyLimitMs(directory, memoryBytes)
-    await running.attach(busyMs ?? options.adoptLimitMs ?? adoptLimitMs, note)
+    await running.attach(busyMs ?? options.adoptLimitMs ?? adoptLimitMs, note, signal)
     await forgetUnderWay(directory)
     // The vmhost before was killed between making the guest and starting it.
     if (note === undefined && (await running.state()) === 'shutdown') {

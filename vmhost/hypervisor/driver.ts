@@ -143,8 +143,15 @@ export type HypervisorDriver = {
   /**
    * Takes over the process that runs in this machine's directory; undefined when there is none.
    * @param memoryBytes what its guest was promised, which one that is busy with it is given the time for
+   * @param signal ends the wait for one that does not answer, which is left as it is
+   * @throws HypervisorError `hypervisor.timeout` when it does not answer in time; it may at another try
    */
-  adopt(machineId: number, directory: string, memoryBytes: number): Promise<Hypervisor | undefined>
+  adopt(
+    machineId: number,
+    directory: string,
+    memoryBytes: number,
+    signal?: AbortSignal,
+  ): Promise<Hypervisor | undefined>
   /** Ends whatever runs in this machine's directory under its uid, answering or not. Returns how many there were. */
   destroy(machineId: number, directory: string): Promise<number>
 }

@@ -19,13 +19,13 @@ export function withEarlier(preferred: HypervisorDriver, other: HypervisorDriver
       if (spec.restoreFrom === undefined) return preferred.start(spec)
       return ownerOf(!(await isThere(join(spec.restoreFrom, releaseFile)))).start(spec)
     },
-    async adopt(machineId: number, directory: string, memoryBytes: number): Promise<Hypervisor | undefined> {
+    async adopt(machineId, directory, memoryBytes, signal): Promise<Hypervisor | undefined> {
       const [running] = await findProcesses(hypervisorUid(machineId), directory)
       if (!running) return undefined
       // What a process was started from is the kernel's to say, whoever has taken it over.
       const program = await readlink(`/proc/${running.pid}/exe`).catch(() => '')
       const isQemu = /\/qemu-system-[^/]+$/.test(program.replace(/ \(deleted\)$/, ''))
-      return ownerOf(isQemu).adopt(machineId, directory, memoryBytes)
+      return ownerOf(isQemu).adopt(machineId, directory, memoryBytes, signal)
     },
   }
 }

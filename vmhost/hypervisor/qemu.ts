@@ -62,7 +62,7 @@ export function qemuDriver(options: QemuDriverOptions): HypervisorDriver {
     stateVersion: stateVersion(machineType(options.version), options.accelerator),
     restores: async (state) => state === stateVersion(machineType(options.version), options.accelerator),
     start: (spec) => start(spec, options),
-    adopt: (machineId, directory) => adopt(machineId, directory, options),
+    adopt: (machineId, directory, _, signal) => adopt(machineId, directory, options, signal),
     destroy,
   }
 }
@@ -134,15 +134,22 @@ async function adopt(
   machineId: number,
   directory: string,
   options: QemuDriverOptions,
+  signal: AbortSignal | undefined,
 ): Promise<Hypervisor | undefined> {
   const [identity] = await findProcesses(hypervisorUid(machineId), directory)
   if (!identity) return undefined
   const running = new QemuProcess(machineId, directory, identity, undefined)
-  await running.attach(options.adoptLimitMs ?? adoptLimitMs)
-  await running.endSaving()
-  // The vmhost before may have been killed while this one yielded: nobody else would ever take that back.
-  await running.yieldToOthers(false)
-  return running
+  try {
+    await running.attach(options.adoptLimitMs ?? adoptLimitMs, signal)
+    await running.endSaving()
+    // The vmhost before may have been killed while this one yielded: nobody else would ever take that back.
+    await running.yieldToOthers(false)
+    return running
+  } catch (error) {
+    // Or the next one to try would wait for this connection's end.
+    running.release()
+    throw error
+  }
 }
 
 function groupsFor(accelerator: Accelerator): readonly number[] {

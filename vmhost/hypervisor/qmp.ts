@@ -21,7 +21,7 @@ export type QmpOptions = {
   onEvent: (event: QmpEvent) => void
   /** until QEMU greets and has taken the handshake, waiting for the socket to appear included */
   timeoutMs: number
-  /** ends the wait for a socket that will never appear: QEMU is gone */
+  /** ends the wait for a QEMU that will never answer: it is gone, or nobody wants to know any more */
   signal?: AbortSignal
 }
 
@@ -36,6 +36,9 @@ export async function connectQmp(path: string, options: QmpOptions): Promise<Qmp
   const deadline = Date.now() + options.timeoutMs
   const socket = await open(path, deadline, options.signal)
   const client = new Client(socket, options.onEvent)
+  const leave = () => client.close()
+  if (options.signal?.aborted) leave()
+  else options.signal?.addEventListener('abort', leave, { once: true })
   try {
     await client.greeted(Math.max(deadline - Date.now(), 1))
     await client.execute('qmp_capabilities', undefined, Math.max(deadline - Date.now(), 1))
@@ -43,6 +46,8 @@ export async function connectQmp(path: string, options: QmpOptions): Promise<Qmp
   } catch (error) {
     client.close()
     throw error
+  } finally {
+    options.signal?.removeEventListener('abort', leave)
   }
 }
 

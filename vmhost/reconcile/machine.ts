@@ -4,7 +4,7 @@ import type { Seat } from '../memory/keeper.ts'
 import type { LoadSource } from '../meter/load-sampler.ts'
 import type { MachineNetwork } from '../network/types.ts'
 import type { Load } from './idleness.ts'
-import { adopt } from './machine/adopt.ts'
+import { Adoption } from './machine/adopt.ts'
 import { MachineCheckpoints } from './machine/checkpoints.ts'
 import { Life } from './machine/life.ts'
 import { messageOf, oneLine } from './machine/reasons.ts'
@@ -23,6 +23,7 @@ import type { World } from './world.ts'
  * another one. A step that is cut off by kill -9 leaves a state that the next vmhost's first turn starts from
  * (machine/adopt.ts).
  *
+ *     a hypervisor that does not answer yet: nothing, until it does or its end is asked for   machine/adopt.ts
  *     no guest --wanted running--> guest                                        machine/life.ts
  *     guest --ended by itself--> no guest, or once more                         machine/life.ts
  *     guest --another state or boot wanted--> stopped in order, then whatever is wanted
@@ -39,6 +40,7 @@ export class Machine {
   readonly #life: Life
   readonly #sleep: Sleep
   readonly #checkpoints: MachineCheckpoints
+  readonly #adoption: Adoption
   readonly #world: World
   readonly #log: Logger
   #turn: Promise<void> | undefined
@@ -51,6 +53,7 @@ export class Machine {
     this.#life = new Life(this.#state)
     this.#sleep = new Sleep(this.#state, this.#life)
     this.#checkpoints = new MachineCheckpoints(this.#state, this.#life, this.#sleep)
+    this.#adoption = new Adoption(this.#state, this.#life, this.#sleep)
   }
 
   get row(): MachineRow {
@@ -146,9 +149,12 @@ export class Machine {
     await this.poke()
   }
 
-  /** Takes over the hypervisor that an earlier vmhost started, if there is one. Before the first turn. */
+  /**
+   * Takes over the hypervisor that an earlier vmhost started, if there is one: before the first turn, or, when it does
+   * not answer soon, in the turn after it has.
+   */
   async adopt(): Promise<void> {
-    await adopt(this.#state, this.#life, this.#sleep)
+    await this.#adoption.begin()
     this.#state.tellMeter()
   }
 
@@ -157,6 +163,7 @@ export class Machine {
     this.#state.interrupt.abort()
     this.#sleep.close()
     await this.#turn?.catch(() => {})
+    await this.#adoption.close()
     await this.#state.guest?.release()
   }
 
@@ -193,6 +200,7 @@ export class Machine {
 
   async #step(row: MachineRow | undefined): Promise<void> {
     const state = this.#state
+    if (!(await this.#adoption.isOver(row))) return
     if (!row) {
       await this.#leave()
       return

@@ -10,6 +10,7 @@ export function standingOf({
   runsWith,
   row,
   saved,
+  isUnanswered,
 }: MachineState): MachineStanding | undefined {
   if (over || said === 'trashed' || said === 'gone') return undefined
   const running = ending ? undefined : guest
@@ -18,6 +19,8 @@ export function standingOf({
   const size = { cpus, memoryBytes, diskBytes }
   // That it stands still is its server's fault, and its processors and memory are of no use to anybody.
   if (running?.standsStill) return { ...size, state: 'failed', pid: running.hypervisor.pid }
+  // Nor that nobody can be asked whether it goes on.
+  if (isUnanswered) return { ...size, state: 'failed' }
   if (running) return { ...size, state: said === 'creating' ? said : 'running', pid: running.hypervisor.pid }
   if (said === 'running') return { ...size, state: saved ? 'asleep' : 'between' }
   return { ...size, state: said }

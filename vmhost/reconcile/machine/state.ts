@@ -30,6 +30,8 @@ export class MachineState {
   network: MachineNetwork | undefined
   /** what its guest runs with, where it is known */
   runsWith: RunsWith | undefined
+  /** its hypervisor is there, and has not answered this vmhost yet */
+  isUnanswered = false
   /** it sleeps, and this is what it goes on from */
   saved: SavedMemory | undefined
   /** why it has lost what it was doing; said when it is ready, or asleep */

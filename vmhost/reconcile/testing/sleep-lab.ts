@@ -82,6 +82,8 @@ export class SleepLab implements AsyncDisposable {
   failedSleeps = 0
   stateVersion: string | undefined
   keepsBoot = true
+  /** of the newest vmhost's driver, for a hypervisor to answer */
+  adoptLimitMs = 30_000
   /** called once, within the save */
   whileSaving: (() => void) | undefined
   readonly vmhosts: { machine: Machine; stop: AbortController; killed: boolean; hypervisors: Hypervisor[] }[] = []
@@ -122,7 +124,8 @@ export class SleepLab implements AsyncDisposable {
 
   /** A vmhost that starts: it has what lies on the disk, what the database says, and nothing else. */
   async vmhost(): Promise<void> {
-    const real = qemuDriver({ accelerator: 'tcg', version: await qemuVersion(), cgroups: false })
+    const { adoptLimitMs } = this
+    const real = qemuDriver({ accelerator: 'tcg', version: await qemuVersion(), cgroups: false, adoptLimitMs })
     const stop = new AbortController()
     this.places = new Slots(1)
     const hypervisors: Hypervisor[] = []
