@@ -14,6 +14,7 @@ import { parseKeyLine } from './accounts/public-key.ts'
 import { runLine } from './commands/run.ts'
 import { runLobby } from './lobby/lobby.ts'
 import { startNews } from './news.ts'
+import { lookUp } from './ssh/sign-in.ts'
 import { startWithMachine } from './ssh/testing/with-machine.ts'
 
 const secretKey = randomBytes(32)
@@ -47,6 +48,27 @@ afterAll(async () => {
 /** @returns sessions of the gateway that were ended */
 async function endSessions(owner: Sql, role = 'berth_gateway'): Promise<number> {
   return (await owner`select pg_terminate_backend(pid) from pg_stat_activity where usename = ${role}`).length
+}
+
+/**
+ * Ends the gateway's sessions, whose processes hear of that, and the gateway from them, after `ask` has asked over them.
+ * @returns what it got
+ */
+async function askOverEnded<T>(owner: Sql, ask: () => Promise<T>): Promise<T> {
+  const sessions = await owner<{ pid: number }[]>`select pid from pg_stat_activity where usename = 'berth_gateway'`
+  expect(sessions.length).toBeGreaterThan(1)
+  for (const { pid } of sessions) process.kill(pid, 'SIGSTOP')
+  let asked: Promise<T>
+  try {
+    await owner`select pg_terminate_backend(pid) from pg_stat_activity where usename = 'berth_gateway'`
+    asked = ask()
+    asked.catch(() => {})
+    // postgres.js writes in the turn after it was asked.
+    for (let turn = 0; turn < 5; turn++) await new Promise(setImmediate)
+  } finally {
+    for (const { pid } of sessions) process.kill(pid, 'SIGCONT')
+  }
+  return await asked
 }
 
 describe('news', () => {
@@ -149,6 +171,28 @@ describe('a gateway whose Postgres goes away and comes back', () => {
       expect(await endSessions(owner)).toBeGreaterThan(0)
       const ran = await gateway.ssh({ key, user: 'demo', command: ['echo', 'on'] })
       expect(ran).toMatchObject({ status: 0, stdout: 'on\n' })
+    }
+  })
+
+  it('asks again over another connection when what a visitor needs was asked over one that had ended', async () => {
+    await using world = await start()
+    const { gateway, key, account } = world
+    const owner = as('owner')
+    const { sql, machines } = gateway.app
+    const { key: publicKey } = parseKeyLine(gateway.publicKey(key))
+    const [demo] = await machines.list({ accountId: account })
+    const id = demo?.id ?? 0
+    const signIn = { accountId: account, machineId: id }
+    for (const [ask, found] of [
+      [() => lookUp(sql, publicKey.blob, 'demo'), signIn],
+      [() => machines.byId(id, { accountId: account }), { id }],
+      [() => machines.find('demo', { accountId: account }), { id }],
+    ] as const) {
+      // Each of the pool's connections is there, and none is in use.
+      const all = () =>
+        Promise.all([1, 2, 3, 4].map(() => sql`select pg_sleep(0.2)`)).then(({ length }) => length, String)
+      await expect.poll(all, PATIENT).toBe(4)
+      expect(await askOverEnded<unknown>(owner, ask)).toMatchObject(found)
     }
   })
 })

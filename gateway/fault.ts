@@ -42,6 +42,10 @@ const UNREACHABLE = new Set([
 ])
 /** Class 08, and of 57 the shutdowns and "cannot connect now". */
 const SERVER_AWAY = /^(08...|57P0[123])$/
+/** Of a connection that there was: Postgres ended it, or it broke off. */
+const CONNECTION_BROKEN = /^(CONNECTION_CLOSED|57P0[12]|ECONNRESET|EPIPE)$/
+/** More than a pool has connections, all of which may have been ended at once, and none of them known to be. */
+const ATTEMPTS_MOST = 20
 const LINKS_MAX = 5
 
 /** The database holds its connections and answers nothing: its disk hangs, or somebody holds a lock. */
@@ -67,18 +71,41 @@ export async function answerWithin<T>(limitMs: number, query: Promise<T>): Promi
 }
 
 /**
+ * What a query gives that only reads, or may be repeated. Where its connection turns out to have been ended (Postgres was
+ * restarted, or an operator did it), it is asked over another one; a database that takes no connections fails it at once.
+ * @throws what the last attempt failed with
+ */
+export async function askAgain<T>(query: () => PromiseLike<T>): Promise<T> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await query()
+    } catch (error) {
+      if (attempt >= ATTEMPTS_MOST || !codesOf(error).some((code) => CONNECTION_BROKEN.test(code))) throw error
+    }
+  }
+}
+
+/**
  * Whether a query failed because the database is away, rather than that it refused the query.
  * @see https://www.postgresql.org/docs/18/errcodes-appendix.html
  */
 export function databaseIsAway(error: unknown): boolean {
-  // Drizzle hands on what postgres.js threw as a cause.
-  let link = error
-  for (let depth = 0; depth < LINKS_MAX && link instanceof Error; depth++, link = link.cause) {
-    if (link instanceof DatabaseSilentError) return true
-    const code = 'code' in link && typeof link.code === 'string' ? link.code : ''
-    if (CONNECTION_LOST.test(code) || SERVER_AWAY.test(code)) return true
-    // Anything has such errors; postgres.js adds the query to its own.
-    if (UNREACHABLE.has(code) && 'query' in link) return true
-  }
-  return false
+  if (linksOf(error).some((link) => link instanceof DatabaseSilentError)) return true
+  return codesOf(error).some((code) => CONNECTION_LOST.test(code) || SERVER_AWAY.test(code) || UNREACHABLE.has(code))
+}
+
+/** Codes of Postgres, of postgres.js and of its sockets. */
+function codesOf(error: unknown): string[] {
+  return linksOf(error).flatMap((link) => {
+    if (!('code' in link) || typeof link.code !== 'string') return []
+    // Anything has errors of sockets and files; postgres.js adds the query to its own.
+    return UNREACHABLE.has(link.code) && !('query' in link) ? [] : [link.code]
+  })
+}
+
+/** Drizzle hands on what postgres.js threw as a cause. */
+function linksOf(error: unknown): Error[] {
+  const links: Error[] = []
+  for (let link = error; link instanceof Error && links.length < LINKS_MAX; link = link.cause) links.push(link)
+  return links
 }

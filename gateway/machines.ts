@@ -3,6 +3,7 @@ import type { Database } from '../migrations/connect.ts'
 import { accounts, addresses, hosts, machineNames, machines } from '../migrations/schema.ts'
 import type { LifeRow } from './activity/life.ts'
 import type { Watches } from './activity/watches.ts'
+import { askAgain } from './fault.ts'
 import type { News } from './news.ts'
 import type { MachineTarget } from './ssh/pool/target.ts'
 
@@ -110,9 +111,11 @@ export function createMachineAccess({ db, news, watches, sshPort = 22 }: Machine
 
   const access: MachineAccess = {
     async find(name, seeker) {
-      const found = await rows()
-        .innerJoin(machineNames, eq(machineNames.machineId, machines.id))
-        .where(and(eq(machineNames.name, name), visible(seeker)))
+      const found = await askAgain(() =>
+        rows()
+          .innerJoin(machineNames, eq(machineNames.machineId, machines.id))
+          .where(and(eq(machineNames.name, name), visible(seeker))),
+      )
       return found[0] && flat(found[0])
     },
 
@@ -124,7 +127,7 @@ export function createMachineAccess({ db, news, watches, sshPort = 22 }: Machine
     },
 
     async byId(machineId, seeker) {
-      const found = await rows().where(and(eq(machines.id, machineId), visible(seeker)))
+      const found = await askAgain(() => rows().where(and(eq(machines.id, machineId), visible(seeker))))
       return found[0] && flat(found[0])
     },
 

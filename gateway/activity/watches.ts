@@ -3,6 +3,7 @@
  * carried. News of a machine make its row be read; whoever reads a row for another reason says so (`see`).
  */
 import type { Sql } from '../../migrations/connect.ts'
+import { askAgain } from '../fault.ts'
 import type { Log } from '../log.ts'
 import type { News } from '../news.ts'
 import { Joined } from './joined.ts'
@@ -137,12 +138,12 @@ export class Watches {
     this.#changed.clear()
     const before = new Map(ids.map((id) => [id, this.of(id).generation]))
     try {
-      const rows = await sql<(LifeRow & { id: number })[]>`
+      const ask = () => sql<(LifeRow & { id: number })[]>`
         select id, desired_state as "desiredState", observed_state as "observedState", desired_boot as "desiredBoot",
           observed_boot as "observedBoot", observed_stage as "observedStage", observed_ready_at as "observedReadyAt",
           desired_restore as "desiredRestore", observed_restore as "observedRestore"
         from machines where id in ${sql(ids)}`
-      const found = new Map(rows.map((row) => [row.id, row]))
+      const found = new Map((await askAgain(ask)).map((row) => [row.id, row]))
       for (const [id, generation] of before) {
         const watch = this.of(id)
         // Newer news have their own look.

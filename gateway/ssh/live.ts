@@ -1,4 +1,5 @@
 import type { Sql } from '../../migrations/connect.ts'
+import { askAgain } from '../fault.ts'
 import type { Log } from '../log.ts'
 import type { News } from '../news.ts'
 
@@ -77,10 +78,10 @@ export class LiveConnections {
     const affected = accountIds.filter((id) => this.#byAccount.has(id))
     if (affected.length === 0) return
     try {
-      const rows = await this.#sql<{ keyId: number; accountId: number; suspended: boolean }[]>`
+      const ask = () => this.#sql<{ keyId: number; accountId: number; suspended: boolean }[]>`
         select k.id as "keyId", k.account_id as "accountId", a.suspended_at is not null as suspended
         from keys k join accounts a on a.id = k.account_id where k.account_id in ${this.#sql(affected)}`
-      const good = new Map(rows.map((row) => [row.keyId, row]))
+      const good = new Map((await askAgain(ask)).map((row) => [row.keyId, row]))
       for (const accountId of affected) {
         for (const connection of [...(this.#byAccount.get(accountId) ?? [])]) {
           const key = good.get(connection.keyId)

@@ -1,6 +1,7 @@
 import type { Sql } from '../../migrations/connect.ts'
 import { LOBBY_NAMES } from '../accounts/names.ts'
 import type { Caller } from '../app.ts'
+import { askAgain } from '../fault.ts'
 
 /** What one query at sign-in tells about a key and the name that was typed. */
 export type SignIn = {
@@ -37,14 +38,14 @@ export function parseTypedName(typed: string): TypedName {
  */
 export async function lookUp(sql: Sql, blob: Buffer, typed: string): Promise<SignIn | undefined> {
   const { machineName } = parseTypedName(typed)
-  const rows = await sql<SignIn[]>`
+  const ask = () => sql<SignIn[]>`
     select k.id as "keyId", k.fingerprint, k.account_id as "accountId", a.is_owner as "isOwner",
       a.suspended_at is not null as suspended,
       (select m.id from machine_names n join machines m on m.id = n.machine_id
         where n.name = ${machineName} and m.account_id = k.account_id and m.observed_state <> 'gone') as "machineId",
       exists (select from lobby_names l where l.name = ${typed} and l.account_id = k.account_id) as recorded
     from keys k join accounts a on a.id = k.account_id where k.public_key = ${blob}`
-  return rows[0]
+  return (await askAgain(ask))[0]
 }
 
 /** Where a connection leads once its key is known. */

@@ -9,6 +9,7 @@
 import type { Sql } from '../../../migrations/connect.ts'
 import { maySee, sessionMaySee } from '../../accounts/web-access.ts'
 import { hashToken } from '../../accounts/web-sessions.ts'
+import { askAgain } from '../../fault.ts'
 import type { Log } from '../../log.ts'
 import { DEFAULT_PORT } from '../machines/routes.ts'
 import type { Identity } from '../proxy/fields.ts'
@@ -112,7 +113,7 @@ export class Grants {
   async #look(id: string, read: () => Promise<Grant | undefined>): Promise<Grant | undefined> {
     for (let reads = 1; ; reads++) {
       const generation = this.#generation
-      const grant = await read()
+      const grant = await askAgain(read)
       if (generation !== this.#generation) {
         if (reads < READS_MOST) continue
         // What is let in by this is live at once, and so is seen when all that is live is looked at after this.

@@ -10,6 +10,7 @@
 import type { Sql } from '../../../migrations/connect.ts'
 import { goesOn, type Life, type LifeRow, lifeOf, type Run, runOf } from '../../activity/life.ts'
 import type { Watches } from '../../activity/watches.ts'
+import { askAgain } from '../../fault.ts'
 import type { Log } from '../../log.ts'
 import { isReady } from '../../machines.ts'
 import type { News } from '../../news.ts'
@@ -131,7 +132,7 @@ export class RouteTable {
 
   /** Indexes: machine_names_pkey or machines_pkey, accounts_pkey, addresses_machine_id_key. */
   async #select(which: ReturnType<Sql>): Promise<Row[]> {
-    return await this.#options.sql<Row[]>`
+    const ask = () => this.#options.sql<Row[]>`
       select m.id, n.name, m.account_id as "accountId", host(a.address) as address, coalesce(m.web_port, m.observed_web_port) as "webPort",
         m.web_public as "isPublic", c.suspended_at is not null as "isSuspended", m.tags,
         m.desired_state as "desiredState", m.observed_state as "observedState", m.desired_boot as "desiredBoot",
@@ -140,6 +141,7 @@ export class RouteTable {
       from machine_names n join machines m on m.id = n.machine_id join accounts c on c.id = m.account_id
         left join addresses a on a.machine_id = m.id
       where ${which} and m.observed_state <> 'gone'`
+    return await askAgain(ask)
   }
 
   #keep(name: string, route: MachineRoute | undefined): void {
