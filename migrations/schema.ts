@@ -740,6 +740,7 @@ export const stripeCustomers = pgTable(
     setupSession: text('setup_session'),
     links: integer('links').notNull().default(0),
     refreshedAt: time('refreshed_at'),
+    details: jsonb('details').$type<Pick<Party, 'name' | 'address'>>(),
   },
   (t) => [primaryKey({ columns: [t.accountId, t.livemode] })],
 )

@@ -4,7 +4,8 @@
  */
 import type { Stripe } from 'stripe'
 import type { Db, Sql } from '../../../migrations/connect.ts'
-import type { StripeMethod } from '../../../migrations/schema.ts'
+import type { Party, StripeMethod } from '../../../migrations/schema.ts'
+import { readBuyer } from '../parties.ts'
 import { failureOf, keyOf, type Mode, type Payments } from './client.ts'
 import { Lease, leaseOfAccount } from './lease.ts'
 
@@ -17,26 +18,35 @@ export type Customer = {
   setupSession: string | null
   links: number
   refreshedAt: Date | null
+  /** as Stripe was told */
+  details: Details | null
 }
+
+type Details = Pick<Party, 'name' | 'address'>
 
 export async function readCustomer(db: Db, accountId: number, livemode: boolean): Promise<Customer | undefined> {
   const [row] = await db<Customer[]>`
     select account_id as "accountId", customer, generation, email, method, setup_session as "setupSession", links,
-      refreshed_at as "refreshedAt"
+      refreshed_at as "refreshedAt", details
     from stripe_customers where account_id = ${accountId} and livemode = ${livemode}`
   return row
 }
 
 /**
- * The account's customer, made when there is none. Stripe keeps an idempotency key for a day; a customer of longer ago
+ * The account's customer, made when there is none, and told of a name and an address that Stripe does not have. Stripe keeps an idempotency key for a day; a customer of longer ago
  * that this database does not know, because an older one came back, is found by what it was marked with.
  * @returns its number at Stripe
  * @throws CommandError 'payment.busy'
  */
-export async function ensureCustomer({ stripe }: Payments, sql: Sql, mode: Mode, accountId: number): Promise<string> {
-  const { livemode } = mode
+export async function ensureCustomer(payments: Payments, sql: Sql, mode: Mode, accountId: number): Promise<string> {
+  const { stripe, livemode } = payments
   const known = await readCustomer(sql, accountId, livemode)
-  if (known?.customer) return known.customer
+  if (known?.customer) {
+    if (!isNews(await detailsOf(sql, accountId), known.details)) return known.customer
+    // It may have been deleted there meanwhile.
+    const told = (await refreshCustomer(payments, sql, accountId))?.customer
+    if (told) return told
+  }
   await using lease = await Lease.take(sql, leaseOfAccount(accountId, livemode))
   await sql`insert into stripe_customers (account_id, livemode) values (${accountId}, ${livemode}) on conflict do nothing`
   const row = await readCustomer(sql, accountId, livemode)
@@ -51,9 +61,11 @@ export async function ensureCustomer({ stripe }: Payments, sql: Sql, mode: Mode,
       customer = await stripe.customers.create({ metadata }, key)
     }
     const { id } = customer
-    const email = await updateEmail(sql, lease, stripe, accountId, customer)
+    const { email, details } = await tellWhoPays(sql, lease, stripe, { accountId, customer, known: null })
     await lease.write(
-      (tx) => tx`update stripe_customers set customer = ${id}, email = ${email}
+      (
+        tx,
+      ) => tx`update stripe_customers set customer = ${id}, email = ${email}, details = ${details && sql.json(details)}
         where account_id = ${accountId} and livemode = ${livemode}`,
     )
     return id
@@ -76,20 +88,42 @@ async function findCustomer(stripe: Stripe, metadata: Record<string, string>): P
   return data.filter((one) => !('deleted' in one)).sort((a, b) => a.created - b.created)[0]
 }
 
-/** @returns what Stripe writes to */
-async function updateEmail(
+/**
+ * Tells Stripe the account's address for mail, and its name and address for invoices where there are such. What people
+ * say of themselves at Stripe stays until they say something else here.
+ * @param known what Stripe was told before
+ * @returns what Stripe writes to, and what it was told now
+ */
+async function tellWhoPays(
   sql: Sql,
   lease: Lease,
   stripe: Stripe,
-  accountId: number,
-  customer: Stripe.Customer,
-): Promise<string | null> {
+  { accountId, customer, known }: { accountId: number; customer: Stripe.Customer; known: Details | null },
+): Promise<Pick<Customer, 'email' | 'details'>> {
   const [account] = await sql<{ email: string | null }[]>`select email from accounts where id = ${accountId}`
-  const email = account?.email ?? null
-  if (email === null || email === customer.email) return customer.email
-  await lease.renew()
-  await stripe.customers.update(customer.id, { email })
-  return email
+  const details = await detailsOf(sql, accountId)
+  const email = account?.email ?? customer.email
+  const { name, address } = details
+  const update: Stripe.CustomerUpdateParams = {
+    ...(email === null || email === customer.email ? {} : { email }),
+    ...(name === undefined || name === known?.name ? {} : { name }),
+    ...(address === undefined || address === known?.address ? {} : { address: { line1: address } }),
+  }
+  if (Object.keys(update).length > 0) {
+    await lease.renew()
+    await stripe.customers.update(customer.id, update)
+  }
+  return { email, details: name === undefined && address === undefined ? null : details }
+}
+
+async function detailsOf(db: Db, accountId: number): Promise<Details> {
+  const { name, address } = await readBuyer(db, accountId)
+  return { ...(name === undefined ? {} : { name }), ...(address === undefined ? {} : { address }) }
+}
+
+/** Of what an account takes back nobody is told. */
+function isNews({ name, address }: Details, known: Details | null): boolean {
+  return (name !== undefined && name !== known?.name) || (address !== undefined && address !== known?.address)
 }
 
 /**
@@ -110,7 +144,7 @@ export async function refreshCustomer(
   const found = await existing(stripe, row.customer)
   if (!found) {
     // The next invoice makes another one.
-    const none = { customer: null, generation: row.generation + 1, method: null, setup_session: null }
+    const none = { customer: null, generation: row.generation + 1, method: null, setup_session: null, details: null }
     await lease.write(
       (tx) => tx`update stripe_customers set ${sql(none)}, refreshed_at = now()
         where account_id = ${accountId} and livemode = ${livemode}`,
@@ -119,12 +153,13 @@ export async function refreshCustomer(
   }
   const { given, isOver } = await givenOnPage(stripe, row.setupSession)
   const method = await chosenMethod(stripe, lease, found, given)
-  const email = await updateEmail(sql, lease, stripe, accountId, found)
+  const who = { accountId, customer: found, known: row.details }
+  const { email, details } = await tellWhoPays(sql, lease, stripe, who)
   const setupSession = isOver ? null : row.setupSession
   await lease.write(async (tx) => {
     await tx`
       update stripe_customers set method = ${method && sql.json(method)}, email = ${email},
-        setup_session = ${setupSession}, refreshed_at = now()
+        details = ${details && sql.json(details)}, setup_session = ${setupSession}, refreshed_at = now()
       where account_id = ${accountId} and livemode = ${livemode}`
     if (!method || method.id === row.method?.id) return
     await tx`
@@ -132,7 +167,7 @@ export async function refreshCustomer(
       where livemode = ${livemode} and status = 'open'
         and invoice in (select number from invoices where account_id = ${accountId})`
   })
-  return { ...row, method, email, setupSession, refreshedAt: new Date() }
+  return { ...row, method, email, details, setupSession, refreshedAt: new Date() }
 }
 
 /** @returns undefined for one that was deleted, and for one that this key of Stripe's never knew */

@@ -6,6 +6,7 @@ import { pino } from 'pino'
 import { Stripe } from 'stripe'
 import { expect, it } from 'vitest'
 import { readInvoice } from '../invoices.ts'
+import { setBuyer } from '../parties.ts'
 import { API_VERSION, failureOf, modeOf, withoutSecrets } from './client.ts'
 import { refreshCustomer } from './customers.ts'
 import { readPayments } from './payments.ts'
@@ -46,6 +47,43 @@ it('a closed invoice comes to Stripe once, with its lines to the cent and its to
     `berth-${installation}-invoice-1-finalize-0`,
   ])
   expect(await w.kinds()).toEqual(['invoice.sent'])
+})
+
+it('Stripe is told the name and address that an account gave, with the next invoice, and once', async () => {
+  await using w = await world()
+  const { gateway } = w.ledger
+  const [accountId = 0] = w.accounts
+  await setBuyer(gateway, accountId, { name: 'Example Ltd' })
+  await w.round()
+  const there = async () => w.fake.customers.get(await customerOf(w))
+  const updates = () =>
+    w.fake.calls.filter(({ method, path }) => method === 'POST' && /customers\/cus/.test(path)).length
+  expect(await there()).toMatchObject({ name: 'Example Ltd', email: EMAIL })
+  expect(await there()).not.toHaveProperty('address')
+  expect(updates()).toBe(1)
+  await w.close(2, 300)
+  await w.round()
+  expect(updates()).toBe(1)
+  await setBuyer(gateway, accountId, { name: 'Example Ltd', address: '1 High Street, Anytown' })
+  await w.close(3, 400)
+  await w.round()
+  expect(await there()).toMatchObject({ name: 'Example Ltd', address: { line1: '1 High Street, Anytown' } })
+  expect(updates()).toBe(2)
+  // What people say at Stripe, and what they take back here, changes nothing there.
+  Object.assign((await there()) ?? {}, { address: { line1: '1 High Street', city: 'Anytown' } })
+  await setBuyer(gateway, accountId, { address: '1 High Street, Anytown' })
+  await w.close(4, 500)
+  await w.round()
+  await refreshCustomer(w.payments, gateway, accountId)
+  expect(await there()).toMatchObject({ name: 'Example Ltd', address: { line1: '1 High Street', city: 'Anytown' } })
+  expect(updates()).toBe(2)
+  // A customer that was deleted there: the next one is told all of it.
+  Object.assign((await there()) ?? {}, { deleted: true })
+  await setBuyer(gateway, accountId, { name: 'Example & Sons', address: '1 High Street, Anytown' })
+  await w.close(5, 600)
+  await w.round()
+  expect(await there()).toMatchObject({ name: 'Example & Sons', address: { line1: '1 High Street, Anytown' } })
+  expect((await w.rows()).map(({ status, problem }) => [status, problem])).toEqual(Array(5).fill(['open', null]))
 })
 
 it('an invoice that was closed before Stripe was switched on, and one of nothing, are not sent', async () => {

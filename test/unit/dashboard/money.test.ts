@@ -2,7 +2,7 @@
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { tellAccounts } from '../../../gateway/accounts/notices.ts'
 import type { Caller } from '../../../gateway/app.ts'
-import { monthOf, startOfDay, startOfMonth } from '../../../gateway/billing/calendar.ts'
+import { addDays, dayOf, monthOf, startOfDay, startOfMonth } from '../../../gateway/billing/calendar.ts'
 import { closeDueMonths } from '../../../gateway/billing/closing.ts'
 import { soonest } from '../../../gateway/billing/plans.ts'
 import { cut, type Ledger, ledgerOver, span } from '../../../gateway/billing/testing/ledger.ts'
@@ -11,6 +11,22 @@ import { type Dashboard, startDashboard } from '../../dashboard.ts'
 const PATIENT = { timeout: 20_000, interval: 50 }
 const MACHINES = 500
 const never = new AbortController().signal
+/** Words of commands that stand on two lines. */
+const BROKEN_WORDS = `(() => {
+  const broken = []
+  for (const code of document.querySelectorAll('main .copy code')) {
+    const texts = document.createTreeWalker(code, NodeFilter.SHOW_TEXT)
+    while (texts.nextNode()) {
+      for (const { 0: word, index } of texts.currentNode.data.matchAll(/\\S+/g)) {
+        const range = document.createRange()
+        range.setStart(texts.currentNode, index)
+        range.setEnd(texts.currentNode, index + word.length)
+        if (new Set([...range.getClientRects()].map(({ top }) => Math.round(top))).size > 1) broken.push(word)
+      }
+    }
+  }
+  return broken
+})()`
 
 let desk: Dashboard
 let ledger: Ledger
@@ -88,6 +104,11 @@ describe('usage', () => {
 
   it('shows 500 machines, nothing at all, a phone, and why it could not be had', async () => {
     const page = await desk.open('/usage', { accountId: many.accountId, phone: true, scheme: 'dark' })
+    // The dearest, and the others when somebody wants them; the sum is of all from the start.
+    await expect.poll(() => page.locator('tbody tr').count(), PATIENT).toBe(50)
+    expect(await desk.faults(page)).toEqual([])
+    await page.locator('tfoot', { hasText: 'Sum of all' }).waitFor()
+    await page.getByRole('button', { name: `Show the other ${MACHINES - 50}` }).click()
     await expect.poll(() => page.locator('tbody tr').count(), PATIENT).toBe(MACHINES)
     expect(await desk.faults(page)).toEqual([])
     const nobody = await desk.world.account()
@@ -103,6 +124,39 @@ describe('usage', () => {
     await empty.getByRole('button', { name: 'Try again' }).click()
     await empty.getByText('Nothing was used in this time').waitFor()
     desk.complaints.length = 0
+  })
+})
+
+describe('what a person reads of it', () => {
+  it('a limit that was reached on a day that is over is not said to be to come', async () => {
+    const page = await desk.open('/billing', { accountId: ada.accountId })
+    const today = dayOf(new Date())
+    let day = addDays(today, -1)
+    await page.route('**/exec', async (route) => {
+      if (!route.request().postData()?.startsWith('billing usage')) return await route.continue()
+      const response = await route.fetch()
+      const usage = (await response.json()) as { forecast: { limits: unknown[] }; to: string }
+      usage.to = `${today}T12:00:00.000Z`
+      usage.forecast.limits = [{ set_by: 'account', amount_micros: 5_000_000, hard: true, reached_on: day }]
+      await route.fulfill({ response, json: usage })
+    })
+    await page.goto(`${desk.origin}/usage`)
+    await page.getByText('your limit of $5.00 is reached already, where machines are paused').waitFor()
+    day = today
+    await page.goto(`${desk.origin}/usage`)
+    await page.getByText(`your limit of $5.00 is reached on ${today}, where machines are paused`).waitFor()
+    await page.unrouteAll({ behavior: 'wait' })
+    desk.complaints.length = 0
+  })
+
+  it('no word of a command is broken behind a hyphen, however narrow the screen', async () => {
+    const page = await desk.open('/usage?range=30d', { accountId: ada.accountId, phone: true })
+    await page.locator('main .copy code', { hasText: '--range 30d --by machine' }).waitFor()
+    for (let width = 300; width <= 420; width += 10) {
+      await page.setViewportSize({ width, height: 844 })
+      expect([width, await page.evaluate<string[]>(BROKEN_WORDS)]).toEqual([width, []])
+    }
+    expect(desk.complaints).toEqual([])
   })
 })
 
@@ -170,6 +224,7 @@ describe('billing', () => {
   })
 
   it('a notice that comes, and one that is read elsewhere, reach pages that are open', async () => {
+    await desk.world.run('billing notices --read', { caller: ada })
     const [page, billing] = [
       await desk.open('/keys', { accountId: ada.accountId }),
       await desk.open('/billing', { accountId: ada.accountId }),

@@ -219,7 +219,7 @@ describe('rates', () => {
     const page = await desk.open('/rates')
     await page.getByRole('row', { name: /vCPU \$0\.04 per vCPU-hour/ }).waitFor()
     await page.getByRole('row', { name: 'vCPU $0.04 per vCPU-hour – always 2099-01-01' }).waitFor()
-    await page.getByRole('row', { name: 'vCPU $0.05 per vCPU-hour 100 vCPU-hours 2099-01-01 changed' }).waitFor()
+    await page.getByRole('row', { name: 'vCPU $0.05 per vCPU-hour 100 vCPU-hours 2099-01-01 further notice' }).waitFor()
     await page.getByRole('link', { name: 'team' }).click()
     const set = form(page, 'Set the rate')
     await page.getByRole('heading', { name: 'Rates of plan team' }).waitFor()

@@ -154,7 +154,7 @@ function Rates({ plan, onChanged }: { plan: Plan; onChanged: () => void }) {
                 kind === 'fee' || included === 0 ? '–' : `${included.toLocaleString('en')} ${unit}s`,
             },
             { title: 'From', value: ({ from }) => from ?? 'always' },
-            { title: 'Until', value: ({ to }) => to ?? 'changed' },
+            { title: 'Until', value: ({ to }) => to ?? 'further notice' },
           ]}
         />
       )}

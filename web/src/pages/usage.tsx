@@ -1,5 +1,5 @@
 import './billing/billing.css'
-import { useSignalEffect } from '@preact/signals'
+import { useSignal, useSignalEffect } from '@preact/signals'
 import { useRef } from 'preact/hooks'
 import { costs } from '../api/live.ts'
 import { useExec } from '../api/use-exec.ts'
@@ -75,7 +75,7 @@ function Shown({ usage, range, by, words }: Shown) {
           {sayInstant(usage.from)} to {sayInstant(usage.to)} UTC, counted every few minutes
         </p>
         {forecast !== undefined && forecast.total_micros > 0 && (
-          <Ahead forecast={forecast} month={usage.from.slice(0, 7)} />
+          <Ahead forecast={forecast} month={usage.from.slice(0, 7)} today={usage.to.slice(0, 10)} />
         )}
       </section>
       {isEmpty ? (
@@ -96,7 +96,7 @@ function Shown({ usage, range, by, words }: Shown) {
 }
 
 /** What the month comes to, and what has to come true for that. */
-function Ahead({ forecast, month }: { forecast: Forecast; month: string }) {
+function Ahead({ forecast, month, today }: { forecast: Forecast; month: string; today: string }) {
   const { total_micros: total, charged_micros: charged, assumes, limits, until } = forecast
   return (
     <details class="ahead">
@@ -106,7 +106,7 @@ function Ahead({ forecast, month }: { forecast: Forecast; month: string }) {
           .filter(({ reached_on }) => reached_on !== null)
           .map((limit) => (
             <span key={limit.set_by} class="warn">
-              {`; ${limit.set_by === 'operator' ? 'the operator’s' : 'your'} limit of ${sayMoney(limit.amount_micros)} is reached on ${limit.reached_on}`}
+              {`; ${limit.set_by === 'operator' ? 'the operator’s' : 'your'} limit of ${sayMoney(limit.amount_micros)} is reached ${sayReached(limit.reached_on, today)}`}
               {limit.hard && ', where machines are paused'}
             </span>
           ))}
@@ -119,6 +119,11 @@ function Ahead({ forecast, month }: { forecast: Forecast; month: string }) {
       </ul>
     </details>
   )
+}
+
+/** A day that is over is none to look forward to. */
+function sayReached(day: string | null, today: string): string {
+  return day !== null && day < today ? 'already' : `on ${day}`
 }
 
 /** The days there were, and of the month those to come. */
@@ -161,19 +166,38 @@ function cellColumns<T extends Cells>(rows: readonly T[]): { columns: Column<T>[
   }
 }
 
+/** So many are drawn before somebody wants the rest: they are the dearest. */
+const MACHINES_FIRST = 50
+
 function Machines({ usage: { machines } }: { usage: Usage }) {
+  const limit = useSignal(MACHINES_FIRST)
   const { columns, foot } = cellColumns(machines)
+  const hidden = machines.length - limit.value
   return (
-    <Table
-      caption="Cost by machine, in US dollars"
-      rows={machines}
-      keyOf={({ machine_id: id }) => id ?? 0}
-      columns={[
-        { title: 'Machine', head: true, value: ({ vm_name: name }) => <span class="mono">{name}</span> },
-        ...columns,
-      ]}
-      foot={['Sum', ...foot]}
-    />
+    <>
+      <Table
+        caption="Cost by machine, in US dollars"
+        rows={machines}
+        keyOf={({ machine_id: id }) => id ?? 0}
+        columns={[
+          { title: 'Machine', head: true, value: ({ vm_name: name }) => <span class="mono">{name}</span> },
+          ...columns,
+        ]}
+        foot={[hidden > 0 ? 'Sum of all' : 'Sum', ...foot]}
+        limit={limit.value}
+      />
+      {hidden > 0 && (
+        <button
+          type="button"
+          class="plain"
+          onClick={() => {
+            limit.value = machines.length
+          }}
+        >
+          {hidden === 1 ? 'Show one more' : `Show the other ${hidden}`}
+        </button>
+      )}
+    </>
   )
 }
 

@@ -4,6 +4,7 @@
  */
 import { signal } from '@preact/signals'
 import { commandLine, type Run, runs, takeBack } from '../api/exec.ts'
+import { Code } from './Code.tsx'
 import { Copy } from './Copy.tsx'
 import { nowMs } from './time.tsx'
 import { sayDuration } from './words.ts'
@@ -59,7 +60,7 @@ export function Commands() {
               </span>
             </>
           ) : (
-            <code>{commandLine(preview.words)}</code>
+            <Code text={commandLine(preview.words)} />
           )}
         </div>
       )}

@@ -1,5 +1,6 @@
 import { useSignal } from '@preact/signals'
 import type { ComponentChildren } from 'preact'
+import { Code } from './Code.tsx'
 
 const SAID_MS = 2_000
 
@@ -8,10 +9,10 @@ export function Copy({ text, label = 'Copy', href }: { text: string; label?: str
   return (
     <span class="copy">
       {href === undefined ? (
-        <code>{text}</code>
+        <Code text={text} />
       ) : (
         <a href={href}>
-          <code>{text}</code>
+          <Code text={text} />
         </a>
       )}
       <CopyButton text={text} title={label} label={`${label}: ${text}`}>

@@ -6,6 +6,7 @@ import { installation } from '../installation.ts'
 import { path } from '../router.ts'
 import { ROUTES } from '../routes.ts'
 import { helpIsOpen } from './Help.tsx'
+import { SignOutEverywhere } from './SignOut.tsx'
 import { Ago } from './time.tsx'
 
 export type FrameProps = {
@@ -75,11 +76,7 @@ export function Frame({ title, actions, above, wide = false, children }: FramePr
                 Sign out
               </button>
             </form>
-            <form method="post" action="/signout/everywhere">
-              <button type="submit" class="plain">
-                Sign out everywhere
-              </button>
-            </form>
+            <SignOutEverywhere />
           </div>
         </details>
       </header>

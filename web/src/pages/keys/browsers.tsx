@@ -4,6 +4,7 @@ import { useExec } from '../../api/use-exec.ts'
 import { CommandButton } from '../../parts/CommandButton.tsx'
 import { Copy } from '../../parts/Copy.tsx'
 import { Failed } from '../../parts/Failed.tsx'
+import { SignOutEverywhere } from '../../parts/SignOut.tsx'
 import { Skeleton } from '../../parts/Skeleton.tsx'
 import { Ago } from '../../parts/time.tsx'
 import { Qr } from '../machine/qr.tsx'
@@ -69,9 +70,7 @@ export function Browsers() {
         >
           Sign another browser in
         </CommandButton>
-        <CommandButton words={['browser', '--sign-out-everywhere']} kind="danger" onDone={leave}>
-          Sign out everywhere
-        </CommandButton>
+        <SignOutEverywhere kind="danger" />
       </div>
     </section>
   )

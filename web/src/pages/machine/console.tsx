@@ -1,6 +1,7 @@
 import { useComputed, useSignal } from '@preact/signals'
 import { useEffect, useLayoutEffect, useRef } from 'preact/hooks'
 import { commandLine, ExecError, follow, type Piece } from '../../api/exec.ts'
+import { Code } from '../../parts/Code.tsx'
 import { CopyButton } from '../../parts/Copy.tsx'
 import { Failed } from '../../parts/Failed.tsx'
 import { Check } from '../../parts/inputs.tsx'
@@ -84,7 +85,7 @@ export function Console({ name }: { name: string }) {
       )}
       <p class="dim">
         {isFollowing.value ? 'It goes on as it grows.' : 'The connection was lost; it is tried again.'}{' '}
-        {lines.value > 1 && `${lines.value - 1} lines. `}The same in a terminal: <code>{commandLine(words)}</code>
+        {lines.value > 1 && `${lines.value - 1} lines. `}The same in a terminal: <Code text={commandLine(words)} />
       </p>
     </section>
   )
