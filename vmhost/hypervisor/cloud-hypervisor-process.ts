@@ -14,6 +14,7 @@ import {
   type Hypervisor,
   HypervisorError,
   type HypervisorEvent,
+  hypervisorUid,
   type MachineSize,
   type MachineSpec,
 } from './driver.ts'
@@ -125,7 +126,7 @@ export class CloudHypervisorProcess implements Hypervisor {
         const body = await prepareRestore({ ...spec, restoreFrom }, landlock)
         await this.#api.put('vm.restore', body, stateLimitMs(spec.memoryBytes))
       } finally {
-        await endRestore(this.#directory)
+        await endRestore(this.#directory, hypervisorUid(this.machineId))
       }
     }
     await this.#note('started')

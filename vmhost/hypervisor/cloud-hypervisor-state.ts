@@ -1,11 +1,12 @@
 import { execFile } from 'node:child_process'
 import { constants } from 'node:fs'
-import { access, chmod, chown, copyFile, type FileHandle, mkdir, open, rename, rm, writeFile } from 'node:fs/promises'
+import { chmod, chown, copyFile, type FileHandle, lstat, mkdir, open, rename, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import type { CloudHypervisorApi } from './cloud-hypervisor-api.ts'
 import { files, releaseFile, restoredConfig, savedFiles } from './cloud-hypervisor-config.ts'
 import { abilitiesOf } from './cloud-hypervisor-version.ts'
+import { keepNames, removeTree, runFolder } from './directory.ts'
 import { HypervisorError, hypervisorUid, type MachineSpec } from './driver.ts'
 import { processorKind } from './processor.ts'
 
@@ -49,15 +50,17 @@ export type StateWriting = {
 
 /**
  * Has Cloud Hypervisor write its guest. It reaches nothing but its own folder, so the files come to be there and are
- * moved away.
+ * moved away: once they are written, the names in it can be changed by root alone, so that what was looked at is what is
+ * moved. It cannot write to files that root makes for it, since it makes them itself.
  */
 export async function writeState(writing: StateWriting): Promise<void> {
   const { api, machineId, directory, target, memoryBytes, version, compact } = writing
   const uid = hypervisorUid(machineId)
   const folder = join(directory, files.save)
   try {
-    await makeFolder(folder, uid)
+    await makeFolder(directory, files.save, uid, 0o770)
     await api.put('vm.snapshot', { destination_url: `file://${files.save}` }, stateLimitMs(memoryBytes))
+    await chmod(folder, 0o700)
     for (const name of Object.values(savedFiles)) {
       const file = await openPlain(join(folder, name), uid)
       try {
@@ -75,7 +78,7 @@ export async function writeState(writing: StateWriting): Promise<void> {
     const words = error instanceof Error ? error.message : String(error)
     throw new HypervisorError('hypervisor.refused', `The memory could not be written: ${words}`, { cause })
   } finally {
-    await rm(folder, { recursive: true, force: true })
+    await removeFolder(directory, files.save, uid)
   }
 }
 
@@ -86,7 +89,7 @@ export async function writeState(writing: StateWriting): Promise<void> {
 export async function prepareRestore(spec: MachineSpec & { restoreFrom: string }, landlock: boolean): Promise<object> {
   const uid = hypervisorUid(spec.machineId)
   const folder = join(spec.directory, files.restore)
-  await makeFolder(folder, uid)
+  await makeFolder(spec.directory, files.restore, uid, 0o750)
   const config = await readSaved(spec.restoreFrom, savedFiles.config)
   const path = join(folder, savedFiles.config)
   await writeFile(path, JSON.stringify(restoredConfig(config, spec, landlock)), { flag: 'wx', mode: 0o600 })
@@ -112,8 +115,8 @@ async function readSaved(directory: string, name: string): Promise<string> {
 }
 
 /** What was laid out takes disk as long as it is there, and is not read again. */
-export async function endRestore(directory: string): Promise<void> {
-  await rm(join(directory, files.restore), { recursive: true, force: true })
+export async function endRestore(directory: string, uid: number): Promise<void> {
+  await removeFolder(directory, files.restore, uid)
 }
 
 /**
@@ -123,26 +126,38 @@ export async function endRestore(directory: string): Promise<void> {
  * @returns undefined when it is at neither
  */
 export async function busyLimitMs(directory: string, memoryBytes: number): Promise<number | undefined> {
-  const isThere = (name: string) =>
-    access(join(directory, name)).then(
-      () => true,
-      () => false,
-    )
-  return (await isThere(files.save)) || (await isThere(files.restore)) ? stateLimitMs(memoryBytes) : undefined
+  const isBusy = (await isThere(join(directory, files.save))) || (await isThere(join(directory, files.restore)))
+  return isBusy ? stateLimitMs(memoryBytes) : undefined
 }
 
 /** What such a vmhost has left behind. */
-export async function forgetUnderWay(directory: string): Promise<void> {
-  for (const name of [files.save, files.restore]) await rm(join(directory, name), { recursive: true, force: true })
+export async function forgetUnderWay(directory: string, uid: number): Promise<void> {
+  for (const name of [files.save, files.restore]) await removeFolder(directory, name, uid)
 }
 
-async function makeFolder(path: string, uid: number): Promise<void> {
-  await rm(path, { recursive: true, force: true })
+/** @param mode of root and of the hypervisor's group: whoever may write to it chooses the names in it */
+async function makeFolder(directory: string, name: string, uid: number, mode: number): Promise<void> {
+  const path = join(directory, name)
+  await removeFolder(directory, name, uid)
   await mkdir(path, { mode: 0o700 })
-  await chown(path, uid, uid)
+  await chown(path, 0, uid)
+  await chmod(path, mode)
 }
 
-/** Never what a link leads to: the folder is open to a process that its guest may have taken over. */
+async function removeFolder(directory: string, name: string, uid: number): Promise<void> {
+  // Of one that an earlier version of Berth has started, it was its user's.
+  await keepNames(join(directory, runFolder), uid)
+  if (await isThere(join(directory, name))) await removeTree(join(directory, name))
+}
+
+function isThere(path: string): Promise<boolean> {
+  return lstat(path).then(
+    () => true,
+    () => false,
+  )
+}
+
+/** Never what a link leads to: a process that its guest may have taken over has made the file. */
 async function openPlain(path: string, uid: number): Promise<FileHandle> {
   const file = await open(path, constants.O_RDWR | constants.O_NOFOLLOW | constants.O_NONBLOCK)
   const found = await file.stat()

@@ -276,6 +276,51 @@ describe('the driver of Cloud Hypervisor, as recorded', () => {
     expect(existsSync(join(directory, 'run/save'))).toBe(false)
   })
 
+  test.each([
+    ['symlink', '../../precious', 'precious', 0],
+    // The kernel lets it make one to what is its own.
+    ['hardlink', 'run/precious', 'run/precious', hypervisorUid(machineId)],
+  ])(
+    'one that was taken over and saves a %s to another file has nothing done to that',
+    async (how, target, path, uid) => {
+      fake = await makeFake({ FAKE_PLANTS: `${how} ${target}` })
+      const one = await boot()
+      const precious = join(directory, path)
+      await writeFile(precious, '{"a":"secret"}', { mode: 0o600 })
+      await chown(precious, uid, uid)
+      await one.pause()
+      const folder = await saveFolder()
+      await expect(one.save(folder)).rejects.toThrow(/^The memory could not be written: /)
+      expect(existsSync(join(directory, 'run/refused'))).toBe(false)
+      expect(existsSync(join(folder, 'state.json'))).toBe(false)
+      expect(existsSync(join(directory, 'run/save'))).toBe(false)
+      expect(readFileSync(precious, 'utf8')).toBe('{"a":"secret"}')
+      expect(statSync(precious)).toMatchObject({ uid, mode: 0o100600 })
+      await one.resume()
+      expect(await one.state()).toBe('running')
+    },
+  )
+
+  test('one that was taken over cannot put a link in the place of the folder that it saves to', async () => {
+    const elsewhere = join(store, 'elsewhere')
+    await mkdir(elsewhere)
+    const saved = { 'config.json': '{}', 'state.json': '{"of":"another"}', 'memory-ranges': 'another' }
+    for (const [name, text] of Object.entries(saved)) {
+      await writeFile(join(elsewhere, name), text)
+      // As those of the same user's that are no longer its to change.
+      await chown(join(elsewhere, name), hypervisorUid(machineId), hypervisorUid(machineId))
+    }
+    fake = await makeFake({ FAKE_PLANTS: `swap ${elsewhere}` })
+    const one = await boot()
+    await one.pause()
+    const folder = await saveFolder()
+    await one.save(folder)
+    expect(readFileSync(join(directory, 'run/refused'), 'utf8')).toMatch(/^E(PERM|ACCES)$/)
+    expect(readFileSync(join(folder, 'memory-ranges'), 'utf8')).toBe('memory')
+    expect((await readdir(elsewhere)).sort()).toEqual(Object.keys(saved).sort())
+    expect(statSync(join(directory, 'run'))).toMatchObject({ uid: 0, gid: hypervisorUid(machineId), mode: 0o41770 })
+  })
+
   test('a disk that is full is told as such', async () => {
     const chain = 'Error from API | Error sending snapshot | No space left on device (os error 28)'
     fake = await makeFake({ FAKE_FAILURE: `vm.snapshot ${chain}` })

@@ -170,7 +170,7 @@ async function adopt(
   try {
     const busyMs = await busyLimitMs(directory, memoryBytes)
     await running.attach(busyMs ?? options.adoptLimitMs ?? adoptLimitMs, note, signal)
-    await forgetUnderWay(directory)
+    await forgetUnderWay(directory, hypervisorUid(machineId))
     // The vmhost before was killed between making the guest and starting it.
     if (note === undefined && (await running.state()) === 'shutdown') {
       await running.kill()

@@ -1,5 +1,5 @@
 import { execFile } from 'node:child_process'
-import { lchown, mkdir, rename, rm, stat } from 'node:fs/promises'
+import { chmod, chown, lchown, mkdir, rename, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { groupName, unconfine } from './cgroup.ts'
@@ -8,7 +8,10 @@ import { endProcess, findProcesses } from './process.ts'
 
 const execFileAsync = promisify(execFile)
 
-/** What a hypervisor makes itself lies in this folder of its machine's, the only one that its user may write. */
+/**
+ * What a hypervisor makes itself lies in this folder of its machine's, the only one that its user may write. It is
+ * root's and sticky: what root makes in it nobody else can put something in the place of. @see inode(7) "S_ISVTX"
+ */
 export const runFolder = 'run'
 
 /**
@@ -28,7 +31,7 @@ export async function prepareDirectory(
   // Emptied and made anew: no leftover of an earlier run, and no trap laid by one.
   await rm(run, { recursive: true, force: true })
   await mkdir(`${run}.new`, { recursive: true, mode: 0o700 })
-  await lchown(`${run}.new`, uid, uid)
+  await keepNames(`${run}.new`, uid)
   await rename(`${run}.new`, run)
   const paths = fifos.map((name) => join(directory, name))
   const missing: string[] = []
@@ -40,6 +43,20 @@ export async function prepareDirectory(
   if (missing.length > 0) await execFileAsync('mkfifo', ['-m', '600', ...missing])
   // Found, it may be another hypervisor's, under which the machine ran before.
   for (const path of paths) await lchown(path, fifoUid, fifoUid)
+}
+
+/**
+ * Has a folder that root has made, in one that is root's, hold what this user makes and root makes, each its own.
+ * @param uid the hypervisor's
+ */
+export async function keepNames(folder: string, uid: number): Promise<void> {
+  await chown(folder, 0, uid)
+  await chmod(folder, 0o1770)
+}
+
+/** Removes what a hypervisor may have made or still be changing: no step of it follows a link. @see rm(1), fts(3) */
+export async function removeTree(path: string): Promise<void> {
+  await execFileAsync('rm', ['-rf', '--one-file-system', '--', path])
 }
 
 /** As every driver's `destroy`: whatever runs in a machine's directory under its uid is ended by SIGKILL. */

@@ -1,4 +1,4 @@
-import { existsSync, readFileSync, writeFileSync, writeSync } from 'node:fs'
+import { existsSync, linkSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync, writeSync } from 'node:fs'
 import { createServer, type ServerResponse } from 'node:http'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -10,6 +10,9 @@ import type { RecordedCall, RecordedState, Recording } from './record-cloud-hype
  * signals stand for what a guest does.
  *
  *     SIGUSR1 the guest switches itself off · SIGUSR2 it panics · SIGHUP it reboots
+ *
+ * FAKE_PLANTS has it, taken over, make something else of what it saves: `symlink FILE` and `hardlink FILE` to that file in
+ * the place of its state, `swap FOLDER` a link to that folder in the place of the one that it saves to.
  *
  * Every request goes, one JSON document a line, to the file that FAKE_REQUESTS names. They are carried out one after the
  * other, and FAKE_HELD, a call and a file, has that one, and all that come after it, wait until the file is there.
@@ -116,7 +119,25 @@ function save(folder: string): void {
   // A disk that fills up in the middle of it, which the real one does not notice.
   writeFileSync(join(folder, 'state.json'), process.env.FAKE_SHORT ? text.slice(0, 5) : text, { flag: 'wx' })
   writeFileSync(join(folder, 'memory-ranges'), 'memory', { flag: 'wx' })
+  plant(folder)
   tell('snapshot')
+}
+
+function plant(folder: string): void {
+  const [how, target = ''] = process.env.FAKE_PLANTS?.split(' ') ?? []
+  if (how === undefined) return
+  try {
+    if (how === 'swap') {
+      renameSync(folder, `${folder}.away`)
+      symlinkSync(target, folder)
+      return
+    }
+    rmSync(join(folder, 'state.json'))
+    if (how === 'symlink') symlinkSync(target, join(folder, 'state.json'))
+    else linkSync(target, join(folder, 'state.json'))
+  } catch (error) {
+    writeFileSync('run/refused', String((error as NodeJS.ErrnoException).code))
+  }
 }
 
 /** The answers that say what was told before say it of this guest. */
