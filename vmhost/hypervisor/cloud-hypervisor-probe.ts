@@ -28,9 +28,11 @@ export type CloudHypervisorProbeOptions = {
   readonly kernel: string | undefined
   /** place for the try, in a folder of which every user may walk to the kernel and the program */
   readonly directory: string
-  /** file that keeps the answer until the server, its kernel, the program or the guests' kernel is another */
+  /** file that keeps a proof until the server, its kernel, the program or the guests' kernel is another; no failure is kept */
   readonly cachePath: string
   readonly limitMs?: number
+  /** tests: another file than /dev/kvm */
+  readonly kvmDevice?: string
 }
 
 /** An idle server needs 2 s for it; a kernel that hangs early is what is looked for. */
@@ -44,7 +46,7 @@ const probeMachineId = 2_000_000_000
  */
 export async function proveCloudHypervisor(options: CloudHypervisorProbeOptions): Promise<CloudHypervisorProof> {
   const { binary, kernel, cachePath } = options
-  const problem = kvmProblem()
+  const problem = kvmProblem(options.kvmDevice)
   if (problem !== undefined) return { problem, isKvm: true }
   if (kernel === undefined) return { problem: 'there is no guest kernel yet to prove KVM with', isKvm: true }
   const { size, mtimeMs, ino } = await stat(binary)
@@ -52,6 +54,7 @@ export async function proveCloudHypervisor(options: CloudHypervisorProbeOptions)
   const cached = await readCache(cachePath)
   if (cached?.facts === facts) return cached.proof
   const proof = await prove({ ...options, kernel })
+  if (proof.problem !== undefined) return proof
   await mkdir(dirname(cachePath), { recursive: true })
   await writeFile(`${cachePath}.new`, JSON.stringify({ facts, proof }))
   await rename(`${cachePath}.new`, cachePath)
@@ -80,12 +83,13 @@ async function prove(options: CloudHypervisorProbeOptions & { kernel: string }):
 }
 
 async function tryKernel(
-  { binary, limitMs = probeLimitMs }: CloudHypervisorProbeOptions,
+  { binary, limitMs = probeLimitMs, kvmDevice }: CloudHypervisorProbeOptions,
   spec: MachineSpec,
   version: string,
   landlock: boolean,
 ): Promise<CloudHypervisorProof | 'no landlock'> {
-  const driver = cloudHypervisorDriver({ binary, version, landlock, cgroups: false, startLimitMs: limitMs })
+  const device = kvmDevice === undefined ? {} : { kvmDevice }
+  const driver = cloudHypervisorDriver({ binary, version, landlock, cgroups: false, startLimitMs: limitMs, ...device })
   // Left over from a try that was killed.
   await driver.destroy(spec.machineId, spec.directory)
   const running = await driver.start(spec).catch((error: unknown) => {
@@ -136,10 +140,7 @@ async function layOut({ directory, kernel }: { directory: string; kernel: string
 
 const cacheShape = z.object({
   facts: z.string(),
-  proof: z.union([
-    z.object({ version: z.string(), landlock: z.boolean() }),
-    z.object({ problem: z.string(), isKvm: z.boolean() }),
-  ]),
+  proof: z.object({ version: z.string(), landlock: z.boolean() }),
 })
 
 async function readCache(path: string): Promise<z.infer<typeof cacheShape> | undefined> {

@@ -18,9 +18,14 @@ export type ProbeOptions = {
   /** the kernel that machines boot; without one nothing can be proved */
   readonly kernel: string | undefined
   readonly qemuVersion: string
-  /** file that keeps the answer until the server, its kernel, QEMU or the guests' kernel is another */
+  /**
+   * file that keeps a proof until the server, its kernel, QEMU or the guests' kernel is another; what failed may have
+   * been the moment's fault, as on a server that was busy, and is tried again at the next start
+   */
   readonly cachePath: string
   readonly limitMs?: number
+  /** tests: another file than /dev/kvm */
+  readonly kvmDevice?: string
 }
 
 /** An idle server needs 1 s for it; a kernel that hangs after the firmware is what is looked for. */
@@ -45,28 +50,29 @@ export async function chooseAccelerator(options: ProbeOptions): Promise<Accelera
 
 /** @returns undefined when KVM runs a guest, else why not */
 async function proveKvm(options: ProbeOptions): Promise<string | undefined> {
-  const closed = kvmProblem()
+  const closed = kvmProblem(options.kvmDevice)
   if (closed !== undefined) return closed
   if (!options.kernel) return 'there is no guest kernel yet to prove KVM with'
   const facts = [bootId(), release(), options.qemuVersion, options.kernel].join(' ')
   const kept = await readFile(options.cachePath, 'utf8').catch(() => '')
   const cached = parseCache(kept)
-  if (cached?.facts === facts) return cached.problem ?? undefined
+  if (cached?.facts === facts && cached.problem === null) return undefined
   const problem = await tryKernel(options.kernel, options.limitMs ?? probeLimitMs)
+  if (problem !== undefined) return problem
   await mkdir(dirname(options.cachePath), { recursive: true })
-  await writeFile(`${options.cachePath}.new`, JSON.stringify({ facts, problem: problem ?? null }))
+  await writeFile(`${options.cachePath}.new`, JSON.stringify({ facts, problem: null }))
   await rename(`${options.cachePath}.new`, options.cachePath)
-  return problem
+  return undefined
 }
 
 /** @returns why no hypervisor comes to KVM here; undefined when they do, which proves nothing yet */
-export function kvmProblem(): string | undefined {
+export function kvmProblem(device = '/dev/kvm'): string | undefined {
   try {
-    accessSync('/dev/kvm', constants.R_OK | constants.W_OK)
+    accessSync(device, constants.R_OK | constants.W_OK)
   } catch {
     return '/dev/kvm is missing: the processor has no virtualisation, or it is switched off'
   }
-  const access = kvmGroups()
+  const access = kvmGroups(device)
   return 'problem' in access ? access.problem : undefined
 }
 
@@ -90,6 +96,9 @@ function tryKernel(kernel: string, limitMs: number): Promise<string | undefined>
     const finish = (problem: string | undefined) => {
       clearTimeout(timer)
       child.kill('SIGKILL')
+      // Whoever else has their other ends, as what a script in QEMU's place has started, is not waited for.
+      child.stdout.destroy()
+      child.stderr.destroy()
       resolve(problem)
     }
     const timer = setTimeout(() => {
