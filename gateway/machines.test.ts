@@ -1,4 +1,5 @@
 import { afterEach, describe, expect, it, vi } from 'vitest'
+import { cannotRestore } from '../migrations/schema.ts'
 import { putToSleep, refuseWhenWanted } from './activity/testing/sleeper.ts'
 import { startWorld, type World } from './commands/testing/world.ts'
 
@@ -45,6 +46,43 @@ describe('a machine that sleeps on a server without memory for it', () => {
     })
     expect(sleeper.wakes).toBe(1)
     expect(await world.json('wake demo')).toMatchObject({ status: 5, document: { code: 'machine.no_room' } })
+  })
+})
+
+describe('a machine that its server cannot restore', () => {
+  it('is tried once, and whoever comes is told why and what gives its memory up', async () => {
+    await using world = await startWorld()
+    const { sql } = world.gateway
+    await world.run('new demo --no-wait')
+    await expect.poll(() => world.app.machines.find('demo', world.owner)).toMatchObject({ observedState: 'running' })
+    world.vmhost.paused = true
+    const { id = 0 } = (await world.app.machines.find('demo', world.owner)) ?? {}
+    await putToSleep(sql, id)
+    const reason = 'Its memory was saved by QEMU 8.2 under KVM, which its server does not use now'
+    const sleeper = await refuseWhenWanted(sql, id, reason, cannotRestore)
+    const options = { signal: new AbortController().signal, knock: 'a test' }
+    const refusal = {
+      code: 'machine.cannot_restore',
+      message:
+        'demo cannot wake now: its memory was saved by QEMU 8.2 under KVM, which its server does not use now; it wakes when its server has that again; to give its memory up and start it from its disk: restart demo',
+    }
+    await expect(world.app.machines.whenReady(id, world.owner, options)).rejects.toMatchObject(refusal)
+    await sql`update machines set observed_at = now() + interval '1 hour' where id = ${id}`
+    await expect(world.app.machines.whenReady(id, world.owner, options)).rejects.toMatchObject(refusal)
+    expect(sleeper.wakes).toBe(1)
+    // By now its server may have what it lacked.
+    await sql`update machines set observed_at = now() - interval '1 hour' where id = ${id}`
+    expect(await world.json('start demo')).toMatchObject({ status: 1, document: { code: 'machine.cannot_restore' } })
+    expect(sleeper.wakes).toBe(2)
+    expect((await world.run('why demo')).stdout).toMatch(
+      /^demo is asleep, .*: its server cannot restore its memory now\nIts memory was saved by QEMU 8\.2 .*\n(.*\n)*to give its memory up and start it from its disk: restart demo\n$/,
+    )
+    await sleeper[Symbol.asyncDispose]()
+    expect((await world.json('restart demo --no-wait')).status).toBe(0)
+    expect(await world.app.machines.find('demo', world.owner)).toMatchObject({
+      desiredState: 'running',
+      desiredBoot: 2,
+    })
   })
 })
 

@@ -1,6 +1,6 @@
 import { and, eq, gt, inArray, ne, sql as raw } from 'drizzle-orm'
 import type { Database } from '../migrations/connect.ts'
-import { accounts, addresses, hosts, machineNames, machines } from '../migrations/schema.ts'
+import { accounts, addresses, cannotRestore, hosts, machineNames, machines } from '../migrations/schema.ts'
 import type { LifeRow } from './activity/life.ts'
 import type { Watches } from './activity/watches.ts'
 import { askAgain } from './fault.ts'
@@ -29,8 +29,8 @@ export type MachineAccess = {
    * only for whoever may reach it.
    * @param knock who comes for it, for the record of what woke it: `an SSH session`
    * @param onStage hears the machine once at the beginning of a wait and whenever its stage changes
-   * @throws MachineNotReadyError when it is off, paused, failed, trashed, its server has no memory for it, or `timeoutMs`
-   *   (default 5 minutes) has passed
+   * @throws MachineNotReadyError when it is off, paused, failed, trashed, its server has no memory for it or has not now
+   *   what it takes to restore it, or `timeoutMs` (default 5 minutes) has passed
    */
   whenReady(
     machineId: number,
@@ -55,6 +55,7 @@ export class MachineNotReadyError extends Error {
     | 'machine.failed'
     | 'machine.timeout'
     | 'machine.no_room'
+    | 'machine.cannot_restore'
     | 'account.suspended'
     | 'account.over_limit'
 
@@ -70,6 +71,9 @@ const READY_TIMEOUT_MS = 300_000
 const RECHECK_MS = 5_000
 /** A server whose lease has run out may be a vmhost that is being replaced: for so long it is believed to come back. */
 const SERVER_BACK_MS = 10_000
+
+/** What a server lacks to restore a machine, it will not have within this time; it wakes the machine itself when it has. */
+const CANNOT_RESTORE_MS = 10_000
 
 /** A row that the news overtook is read again; beyond so often it is taken as it is. */
 const READS_MOST = 5
@@ -152,7 +156,11 @@ export function createMachineAccess({ db, news, watches, sshPort = 22 }: Machine
           }
           if (machine.desiredState === 'asleep') {
             // Newer than what this wait has done: its server looked for memory, and found none.
-            if (hasWoken && machine.observedState === 'asleep' && machine.observedReason !== null) throw noRoom(machine)
+            if (hasWoken && machine.observedState === 'asleep' && machine.observedReason !== null)
+              throw isLeftAsleep(machine) ? cannotWake(machine) : noRoom(machine)
+            // Its server has just said so to whoever came before, and would say nothing else.
+            if (isLeftAsleep(machine) && Date.now() - machine.observedAt.getTime() < CANNOT_RESTORE_MS)
+              throw cannotWake(machine)
             const isWoken = await watches.wake(machineId, knock)
             hasWoken ||= isWoken
             // Another gateway may have been quicker; but not twice.
@@ -265,6 +273,20 @@ function refuseUnlessStarting(machine: Machine, isFailureStale: boolean): void {
 function noRoom({ name, observedReason }: Machine): MachineNotReadyError {
   const reason = (observedReason ?? '').replace(/^Its /, 'its ')
   return new MachineNotReadyError('machine.no_room', `${name} cannot wake now: ${reason}; try again in a while`)
+}
+
+/** Whether it was wanted awake, and sleeps on because its server has not now what it takes to restore it. */
+export function isLeftAsleep({ desiredState, observedState, observedAsleepBecause, observedReason }: Machine): boolean {
+  const isAsleep = desiredState === 'asleep' && observedState === 'asleep'
+  return isAsleep && observedAsleepBecause === cannotRestore && observedReason !== null
+}
+
+function cannotWake({ name, observedReason }: Machine): MachineNotReadyError {
+  const reason = (observedReason ?? '').replace(/^Its /, 'its ')
+  return new MachineNotReadyError(
+    'machine.cannot_restore',
+    `${name} cannot wake now: ${reason}; it wakes when its server has that again; to give its memory up and start it from its disk: restart ${name}`,
+  )
 }
 
 async function unwakable(db: Database, { name, accountId }: Machine): Promise<MachineNotReadyError> {

@@ -142,6 +142,11 @@ export const hosts = pgTable('hosts', {
 
 export type DesiredState = 'running' | 'stopped' | 'asleep' | 'paused' | 'trashed' | 'gone'
 export type ObservedState = 'creating' | 'running' | 'asleep' | 'stopped' | 'trashed' | 'gone' | 'failed'
+/**
+ * `observed_asleep_because` of a machine that was wanted awake, and that its server has not now what it takes to
+ * restore: `observed_reason` says what. It wakes as soon as a vmhost starts that has it.
+ */
+export const cannotRestore = 'its server cannot restore its memory now'
 export type StartStage = 'waiting' | 'image' | 'disk' | 'network' | 'boot' | 'ssh' | 'ready'
 export type SetupState = 'waiting' | 'running' | 'done' | 'failed'
 

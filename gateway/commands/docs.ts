@@ -122,6 +122,8 @@ export const DOCS: Record<string, Page> = {
         'Open sessions, forwards and WebSockets live through a sleep. The keepalives of your ssh are answered here and wake nothing, except through ssh -J, where all that your ssh sends is for the machine.',
         '',
         'pause is a sleep that only resume ends. A server short of memory puts the machines to sleep that were idle longest, whatever their time; why and audit say so.',
+        '',
+        'A machine that its server cannot restore, after an update of QEMU that was taken back or a start without KVM, sleeps on with all its memory until it can; restart gives that up and starts it from its disk.',
       ].join('\n'),
   },
   images: {

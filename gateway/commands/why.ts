@@ -1,6 +1,6 @@
 import type { ActivityKind } from '../../migrations/schema.ts'
 import type { App } from '../app.ts'
-import { isReady, type Machine } from '../machines.ts'
+import { isLeftAsleep, isReady, type Machine } from '../machines.ts'
 import { defineCommand } from './command.ts'
 import { machineNames } from './complete.ts'
 import { readDefaults } from './defaults.ts'
@@ -78,12 +78,20 @@ function rest(machine: Machine, idle: IdleTime, activity: Activity | undefined):
   if (observedState === 'asleep') {
     const bytes = observedSavedBytes === null ? [] : [`its memory takes ${sayBytes(observedSavedBytes)} on the disk`]
     const way = desiredState === 'paused' ? `nothing but this wakes it: resume ${name}` : wakers(name)
-    return [...bytes, ...used, ...(desiredState === 'running' ? [] : [way])]
+    const ways = isLeftAsleep(machine) ? leftAsleep(name) : desiredState === 'running' ? [] : [way]
+    return [...(observedReason ? [observedReason] : []), ...bytes, ...used, ...ways]
   }
   if (desiredState === 'stopped') return [`to start it: start ${name}`]
   if (observedState === 'failed') return [`to try again: restart ${name}`]
   if (!isReady(machine)) return []
   return [...(observedReason ? [observedReason] : []), ...holding(machine), ...used, idleLine(machine, idle)]
+}
+
+function leftAsleep(name: string): string[] {
+  return [
+    'it wakes when its server has that again',
+    `to give its memory up and start it from its disk: restart ${name}`,
+  ]
 }
 
 function wakers(name: string): string {

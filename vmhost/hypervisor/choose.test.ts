@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'vitest'
 import { chooseHypervisor, type HypervisorOptions } from './choose.ts'
 import { cloudHypervisorDriver } from './cloud-hypervisor.ts'
+import { proveCloudHypervisor } from './cloud-hypervisor-probe.ts'
 import { hypervisorUid, type MachineSpec } from './driver.ts'
 import { withEarlier } from './earlier.ts'
 import { kvmProblem } from './probe.ts'
@@ -110,6 +111,21 @@ describe('the choice of a hypervisor', () => {
   })
 })
 
+test('a try of Cloud Hypervisor that failed is tried again, and one that did not is kept', async () => {
+  const kvmDevice = join(store, 'kvm')
+  await writeFile(kvmDevice, '')
+  chmodSync(kvmDevice, 0o666)
+  const cachePath = join(store, 'cache', 'cloud-hypervisor.json')
+  const proof = async () =>
+    proveCloudHypervisor({ binary: program, kernel, directory: join(store, 'probe', '1'), cachePath, kvmDevice })
+  let program = await makeFake({ FAKE_VERSION: '54.0.0' })
+  expect(await proof()).toMatchObject({ problem: expect.stringContaining('v54.0 is not known') })
+  expect(existsSync(cachePath)).toBe(false)
+  program = await makeFake({ FAKE_SAYS: '[  1.0] Kernel panic - not syncing: VFS: Unable to mount root fs' })
+  expect(await proof()).toMatchObject({ version: 'v53.0' })
+  expect(existsSync(cachePath)).toBe(true)
+})
+
 test('what an older release does worse is said', async () => {
   const says = '[  1.0] Kernel panic - not syncing: VFS: Unable to mount root fs'
   const program = await makeFake({ FAKE_SAYS: says, FAKE_VERSION: '51.2.0' })
@@ -152,7 +168,7 @@ test('each hypervisor is taken over by its own driver, whichever starts machines
       const adopted = await after.adopt(44, directory, 64 * 2 ** 20)
       expect(adopted?.pid).toBe(one.pid)
       expect(await adopted?.state()).toBe('running')
-      expect(await after.restores(before.stateVersion)).toBe(true)
+      expect(await after.obstacle(before.stateVersion)).toBeUndefined()
       await adopted?.kill()
       expect(await after.adopt(44, directory, 64 * 2 ** 20)).toBeUndefined()
     }

@@ -7,6 +7,7 @@ import { abilitiesOf, findCloudHypervisor, programVersion } from './cloud-hyperv
 import { type HypervisorDriver, HypervisorError } from './driver.ts'
 import { withEarlier } from './earlier.ts'
 import { type AcceleratorChoice, chooseAccelerator } from './probe.ts'
+import { Processors } from './processor.ts'
 import { qemuDriver } from './qemu.ts'
 
 export type HypervisorOptions = {
@@ -64,20 +65,26 @@ async function withQemu(options: HypervisorOptions, why?: string): Promise<Hyper
   const { qemuVersion, cgroups, kernel } = options
   const cachePath = join(options.cache, 'kvm.json')
   const choice = await chooseAccelerator({ wanted: options.accelerator, kernel, qemuVersion, cachePath })
-  const qemu = qemuDriver({ accelerator: choice.accelerator, version: qemuVersion, cgroups })
-  const driver = await withCloudHypervisorToo(qemu, options)
+  const { accelerator } = choice
+  const processors = await keepProcessors(options)
+  const qemu = qemuDriver({ accelerator, version: qemuVersion, cgroups, processors })
+  const driver = await withCloudHypervisorToo(qemu, options, { isKvmUsed: accelerator === 'kvm', processors })
   return { ...choice, reason: why === undefined ? choice.reason : `${choice.reason}; ${why}`, driver, concerns: [] }
 }
 
 /** For machines that it has started before the operator decided otherwise. */
-async function withCloudHypervisorToo(qemu: HypervisorDriver, options: HypervisorOptions): Promise<HypervisorDriver> {
+async function withCloudHypervisorToo(
+  qemu: HypervisorDriver,
+  options: HypervisorOptions,
+  found: { isKvmUsed: boolean; processors: Processors },
+): Promise<HypervisorDriver> {
   const programs = programsOf(options)
   const known = await programs.newest()
   if (known === undefined) return qemu
   const { binary, version } = known
   return withEarlier(
     qemu,
-    cloudHypervisorDriver({ binary, version, programs, landlock: false, cgroups: options.cgroups }),
+    cloudHypervisorDriver({ binary, version, programs, landlock: false, cgroups: options.cgroups, ...found }),
   )
 }
 
@@ -109,17 +116,25 @@ async function tryCloudHypervisor(options: HypervisorOptions): Promise<Hyperviso
     const proved = proof.problem === undefined
     const version = proved ? proof.version : said
     const landlock = proved && proof.landlock
-    const driver = cloudHypervisorDriver({ binary, version, landlock, programs, cgroups })
+    const processors = await keepProcessors(options)
+    const driver = cloudHypervisorDriver({ binary, version, landlock, programs, cgroups, processors })
     const reason = proved
       ? 'a guest was started under KVM'
       : `BERTH_HYPERVISOR and BERTH_ACCEL ask for it, though ${proof.problem}`
-    const qemu = qemuDriver({ accelerator: 'kvm', version: qemuVersion, cgroups })
+    const qemu = qemuDriver({ accelerator: 'kvm', version: qemuVersion, cgroups, processors })
     const concerns = concernsAbout(version, landlock)
     return { accelerator: 'kvm', proved, reason, driver: withEarlier(driver, qemu), concerns }
   } catch (error) {
     if (!(error instanceof HypervisorError)) throw error
     return { problem: error.message, isThere: true, isKvm: false }
   }
+}
+
+async function keepProcessors({ store }: HypervisorOptions): Promise<Processors> {
+  const processors = new Processors(join(store, 'processors'))
+  // On a full disk it is left to the next start: whatever runs goes before it.
+  await processors.keep().catch(() => {})
+  return processors
 }
 
 function programsOf({ store }: HypervisorOptions): CloudHypervisorPrograms {

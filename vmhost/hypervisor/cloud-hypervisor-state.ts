@@ -20,12 +20,6 @@ export function stateVersion(version: string): string {
   return `cloud-hypervisor ${version} kvm ${processorKind()}`
 }
 
-/** @returns the release that reads such a state here; undefined when none does: another hypervisor, or processor */
-export function releaseOf(state: string): string | undefined {
-  const version = /^cloud-hypervisor (\S+) /.exec(state)?.[1]
-  return version !== undefined && stateVersion(version) === state ? version : undefined
-}
-
 /** What the slowest disk takes in a millisecond: saving and restoring have as much more time as the guest is large. */
 const perMsBytes = 30_000
 const leastLimitMs = 60_000

@@ -261,7 +261,7 @@ describe('the driver of Cloud Hypervisor, as recorded', () => {
     expect(asked('vm.snapshot')[0]?.body).toEqual({ destination_url: 'file://run/save' })
     expect(existsSync(join(directory, 'run/save'))).toBe(false)
     expect(one.stateVersion).toBe(driver().stateVersion)
-    expect(await driver().restores(one.stateVersion)).toBe(true)
+    expect(await driver().obstacle(one.stateVersion)).toBeUndefined()
     await one.resume()
     expect(await one.state()).toBe('running')
   })
@@ -453,14 +453,19 @@ describe('the driver of Cloud Hypervisor, as recorded', () => {
     const spec = { ...(await layOut()), restoreFrom: folder }
     const newer = (programs: CloudHypervisorPrograms) => driver({ version: 'v53.1', programs })
     const none = new CloudHypervisorPrograms(join(store, 'none'))
-    expect(await newer(none).restores(stateVersion)).toBe(false)
+    const away = 'Its memory was saved by Cloud Hypervisor v53.0, which its server does not have now'
+    expect(await newer(none).obstacle(stateVersion)).toBe(away)
     await expect(newer(none).start(spec)).rejects.toThrow(/Cloud Hypervisor v53\.0, which saved the guest, is not here/)
     const kept = new CloudHypervisorPrograms(join(store, 'hypervisors'))
     const path = await kept.keep(fake, 'v53.0')
     expect(await kept.newest()).toEqual({ binary: path, version: 'v53.0' })
-    expect(await newer(kept).restores(stateVersion)).toBe(true)
-    expect(await newer(kept).restores(stateVersion.replace(/\w+$/, 'otherprocess'))).toBe(false)
-    expect(await newer(kept).restores('qemu pc-q35-7.2 kvm x')).toBe(false)
+    expect(await newer(kept).obstacle(stateVersion)).toBeUndefined()
+    expect(await newer(kept).obstacle(stateVersion.replace(/\w+$/, '0123456789ab'))).toMatch(/ on another processor /)
+    const unused = driver({ version: 'v53.1', programs: kept, isKvmUsed: false })
+    expect(await unused.obstacle(stateVersion)).toMatch(/ under KVM, which its server does not use now$/)
+    expect(await newer(kept).obstacle('qemu pc-q35-7.2 kvm x')).toMatch(
+      /^Its memory was saved by QEMU 7\.2 under KVM, /,
+    )
     const again = await newer(kept).start(spec)
     running.push(again)
     expect(again.stateVersion).toBe(stateVersion)

@@ -6,12 +6,14 @@ import { confine, groupName } from './cgroup.ts'
 import { files } from './cloud-hypervisor-config.ts'
 import { CloudHypervisorProcess, type GuestNote, lastLine } from './cloud-hypervisor-process.ts'
 import type { CloudHypervisorPrograms } from './cloud-hypervisor-programs.ts'
-import { busyLimitMs, forgetUnderWay, releaseOf, savedRelease, stateVersion } from './cloud-hypervisor-state.ts'
+import { busyLimitMs, forgetUnderWay, savedRelease, stateVersion } from './cloud-hypervisor-state.ts'
 import { abilitiesOf } from './cloud-hypervisor-version.ts'
 import { destroy, prepareDirectory } from './directory.ts'
 import { type Hypervisor, type HypervisorDriver, HypervisorError, hypervisorUid, type MachineSpec } from './driver.ts'
 import { kvmGroups, privileges } from './privileges.ts'
 import { awaitExit, endProcess, findProcesses, identify, yieldToOom } from './process.ts'
+import { noProcessors, type Processors } from './processor.ts'
+import { readSavedBy, saverInWords, saverIsAway } from './saved-by.ts'
 
 export type CloudHypervisorDriverOptions = {
   /** absolute path of the program */
@@ -24,6 +26,10 @@ export type CloudHypervisorDriverOptions = {
   readonly programs?: Pick<CloudHypervisorPrograms, 'find'>
   /** cgroup v2 limits; only where `prepareCgroups` found controllers */
   readonly cgroups: boolean
+  /** false: KVM was found not to work, or is not wanted, and nothing is restored under it; default true */
+  readonly isKvmUsed?: boolean
+  /** those that guests were saved under here; without it the one of now alone is known */
+  readonly processors?: Pick<Processors, 'obstacle'>
   /** tests: another file than /dev/kvm */
   readonly kvmDevice?: string
   /** until it answers after its start; default 60 s, which only a server on its knees reaches */
@@ -43,14 +49,23 @@ export function cloudHypervisorDriver(options: CloudHypervisorDriverOptions): Hy
     version: options.version.replace(/^v/, ''),
     accelerator: 'kvm',
     stateVersion: stateVersion(options.version),
-    restores: async (state) => {
-      const version = releaseOf(state)
-      return version !== undefined && (await programOf(version, options)) !== undefined
-    },
+    obstacle: (state) => obstacle(state, options),
     start: (spec) => start(spec, options),
     adopt: (machineId, directory, memoryBytes, signal) => adopt(machineId, directory, memoryBytes, options, signal),
     destroy,
   }
+}
+
+async function obstacle(state: string, options: CloudHypervisorDriverOptions): Promise<string | undefined> {
+  const saved = readSavedBy(state)
+  if (saved?.hypervisor !== 'cloud-hypervisor') return saverIsAway(state)
+  if ((await programOf(saved.version, options)) === undefined) return saverIsAway(state)
+  const words = `Its memory was saved by ${saverInWords(state)}`
+  const isKvmUsed = options.isKvmUsed ?? true
+  if (!isKvmUsed || 'problem' in kvmGroups(options.kvmDevice))
+    return `${words} under KVM, which its server does not use now`
+  const missing = await (options.processors ?? noProcessors).obstacle(saved.processor ?? '')
+  return missing === undefined ? undefined : `${words}, ${missing}`
 }
 
 async function start(spec: MachineSpec, options: CloudHypervisorDriverOptions): Promise<Hypervisor> {

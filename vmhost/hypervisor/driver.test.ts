@@ -1,12 +1,12 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { chmodSync, readdirSync, readFileSync } from 'node:fs'
-import { chown, mkdir, mkdtemp, rm, truncate, writeFile } from 'node:fs/promises'
+import { chown, mkdir, mkdtemp, rename, rm, truncate, writeFile } from 'node:fs/promises'
 import { createServer, type Socket } from 'node:net'
 import { getPriority, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { createInterface } from 'node:readline'
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test } from 'vitest'
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, test, vi } from 'vitest'
 import {
   type Hypervisor,
   type HypervisorDriver,
@@ -14,10 +14,13 @@ import {
   hypervisorUid,
   type MachineSpec,
 } from './driver.ts'
+import { kvmProblem } from './probe.ts'
 import { identify } from './process.ts'
-import { qemuVersion } from './qemu.ts'
+import { processorKind } from './processor.ts'
+import { qemuDriver, qemuVersion } from './qemu.ts'
 import { files } from './qemu-command.ts'
 import { connectQmp } from './qmp.ts'
+import { olderRelease } from './testing/older-qemu.ts'
 import { qemu, type Subject, subjects } from './testing/subjects.ts'
 import type { TinyGuest } from './tiny-guest.ts'
 
@@ -267,6 +270,64 @@ describe('the driver of QEMU', () => {
   beforeEach(async () => {
     subject = qemu
     driver = await qemu.driver(store)
+  })
+
+  test('a guest that an older kind of machine saved goes on as that kind, whatever machines are started as now', async () => {
+    const older = qemuDriver({ accelerator: 'tcg', version: olderRelease(await qemuVersion()), cgroups: false })
+    const spec = await specOf('idle')
+    const one = await older.start(spec)
+    running.push(one)
+    await one.pause()
+    const restoreFrom = join(directory, 'memory')
+    await mkdir(restoreFrom, { mode: 0o700 })
+    await chown(restoreFrom, hypervisorUid(machineId), hypervisorUid(machineId))
+    await one.save(restoreFrom)
+    await one.quit()
+    const { stateVersion } = one
+    expect(stateVersion).toBe(older.stateVersion)
+    expect(driver.stateVersion).not.toBe(stateVersion)
+    expect(await driver.obstacle(stateVersion)).toBeUndefined()
+    const again = await driver.start({ ...spec, restoreFrom, stateVersion })
+    running.push(again)
+    expect([again.stateVersion, await again.state()]).toEqual([stateVersion, 'paused'])
+    await again.resume()
+    expect(await again.state()).toBe('running')
+  })
+
+  test('what it cannot restore now it says in a sentence, and that it can when that is over', async () => {
+    const kvm = `qemu pc-q35-7.2 kvm ${processorKind()}`
+    expect(await driver.obstacle(kvm)).toBe(
+      'Its memory was saved by QEMU 7.2 under KVM, which its server does not use now',
+    )
+    const accelerated = qemuDriver({ accelerator: 'kvm', version: '7.2.22', cgroups: false })
+    if (kvmProblem() === undefined) {
+      expect(await accelerated.obstacle(driver.stateVersion.replace('tcg', `kvm ${processorKind()}`))).toBeUndefined()
+    }
+    // Every QEMU emulates.
+    expect(await accelerated.obstacle(driver.stateVersion)).toBeUndefined()
+    expect(await driver.obstacle('cloud-hypervisor v53.0 kvm 0123456789ab')).toBe(
+      'Its memory was saved by Cloud Hypervisor v53.0, which its server does not have now',
+    )
+    const newer = 'qemu pc-q35-99.0 tcg'
+    const unknown = 'Its memory was saved by QEMU 99.0, which the QEMU on its server now cannot read'
+    expect(await driver.obstacle(newer)).toBe(unknown)
+    try {
+      const path = join(home, 'qemu-system-x86_64')
+      const fake = async (command: string) => {
+        await writeFile(`${path}.new`, `#!/bin/sh\n${command}\n`)
+        chmodSync(`${path}.new`, 0o755)
+        await rename(`${path}.new`, path)
+      }
+      await fake('exit 1')
+      vi.stubEnv('PATH', `${home}:${process.env.PATH}`)
+      expect(await driver.obstacle(newer)).toMatch(/, and the QEMU on its server does not work now$/)
+      // An update in place, under a vmhost that runs.
+      await fake("echo 'Supported machines are:'; echo 'pc-q35-99.0          Standard PC'")
+      expect(await driver.obstacle(newer)).toBeUndefined()
+      expect(await driver.obstacle('qemu pc-q35-7.0 tcg')).toMatch(/^Its memory was saved by QEMU 7\.0, which /)
+    } finally {
+      vi.unstubAllEnvs()
+    }
   })
 
   test('one that was being written when its vmhost was killed goes on once it is adopted, and does not stop at the end', async () => {

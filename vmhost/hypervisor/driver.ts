@@ -48,11 +48,13 @@ export type MachineSpec = {
   /** without `restoreFrom`: what it can be given while it runs, at most; without it as much as it starts with */
   readonly most?: MachineSize | undefined
   /**
-   * Directory that `save` of a driver with the same `stateVersion` filled: the guest goes on from there instead of
-   * booting, and stands still until `resume`. It may have been another machine's: everything else is taken from this
+   * Directory that `save` of a driver filled: the guest goes on from there instead of booting, under the same kind of
+   * hypervisor, and stands still until `resume`. It may have been another machine's: everything else is taken from this
    * specification, which must name the same cpus, memory, kernel and devices.
    */
   readonly restoreFrom?: string
+  /** of the hypervisor that filled `restoreFrom`, to which the driver knows no `obstacle`; this driver's own where left out */
+  readonly stateVersion?: string
 }
 
 /**
@@ -131,10 +133,14 @@ export type HypervisorDriver = {
   readonly name: 'qemu' | 'cloud-hypervisor'
   readonly version: string
   readonly accelerator: Accelerator
-  /** What a saved guest needs of whoever restores it, compared as it is: hypervisor, version, kind of machine, processor. */
+  /** What a guest that is saved now needs of whoever restores it: hypervisor, version, kind of machine, processor. */
   readonly stateVersion: string
-  /** Whether a guest that was saved with this `stateVersion` can be restored here: by this driver's own or another kept program. */
-  restores(stateVersion: string): Promise<boolean>
+  /**
+   * Why a guest that was saved with this `stateVersion` cannot be restored here now, by this driver's own or another kept
+   * program. All of it may be otherwise after an update, or after the next start of the server: the guest is not lost.
+   * @returns a sentence for its owner, without a full stop; undefined: it can
+   */
+  obstacle(stateVersion: string): Promise<string | undefined>
   /**
    * @throws HypervisorError with a sentence when it does not come up; nothing is left running then. `hypervisor.gone`:
    * somebody killed it meanwhile, and another try may do

@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import { releaseFile } from './cloud-hypervisor-config.ts'
 import { type Hypervisor, type HypervisorDriver, hypervisorUid } from './driver.ts'
 import { findProcesses } from './process.ts'
+import { readSavedBy } from './saved-by.ts'
 
 /**
  * A driver for machines that are started, together with one for those that an earlier choice has started or saved: an
@@ -14,7 +15,7 @@ export function withEarlier(preferred: HypervisorDriver, other: HypervisorDriver
   const ownerOf = (isQemu: boolean) => [preferred, other].find(({ name }) => (name === 'qemu') === isQemu) ?? preferred
   return {
     ...preferred,
-    restores: async (state) => (await preferred.restores(state)) || (await other.restores(state)),
+    obstacle: (state) => ownerOf(readSavedBy(state)?.hypervisor === 'qemu').obstacle(state),
     async start(spec) {
       if (spec.restoreFrom === undefined) return preferred.start(spec)
       return ownerOf(!(await isThere(join(spec.restoreFrom, releaseFile)))).start(spec)

@@ -21,8 +21,8 @@ export function machineType(version: string): string {
 }
 
 /**
- * @see driver.ts, `stateVersion`: fixes of one release read each other's states, which is what security updates are.
- * A processor that is handed through must be the same one.
+ * @see driver.ts, `stateVersion`: a kind of machine is read by every QEMU that has it, which security updates of one
+ * release and the releases that follow do. A processor that is handed through must have what it had.
  */
 export function stateVersion(machineType: string, accelerator: Accelerator): string {
   return ['qemu', machineType, accelerator, ...(accelerator === 'kvm' ? [processorKind()] : [])].join(' ')

@@ -14,10 +14,14 @@ import {
   type MachineSpec,
 } from './driver.ts'
 import { kvmGroups, privileges } from './privileges.ts'
+import { kvmProblem } from './probe.ts'
 import { awaitExit, endProcess, findProcesses, identify, yieldToOom } from './process.ts'
-import { files, qemuArguments } from './qemu-command.ts'
+import { noProcessors, type Processors } from './processor.ts'
+import { files, type QemuSettings, qemuArguments } from './qemu-command.ts'
+import { machineTypesOf } from './qemu-machine-types.ts'
 import { QemuProcess } from './qemu-process.ts'
 import { machineType, openState, type SavedState, stateVersion } from './qemu-state.ts'
+import { readSavedBy, saverInWords, saverIsAway } from './saved-by.ts'
 
 const execFileAsync = promisify(execFile)
 
@@ -26,6 +30,8 @@ export type QemuDriverOptions = {
   readonly version: string
   /** cgroup v2 limits; only where `prepareCgroups` found controllers */
   readonly cgroups: boolean
+  /** those that guests were saved under here; without it the one of now alone is known */
+  readonly processors?: Pick<Processors, 'obstacle'>
   /** until QEMU answers after its start; default 60 s, which only a server on its knees reaches */
   readonly startLimitMs?: number
   /** until a QEMU that is already there answers; default 30 s */
@@ -33,6 +39,7 @@ export type QemuDriverOptions = {
 }
 
 const binary = 'qemu-system-x86_64'
+const versionLimitMs = 10_000
 const startLimitMs = 60_000
 const adoptLimitMs = 30_000
 /** What the slowest disk reads in a millisecond: a saved guest has as much more time as it is large. */
@@ -42,7 +49,10 @@ const exitEventLimitMs = 200
 
 /** @returns e.g. `7.2.22`. @throws HypervisorError when QEMU is not installed */
 export async function qemuVersion(): Promise<string> {
-  const { stdout } = await execFileAsync(binary, ['--version']).catch((error: unknown) => {
+  const { stdout } = await execFileAsync(binary, ['--version'], {
+    timeout: versionLimitMs,
+    killSignal: 'SIGKILL',
+  }).catch((error: unknown) => {
     throw new HypervisorError(
       'hypervisor.start',
       `${binary} cannot be run: is the package qemu-system-x86 installed?`,
@@ -55,21 +65,59 @@ export async function qemuVersion(): Promise<string> {
 }
 
 export function qemuDriver(options: QemuDriverOptions): HypervisorDriver {
+  const hasType = machineTypesOf(binary)
   return {
     name: 'qemu',
     version: options.version,
     accelerator: options.accelerator,
     stateVersion: stateVersion(machineType(options.version), options.accelerator),
-    restores: async (state) => state === stateVersion(machineType(options.version), options.accelerator),
+    obstacle: (state) => obstacle(state, options, hasType),
     start: (spec) => start(spec, options),
     adopt: (machineId, directory, _, signal) => adopt(machineId, directory, options, signal),
     destroy,
   }
 }
 
+/**
+ * A guest goes on as the kind of machine that it was, which the releases of QEMU that follow have too, and under the
+ * accelerator that it had: every QEMU can emulate, and an emulated processor is the same on every server.
+ */
+async function obstacle(
+  state: string,
+  { accelerator, processors }: QemuDriverOptions,
+  hasType: (type: string) => Promise<boolean>,
+): Promise<string | undefined> {
+  const saved = readSavedBy(state)
+  if (saved?.hypervisor !== 'qemu') return saverIsAway(state)
+  const words = `Its memory was saved by ${saverInWords(state)}`
+  if (saved.accelerator === 'kvm') {
+    if (accelerator !== 'kvm' || kvmProblem() !== undefined) return `${words}, which its server does not use now`
+    const missing = await (processors ?? noProcessors).obstacle(saved.processor ?? '')
+    if (missing !== undefined) return `${words}, ${missing}`
+  }
+  try {
+    if (await hasType(saved.version)) return undefined
+  } catch (error) {
+    if (!(error instanceof HypervisorError)) throw error
+    return `${words}, and the QEMU on its server does not work now`
+  }
+  return `${words}, which the QEMU on its server now cannot read`
+}
+
+/** What a guest goes on as; one that boots is of the newest kind. */
+function machineOf(
+  { restoreFrom, stateVersion: state }: MachineSpec,
+  options: QemuDriverOptions,
+): Pick<QemuSettings, 'machineType' | 'accelerator'> {
+  const saved = restoreFrom === undefined || state === undefined ? undefined : readSavedBy(state)
+  if (!saved) return { machineType: machineType(options.version), accelerator: options.accelerator }
+  return { machineType: saved.version, accelerator: saved.accelerator }
+}
+
 async function start(spec: MachineSpec, options: QemuDriverOptions): Promise<Hypervisor> {
   const uid = hypervisorUid(spec.machineId)
-  const groups = groupsFor(options.accelerator)
+  const machine = machineOf(spec, options)
+  const groups = groupsFor(machine.accelerator)
   // The directory is about to be emptied: a living hypervisor in it would lose its sockets.
   const [already] = await findProcesses(uid, spec.directory)
   if (already) throw new HypervisorError('hypervisor.start', `QEMU already runs in ${spec.directory}`)
@@ -86,8 +134,7 @@ async function start(spec: MachineSpec, options: QemuDriverOptions): Promise<Hyp
     const stdio: ('ignore' | number)[] = ['ignore', log, log]
     const pass = (one: number) => stdio.push(one) - 1
     const settings = {
-      accelerator: options.accelerator,
-      machineType: machineType(options.version),
+      ...machine,
       ...(vhost === undefined ? {} : { vhostDescriptor: pass(vhost) }),
       ...(saved ? { stateDescriptor: pass(saved.descriptor) } : {}),
     }

@@ -3,6 +3,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterEach, beforeEach, expect, test } from 'vitest'
 import type { Sql } from '../../migrations/connect.ts'
+import { cannotRestore } from '../../migrations/schema.ts'
 import { type TestDatabase, testDatabase } from '../../test/database.ts'
 import { takeLease } from './lease.ts'
 import { Rows } from './rows.ts'
@@ -81,4 +82,38 @@ test.each<[string, (sql: Sql) => Promise<unknown>]>([
 test('what came before it was found idle keeps nothing awake', async () => {
   await gateway`insert into machine_activity values (1, now() - interval '1 hour', 'ssh')`
   expect(await rows.putToSleep(1, 'idle for 30 minutes', await awake())).toBe(true)
+})
+
+test('a machine that cannot be restored is left asleep with the reason, recorded once, and wanted again when it can', async () => {
+  const because = 'Its memory was saved by QEMU 99.0, which the QEMU on its server now cannot read'
+  const knock = () => gateway`update machines set desired_state = 'running' where id = 1`
+  await database.as('owner')`update machines set observed_state = 'asleep', observed_ready_at = null`
+  const boot = Number((await row())?.desired_boot)
+  for (let knocks = 0; knocks < 2; knocks++) {
+    await knock()
+    await rows.leaveAsleep(1, boot, because)
+    expect(await row()).toMatchObject({
+      desired_state: 'asleep',
+      observed_reason: because,
+      observed_asleep_because: cannotRestore,
+    })
+  }
+  const events = await gateway`select actor, detail from events where kind = 'machine.left_asleep'`
+  expect([...events]).toEqual([{ actor: `host:${rows.lease.hostName}`, detail: { because } }])
+  await database.as('owner')`update accounts set suspended_at = now()`
+  await rows.wakeLeftAsleep(1)
+  expect(await row()).toMatchObject({ desired_state: 'asleep' })
+  await database.as('owner')`update accounts set suspended_at = null`
+  await rows.wakeLeftAsleep(1)
+  expect(await row()).toMatchObject({ desired_state: 'running' })
+})
+
+test('one that is restarted meanwhile is not left asleep, and one that its owner has sleep is not wanted', async () => {
+  const boot = Number((await row())?.desired_boot)
+  await gateway`update machines set desired_state = 'running', desired_boot = desired_boot + 1`
+  await rows.leaveAsleep(1, boot, 'Its memory was saved by another')
+  expect(await row()).toMatchObject({ desired_state: 'running', observed_reason: null })
+  await gateway`update machines set desired_state = 'asleep'`
+  await rows.wakeLeftAsleep(1)
+  expect(await row()).toMatchObject({ desired_state: 'asleep' })
 })

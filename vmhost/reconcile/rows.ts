@@ -1,5 +1,12 @@
 import type { Sql } from '../../migrations/connect.ts'
-import type { DesiredState, ImageStep, MachineReport, ObservedState, StartStage } from '../../migrations/schema.ts'
+import {
+  cannotRestore,
+  type DesiredState,
+  type ImageStep,
+  type MachineReport,
+  type ObservedState,
+  type StartStage,
+} from '../../migrations/schema.ts'
 import { hasWork } from './checkpoint-rows.ts'
 import type { Watched } from './idleness.ts'
 import type { Lease } from './lease.ts'
@@ -213,6 +220,40 @@ export class Rows {
           -- What was read has whole milliseconds.
           and date_trunc('milliseconds', at) > coalesce(${seen.activityAt}::timestamptz, '-infinity')) and ${this.#underLease()}`
     return written.count > 0
+  }
+
+  /**
+   * Leaves a machine asleep that is wanted awake and cannot be restored now. Who comes for it meanwhile is told each time,
+   * and its record once.
+   * @param boot that was wanted: another one needs no memory
+   */
+  async leaveAsleep(machineId: number, boot: number, because: string): Promise<void> {
+    const { hostId, hostName } = this.lease
+    const written = await this.sql`
+      with before as (
+        select id, observed_asleep_because is not distinct from ${cannotRestore} as was_left
+        from machines where id = ${machineId}),
+      left_asleep as (
+        update machines set desired_state = 'asleep', observed_asleep_because = ${cannotRestore},
+          observed_reason = ${because}, observed_at = now()
+        where id = ${machineId} and host_id = ${hostId} and desired_state = 'running' and desired_boot = ${boot}
+          and ${this.#underLease()}
+        returning id, name, account_id),
+      recorded as (
+        insert into events (account_id, machine_id, machine_name, actor, kind, detail)
+        select account_id, id, name, ${`host:${hostName}`}, 'machine.left_asleep', ${this.sql.json({ because })}
+        from left_asleep join before using (id) where not was_left)
+      select id from left_asleep`
+    if (written.length === 0) await this.#checkLease()
+  }
+
+  /** Has a machine that was left asleep wake after all, since it can be restored again. */
+  async wakeLeftAsleep(machineId: number): Promise<void> {
+    await this.sql`
+      update machines set desired_state = 'running'
+      where id = ${machineId} and host_id = ${this.lease.hostId} and desired_state = 'asleep'
+        and observed_asleep_because = ${cannotRestore} and ${this.#underLease()}
+        and exists (select from accounts where accounts.id = account_id and suspended_at is null)`
   }
 
   /** Whether anything was ever carried to or from it. Index: machine_activity_pkey. */

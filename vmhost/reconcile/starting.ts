@@ -123,7 +123,7 @@ export async function goOnFromTemplate(starting: Starting, image: DiskImage, tem
 }
 
 /**
- * Restores a guest, which stands still then, with what it was saved with.
+ * Restores a guest, to which the driver knows no obstacle and which stands still then, with what it was saved with.
  * @throws LostMemoryError when that is not to be had any more
  */
 export async function restoreMemory(starting: Starting, saved: SavedMemory): Promise<Started> {
@@ -131,10 +131,6 @@ export async function restoreMemory(starting: Starting, saved: SavedMemory): Pro
   const machine = checkMachine(row, { network: world.guest.network, memoryBytes: world.memoryBytes })
   const files = await ownFiles(world.store, row)
   if (!files) throw new MachineError('Its disk is not on this server any more')
-  if (!(await world.driver.restores(saved.stateVersion)))
-    throw new LostMemoryError(
-      `it was saved by ${saved.stateVersion}, and this server runs ${world.driver.stateVersion}`,
-    )
   const bootSet = await world.store.keptBoot(saved.bootSet)
   if (!bootSet) throw new LostMemoryError('the kernel that it was saved with is not on this server any more')
   const connecting = await connect(starting, machine, saved.commandLine)
@@ -174,13 +170,13 @@ async function start(
     files: MachineFiles
     bootSet: BootSet
     connecting: { card: Promise<{ tap: string; mac: string }> }
-    spec: Pick<MachineSpec, 'cpus' | 'memoryBytes' | 'most' | 'commandLine' | 'restoreFrom'> &
+    spec: Pick<MachineSpec, 'cpus' | 'memoryBytes' | 'most' | 'commandLine' | 'restoreFrom' | 'stateVersion'> &
       Pick<RunsWith, 'startedCpus'>
     template?: Template
   },
 ): Promise<Started> {
   const { files, bootSet, connecting, spec, template } = wanted
-  const { cpus, memoryBytes, most, startedCpus, commandLine, restoreFrom } = spec
+  const { cpus, memoryBytes, most, startedCpus, commandLine, restoreFrom, stateVersion } = spec
   const card = await connecting.card
   const from = template ? { template: template.id } : {}
   const runsWith: RunsWith = { bootSet: bootSet.hash, commandLine, cpus, memoryBytes, startedCpus, ...from }
@@ -200,6 +196,7 @@ async function start(
     tools: bootSet.tools,
     network: card,
     ...(restoreFrom === undefined ? {} : { restoreFrom }),
+    ...(stateVersion === undefined ? {} : { stateVersion }),
   })
   return { hypervisor, files, runsWith, startedAt }
 }

@@ -28,10 +28,16 @@ export async function wakeWhenWanted(sql: Sql, machineId: number, before = async
   })
 }
 
-/** Leaves it asleep as often as it is wanted, as a server without memory would. */
-export async function refuseWhenWanted(sql: Sql, machineId: number, reason: string): Promise<Sleeper> {
+/** Leaves it asleep as often as it is wanted, as a server without memory would, or one that cannot restore it. */
+export async function refuseWhenWanted(
+  sql: Sql,
+  machineId: number,
+  reason: string,
+  because = 'told to',
+): Promise<Sleeper> {
   return await whenWanted(sql, machineId, async () => {
-    await sql`update machines set desired_state = 'asleep', observed_reason = ${reason} where id = ${machineId}`
+    await sql`update machines set desired_state = 'asleep', observed_reason = ${reason},
+      observed_asleep_because = ${because}, observed_at = now() where id = ${machineId}`
   })
 }
 

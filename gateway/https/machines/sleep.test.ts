@@ -2,6 +2,7 @@ import { once } from 'node:events'
 import type { Duplex } from 'node:stream'
 import { connect as connectTls } from 'node:tls'
 import { describe, expect, it } from 'vitest'
+import { cannotRestore } from '../../../migrations/schema.ts'
 import { bringBack, putToSleep, refuseWhenWanted, wakeWhenWanted } from '../../activity/testing/sleeper.ts'
 import { cookieOf, type Site, startSite } from '../testing/site.ts'
 
@@ -73,6 +74,26 @@ describe('a machine that sleeps', () => {
     expect(answer.text).toContain('<meta http-equiv="refresh" content="30">')
     const told = await browser.get(site.machine(), { mode: 'cors', headers: { accept: 'application/json' } })
     expect(JSON.parse(told.text).error).toBe('demo cannot wake now: Its server has no memory for it at the moment.')
+  })
+
+  it('whose server cannot restore it answers that, and to whom it says why', async () => {
+    await using site = await startSite()
+    const browser = await site.signedIn()
+    await browser.get(site.machine())
+    await using _sleeper = await refuseWhenWanted(
+      site.sql,
+      site.machineId,
+      'Its memory was saved by QEMU 8.2',
+      cannotRestore,
+    )
+    await asleep(site)
+    await expect.poll(async () => (await browser.get(site.machine())).status, PATIENT).toBe(503)
+    const told = await browser.get(site.machine(), { mode: 'cors', headers: { accept: 'application/json' } })
+    expect([told.status, told.headers['retry-after']]).toEqual([503, '30'])
+    expect(JSON.parse(told.text)).toMatchObject({
+      code: 'machine.cannot_restore',
+      error: 'demo cannot wake now: Its server cannot restore its memory. Its owner sees why with: why demo',
+    })
   })
 
   it('with a body on its way is given all of it', async () => {

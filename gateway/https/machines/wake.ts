@@ -71,6 +71,13 @@ function wakeError(cause: MachineNotReadyError, name: string): WakeError | undef
         retryAfterS: NO_ROOM_COME_AGAIN_S,
         cause,
       })
+    case 'machine.cannot_restore':
+      return new WakeError(`Its server cannot restore its memory. Its owner sees why with: why ${name}`, {
+        code: 'machine.cannot_restore',
+        title: `${name} cannot wake now`,
+        retryAfterS: FAILED_COME_AGAIN_S,
+        cause,
+      })
     case 'machine.not_found':
       return new WakeError('It is in the trash.', { code: 'machine.not_found', title: `${name} is gone`, cause })
     case 'account.suspended':

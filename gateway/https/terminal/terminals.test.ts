@@ -5,11 +5,12 @@ import type { Socket } from 'node:net'
 import { join } from 'node:path'
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
-import { afterAll, beforeAll, describe, expect, it } from 'vitest'
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest'
 import { WebSocket } from 'ws'
+import { cannotRestore } from '../../../migrations/schema.ts'
 import { OUTPUT_WINDOW_BYTES } from '../../../web/terminal/protocol.ts'
 import { endAllSessions } from '../../accounts/web-sessions.ts'
-import { bringBack, putToSleep, wakeWhenWanted } from '../../activity/testing/sleeper.ts'
+import { bringBack, putToSleep, refuseWhenWanted, wakeWhenWanted } from '../../activity/testing/sleeper.ts'
 import { type HeldStatus, startTerminalWorld, type TerminalWorld } from './testing/world.ts'
 
 const PATIENT = { timeout: 60_000, interval: 20 }
@@ -221,6 +222,33 @@ describe('a machine that is off', () => {
 })
 
 describe('a machine that sleeps', () => {
+  it('and cannot be restored is knocked at once, and the terminal says why until it is wanted awake', async () => {
+    const { sql } = world.gateway
+    const reason = 'Its memory was saved by QEMU 8.2'
+    let told = 0
+    const visitor = await (async () => {
+      await using sleeper = await refuseWhenWanted(sql, world.machineId, reason, cannotRestore)
+      await putToSleep(sql, world.machineId)
+      const opened = await world.open({ session: 'kept', cookie: await world.signIn() })
+      const says = /demo cannot wake now: its memory was .*: restart demo\./
+      await opened.until(() => says.test(JSON.stringify(opened.told.at(-1))))
+      told = opened.told.length
+      // Other news of it are looked at, and it is knocked at no more.
+      const looks = vi.spyOn(world.gateway.app.machines, 'byId')
+      await sql`update machines set observed_at = now() - interval '1 hour' where id = ${world.machineId}`
+      await expect.poll(() => looks.mock.calls.length, PATIENT).toBe(1)
+      await sql`update machines set observed_reason = 'Another one' where id = ${world.machineId}`
+      await expect.poll(() => looks.mock.calls.length, PATIENT).toBe(2)
+      looks.mockRestore()
+      expect(sleeper.wakes).toBe(1)
+      return opened
+    })()
+    expect(visitor.told).toHaveLength(told)
+    await sql`update machines set desired_state = 'running', observed_reason = null where id = ${world.machineId}`
+    await bringBack(sql, world.machineId)
+    await visitor.attached()
+  })
+
   it('is woken by who opens a terminal, and by a key in one that was open', async () => {
     const { sql } = world.gateway
     const watch = world.gateway.app.watches.of(world.machineId)

@@ -3,7 +3,7 @@ import type { WebSocket } from 'ws'
 import { CLOSED, INPUT_WINDOW_BYTES, OUTPUT_WINDOW_BYTES, type ToBrowser } from '../../../web/terminal/protocol.ts'
 import type { App } from '../../app.ts'
 import { lobbyLine } from '../../commands/machine-document.ts'
-import { isWaking, type Machine, MachineNotReadyError, stageOf } from '../../machines.ts'
+import { isLeftAsleep, isWaking, type Machine, MachineNotReadyError, stageOf } from '../../machines.ts'
 import { type MachineProcess, openOnMachine } from '../../ssh/pool/open-on-machine.ts'
 import { MachineUnreachableError } from '../../ssh/pool/target.ts'
 import { attachCommand } from './hold.ts'
@@ -154,6 +154,11 @@ export class TerminalVisit {
           this.#tell({ state: 'waiting', text: `${error.message}.` })
           continue
         }
+        if (error.code === 'machine.cannot_restore') {
+          this.#tell({ state: 'waiting', text: `${error.message}.` })
+          await this.#untilWanted()
+          continue
+        }
         const machine = await app.machines.byId(machineId, { accountId })
         const off = machine && offState(machine, (command) => lobbyLine(app.settings, command))
         if (!off) {
@@ -164,6 +169,17 @@ export class TerminalVisit {
         await this.#news()
         signal.throwIfAborted()
       }
+    }
+  }
+
+  /** A machine that its server cannot restore is not knocked at again: its server, or its owner, wants it when it can come. */
+  async #untilWanted(): Promise<void> {
+    const { app, accountId, machineId } = this.#options
+    for (let isLeft = true; isLeft; ) {
+      await this.#news()
+      this.#leave.signal.throwIfAborted()
+      const machine = await app.machines.byId(machineId, { accountId })
+      isLeft = machine !== undefined && isLeftAsleep(machine)
     }
   }
 

@@ -159,6 +159,7 @@ export class Adoption {
     const { address, observedBoot, observedState, isReady } = state.row
     if (!hypervisor) {
       await this.#sleep.findAsleep(memory)
+      await this.#sleep.wantAgain().catch((error) => log.warn({ err: error }, 'whether it can wake again'))
       return
     }
     if (!files || address === null || isWorthless(isOurs, memory)) {

@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
+import { cannotRestore } from '../../../migrations/schema.ts'
 import { ChannelError } from '../../guest/channel.ts'
 import { type Hypervisor, HypervisorError } from '../../hypervisor/driver.ts'
 import { StorageError } from '../../storage/errors.ts'
@@ -29,7 +30,12 @@ import { type MachineState, offline } from './state.ts'
  *     guest, ready --sleep wanted--> saved (sleeping.ts) --> memory
  *     guest --it cannot be saved--> guest, and tried again, later each time
  *     memory --wanted running, and there is room--> restored --> guest
- *     memory --it cannot be restored--> no guest: only its processes are lost, and that is said
+ *     memory --wanted running, and its server has not what that takes--> memory: it is said, and its sleep wanted again
+ *     memory, left so --a vmhost starts that has what it takes--> wanted running
+ *     memory --it is damaged--> no guest: only its processes are lost, and that is said
+ *
+ * What its server has not now (the release of its hypervisor, KVM, a feature of the processor) it may have again: an
+ * update can be taken back, and a try of KVM fails on a server that is busy. Only its owner gives such a memory up.
  */
 export class Sleep {
   readonly #state: MachineState
@@ -126,7 +132,12 @@ export class Sleep {
   }
 
   async wake(row: MachineRow, saved: SavedMemory): Promise<void> {
-    const { wakes } = this.#world
+    const { wakes, driver } = this.#world
+    const obstacle = await driver.obstacle(saved.stateVersion)
+    if (obstacle !== undefined) {
+      await this.#leaveAsleep(row, saved, obstacle)
+      return
+    }
     const isWanted = (now: MachineRow) => now.desiredState === 'running' && now.desiredBoot === row.desiredBoot
     using room = await this.#room(saved, isWanted)
     if (!room) return
@@ -181,6 +192,14 @@ export class Sleep {
     }
   }
 
+  /** It was wanted awake when its server could not restore it; where that is over, it is wanted awake again. */
+  async wantAgain(): Promise<void> {
+    const { saved, row } = this.#state
+    if (!saved || row.desiredState !== 'asleep' || row.asleepBecause !== cannotRestore) return
+    const { driver, rows } = this.#world
+    if ((await driver.obstacle(saved.stateVersion)) === undefined) await rows.wakeLeftAsleep(this.#state.id)
+  }
+
   /** Its hypervisor is not there: it sleeps, or has lost what it was doing. */
   async findAsleep({ saved, damaged, used, unfinished }: FoundMemory): Promise<void> {
     this.#state.saved = saved
@@ -230,6 +249,26 @@ export class Sleep {
       this.#sleepAgain = undefined
       void this.#state.poke()
     }, waitMs).unref()
+  }
+
+  async #leaveAsleep(row: MachineRow, saved: SavedMemory, because: string): Promise<void> {
+    const { rows, outbox, store } = this.#world
+    this.#log.warn({ because }, 'is left asleep')
+    await this.#life.disconnect()
+    // A vmhost before may have been ended when it had begun to wake it.
+    if (row.observedState !== 'asleep') {
+      this.#state.observe({
+        observedState: 'asleep',
+        ...offline,
+        observedAsleepBecause: row.asleepBecause,
+        observedAsleepAt: new Date(saved.at),
+        observedSavedBytes: await memoryBytes(store.directoryOf(this.#state.id)),
+      })
+      await outbox.flushed(this.#state.id)
+    }
+    // Wanted by a newer start, it is given up instead.
+    await rows.leaveAsleep(this.#state.id, row.desiredBoot, oneLine(because))
+    this.#state.again = true
   }
 
   /** @returns undefined when it is not wanted awake any more, or there is no memory for it and its row says so */

@@ -15,6 +15,7 @@ import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import pino from 'pino'
 import { expect } from 'vitest'
+import { cannotRestore } from '../../../migrations/schema.ts'
 import { type Hypervisor, type HypervisorDriver, hypervisorUid } from '../../hypervisor/driver.ts'
 import { findProcesses } from '../../hypervisor/process.ts'
 import { qemuDriver, qemuVersion } from '../../hypervisor/qemu.ts'
@@ -80,7 +81,10 @@ export class SleepLab implements AsyncDisposable {
   places = new Slots(1)
   /** how often whoever keeps the memory heard that its sleep failed */
   failedSleeps = 0
-  stateVersion: string | undefined
+  /** why the next vmhost cannot restore what was saved */
+  obstacle: string | undefined
+  /** of the QEMU that the next vmhost believes to have; undefined: the installed one's */
+  version: string | undefined
   keepsBoot = true
   /** of the newest vmhost's driver, for a hypervisor to answer */
   adoptLimitMs = 30_000
@@ -125,7 +129,8 @@ export class SleepLab implements AsyncDisposable {
   /** A vmhost that starts: it has what lies on the disk, what the database says, and nothing else. */
   async vmhost(): Promise<void> {
     const { adoptLimitMs } = this
-    const real = qemuDriver({ accelerator: 'tcg', version: await qemuVersion(), cgroups: false, adoptLimitMs })
+    const version = this.version ?? (await qemuVersion())
+    const real = qemuDriver({ accelerator: 'tcg', version, cgroups: false, adoptLimitMs })
     const stop = new AbortController()
     this.places = new Slots(1)
     const hypervisors: Hypervisor[] = []
@@ -135,7 +140,7 @@ export class SleepLab implements AsyncDisposable {
     }
     const driver: HypervisorDriver = {
       ...real,
-      ...(this.stateVersion === undefined ? {} : { stateVersion: this.stateVersion, restores: async () => false }),
+      obstacle: async (state) => this.obstacle ?? real.obstacle(state),
       start: ({ network: _, ...spec }) => {
         // What was told to a guest is in its memory, and goes with that.
         if (spec.restoreFrom === undefined) {
@@ -193,6 +198,15 @@ export class SleepLab implements AsyncDisposable {
         wasUsed: async () => true,
         nextConsoleSeq: async () => 1,
         appendConsole: async () => {},
+        leaveAsleep: async (_: number, boot: number, because: string) => {
+          if (this.row.desiredBoot !== boot) return
+          const left = { observedReason: because, observedAsleepBecause: cannotRestore }
+          this.seen = { ...this.seen, ...left }
+          this.row = { ...this.row, desiredState: 'asleep', observedReason: because, asleepBecause: cannotRestore }
+        },
+        wakeLeftAsleep: async () => {
+          this.row = { ...this.row, desiredState: 'running' }
+        },
       } as Partial<World['rows']> as World['rows'],
       meter: { note: () => {}, goOn: async () => {}, start: () => {} },
       outbox: {
