@@ -36,7 +36,7 @@ describe('the KVM probe', () => {
     expect(choice).toEqual({ accelerator: 'tcg', reason: 'BERTH_ACCEL=tcg asks for emulation', proved: false })
   })
 
-  test('a QEMU that hangs is no proof: emulation, with the reason, and the next start tries again', async () => {
+  test('a QEMU that hangs is no proof: emulation, with the reason, and a start an hour later tries again', async () => {
     const hung = await fakeQemu('exec sleep 1000')
     expect(await chooseAccelerator({ ...hung.options, limitMs: 300 })).toEqual({
       accelerator: 'tcg',
@@ -45,6 +45,9 @@ describe('the KVM probe', () => {
       proved: false,
     })
     const { seen, options } = await fakeQemu(`echo '${kernelGaveUp}'; exec sleep 1000`)
+    expect(await chooseAccelerator(options)).toMatchObject({ accelerator: 'tcg', proved: false })
+    const kept = JSON.parse(await readFile(options.cachePath, 'utf8'))
+    await writeFile(options.cachePath, JSON.stringify({ ...kept, triedAtMs: kept.triedAtMs - 3_600_000 }))
     const proved = { accelerator: 'kvm', reason: 'a guest was started under KVM', proved: true }
     expect(await chooseAccelerator(options)).toEqual(proved)
     const times = await seen()
@@ -57,7 +60,7 @@ describe('the KVM probe', () => {
     const { seen, options } = await fakeQemu(`echo '${kernelGaveUp}'; exec sleep 1000`)
     await chooseAccelerator(options)
     const kept = JSON.parse(await readFile(options.cachePath, 'utf8'))
-    await writeFile(options.cachePath, JSON.stringify({ ...kept, problem: '/dev/kvm is there, but' }))
+    await writeFile(options.cachePath, JSON.stringify({ facts: kept.facts, problem: '/dev/kvm is there, but' }))
     expect(await chooseAccelerator(options)).toMatchObject({ accelerator: 'kvm', proved: true })
     expect(await seen()).toBe(2)
   })

@@ -19,8 +19,8 @@ export type ProbeOptions = {
   readonly kernel: string | undefined
   readonly qemuVersion: string
   /**
-   * file that keeps a proof until the server, its kernel, QEMU or the guests' kernel is another; what failed may have
-   * been the moment's fault, as on a server that was busy, and is tried again at the next start
+   * file that keeps a proof until the server, its kernel, QEMU or the guests' kernel is another. What failed may have been
+   * the moment's fault, as on a server that was busy: that is kept for an hour, so that not every start waits for it
    */
   readonly cachePath: string
   readonly limitMs?: number
@@ -28,6 +28,8 @@ export type ProbeOptions = {
   readonly kvmDevice?: string
 }
 
+/** What failed is tried again by the first start after so long. */
+const believedMs = 3_600_000
 /** An idle server needs 1 s for it; a kernel that hangs after the firmware is what is looked for. */
 const probeLimitMs = 20_000
 /** Without a root this is where every kernel ends, having run its drivers on all CPUs: as much proof as wanted. */
@@ -56,13 +58,19 @@ async function proveKvm(options: ProbeOptions): Promise<string | undefined> {
   const facts = [bootId(), release(), options.qemuVersion, options.kernel].join(' ')
   const kept = await readFile(options.cachePath, 'utf8').catch(() => '')
   const cached = parseCache(kept)
-  if (cached?.facts === facts && cached.problem === null) return undefined
+  if (cached?.facts === facts) {
+    if (cached.problem === null) return undefined
+    const ageMs = Date.now() - (cached.triedAtMs ?? Number.NEGATIVE_INFINITY)
+    if (ageMs >= 0 && ageMs < believedMs) return cached.problem
+  }
   const problem = await tryKernel(options.kernel, options.limitMs ?? probeLimitMs)
-  if (problem !== undefined) return problem
   await mkdir(dirname(options.cachePath), { recursive: true })
-  await writeFile(`${options.cachePath}.new`, JSON.stringify({ facts, problem: null }))
+  await writeFile(
+    `${options.cachePath}.new`,
+    JSON.stringify({ facts, problem: problem ?? null, triedAtMs: Date.now() }),
+  )
   await rename(`${options.cachePath}.new`, options.cachePath)
-  return undefined
+  return problem
 }
 
 /** @returns why no hypervisor comes to KVM here; undefined when they do, which proves nothing yet */
@@ -120,7 +128,7 @@ function tryKernel(kernel: string, limitMs: number): Promise<string | undefined>
   })
 }
 
-function parseCache(text: string): { facts: string; problem: string | null } | undefined {
+function parseCache(text: string): { facts: string; problem: string | null; triedAtMs?: number } | undefined {
   try {
     return JSON.parse(text)
   } catch {
