@@ -79,7 +79,9 @@ describe('ssh to a machine', () => {
     const before = await pid()
     // The pool shares one connection, whose sshd process is the parent of both shells.
     expect(await pid()).toBe(before)
-    await sql`update machines set observed_ready_at = now() + interval '1 s' where id = ${id}`
+    await sql`
+      update machines set desired_boot = desired_boot + 1, observed_boot = observed_boot + 1,
+        observed_ready_at = now() + interval '1 s' where id = ${id}`
     await expect.poll(pid, { timeout: 60_000 }).not.toBe(before)
   })
 
