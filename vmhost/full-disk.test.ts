@@ -127,7 +127,11 @@ async function expectWritten(id: number, next: number): Promise<void> {
       { timeout: 60_000 },
     )
     .toBe('unmounted')
-  execFileSync('xfs_repair', ['-n', join(server.dataDirectory, 'volume.xfs')], { stdio: 'pipe' })
+  // Its log is written when the last that has it mounted lets go, as a namespace that another test began meanwhile.
+  const volume = join(server.dataDirectory, 'volume.xfs')
+  const devices = () => execFileSync('losetup', ['-j', volume], { encoding: 'utf8' })
+  await expect.poll(devices, { timeout: 60_000 }).toBe('')
+  execFileSync('xfs_repair', ['-n', volume], { stdio: 'pipe' })
   await server.start()
   const disk = openSync(join(store, 'machines', String(id), 'root.raw'), 'r')
   try {

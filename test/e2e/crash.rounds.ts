@@ -127,8 +127,8 @@ export async function disagreements(product: Product): Promise<string[]> {
   return wrong
 }
 
-/** Waits until everything agrees. @throws with what still disagrees after the limit */
-export async function settle(product: Product, limitMs = 120_000) {
+/** Waits until everything agrees, and a template that is being made is whole. @throws with what still disagrees after the limit */
+export async function settle(product: Product, limitMs = 240_000) {
   const until = Date.now() + limitMs
   for (;;) {
     const wrong = await disagreements(product).catch((error: Error) => [error.message])
