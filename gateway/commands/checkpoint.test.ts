@@ -125,6 +125,22 @@ describe('restore', () => {
     expect(await row()).toMatchObject({ observed_state: 'running', memory_bytes: 2 ** 29 })
   })
 
+  it('gives no more than the plan is for, though the machine had it once', async () => {
+    const id = await take()
+    await world.run('billing set-plan house --memory 300M --cpu 1')
+    await world.gateway.sql`update machines set memory_bytes = ${2 ** 28} where name = 'demo'`
+    expect(await world.run(`restore demo ${id}`)).toMatchObject({
+      status: 4,
+      stderr: expect.stringMatching(/^plan house is for 300 MiB of memory, and this would make it 512 MiB of memory\n/),
+    })
+    expect(await row()).toMatchObject({ memory_bytes: 2 ** 28 })
+    expect(await listed()).toMatchObject([{ id }])
+    // What there is more of already may stay.
+    await world.run('billing set-plan house --memory none')
+    expect((await world.run(`restore demo ${id}`)).status).toBe(0)
+    await world.run('billing set-plan house --cpu none')
+  })
+
   it('that cannot keep what was before leaves the machine as it is, and says why', async () => {
     const id = await take()
     world.vmhost.checkpointFailures.set('demo', 'There is no room for 300 MiB of memory')

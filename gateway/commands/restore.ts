@@ -1,3 +1,4 @@
+import { refuseBeyondCaps } from '../billing/caps.ts'
 import type { Machine } from '../machines.ts'
 import { admitStart } from './admission.ts'
 import { checkpointIds } from './checkpoint.ts'
@@ -119,6 +120,12 @@ async function wantRestore({ app, caller }: Context, machine: Machine, checkpoin
         },
       )
     }
+    // A checkpoint has the size that the machine had, which may be more than its plan is for by now.
+    const raised = [
+      ...(cpus > machine.cpus ? (['cpus'] as const) : []),
+      ...(memoryBytes > machine.memoryBytes ? (['memory'] as const) : []),
+    ]
+    if (raised.length > 0) await refuseBeyondCaps(tx, caller.accountId, raised)
     await recordEvent(tx, caller, 'machine.restore', machine, { checkpoint: checkpoint.id, kept_as: keeps })
     return { restore: row.restore, keeps }
   })
