@@ -155,7 +155,17 @@ describe('audit', () => {
       before = `--before ${page.older}`
     }
     expect(paged).toEqual(all)
-    expect((await world.run('audit -n 2', { caller: ada })).stdout).toMatch(/\nolder ones: audit --before \d+\n$/)
+    // The line that leads on asks for the same.
+    const asked = "audit --kind account --kind machine --last 1 --actor you --since '2026-01-01 00:00'"
+    const { stdout } = await world.run(asked, { caller: ada })
+    const [, next = ''] = /\nolder ones: (.*)\n$/.exec(stdout) ?? []
+    expect(next.replace(/ --before \d+$/, '')).toBe(asked)
+    const { document: newest } = await world.json(asked, { caller: ada })
+    const { document: before } = await world.json(next, { caller: ada })
+    const both = [before, newest].flatMap((page) => (page as { events: Said[] }).events.map(({ id }) => id))
+    expect(both).toEqual(
+      (await events(asked.slice('audit '.length).replace('--last 1', '-n 2'), ada)).map(({ id }) => id),
+    )
     expect((await world.run('audit --kind nothing', { caller: ada })).stdout).toBe('nothing like that\n')
   })
 

@@ -7,6 +7,7 @@ import { usageError } from './error.ts'
 import { noSuchMachine } from './machine-steps.ts'
 import { harmless, table, wrap } from './text.ts'
 import { parseDuration, shown } from './values.ts'
+import { quoteWord } from './words.ts'
 
 type Event = {
   id: number
@@ -110,8 +111,14 @@ export const audit = defineCommand({
           view,
         )
         if (older === null) return body
-        const line = `older ones: audit${args.name === undefined ? '' : ` ${args.name}`} --before ${older}`
-        return `${body}${wrap(line, view.columns).map(view.style.dim).join('\n')}\n`
+        // The same question, so that what was asked for is asked for again.
+        const given = (['last', 'actor', 'since', 'until', 'account'] as const).flatMap((name) =>
+          flags[name] === undefined ? [] : [`--${name}`, String(flags[name])],
+        )
+        const words = [args.name ?? [], flags.kind.flatMap((kind) => ['--kind', kind]), given].flat()
+        const line = `older ones: ${['audit', ...words, '--before', String(older)].map(quoteWord).join(' ')}`
+        const lines = view.terminal ? wrap(line, view.columns) : [line]
+        return `${body}${lines.map(view.style.dim).join('\n')}\n`
       },
     }
   },
