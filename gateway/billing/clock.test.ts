@@ -36,7 +36,7 @@ it('a server that boots years ahead closes nothing, and goes on when its clock i
   expect(await closed(ledger)).toEqual([])
   const waiting = await readWaiting(ledger.gateway)
   expect(waiting?.because).toBe(
-    'the clock says 2036-01-05 10:00 UTC, and it was last known to say 2026-11-23 12:00 UTC',
+    'the clock says 2036-01-05 10:02 UTC, and it was last known to say 2026-11-23 12:00 UTC',
   )
   expect(sayMonths(waiting?.months ?? [])).toBe('November 2026 to December 2035 (110 months)')
   expect(await ledger.gateway`select subject from mails where recipient = 'operator@example.com'`).toEqual([
@@ -64,6 +64,19 @@ it('a clock that is days ahead for one round closes no month that goes on', asyn
   expect((await readWaiting(ledger.gateway))?.because).toBe('the clocks of gateway and database differ by 19800 s')
   await round(ledger, '2026-12-01T02:30:00Z')
   expect(await closed(ledger)).toEqual(['2026-11'])
+})
+
+it('says why months wait as it is now, though it was another reason at first', async () => {
+  await using ledger = await testLedger()
+  await payer(ledger)
+  await round(ledger, '2026-11-27T12:00:00Z')
+  await round(ledger, '2026-12-01T02:30:00Z', '2026-12-01T02:00:00Z')
+  expect((await readWaiting(ledger.gateway))?.because).toBe('the clocks of gateway and database differ by 1800 s')
+  await round(ledger, '2026-12-02T02:30:00Z')
+  expect(await readWaiting(ledger.gateway)).toMatchObject({
+    since: new Date('2026-12-01T02:30:00Z'),
+    because: 'the clock says 2026-12-02 02:30 UTC, and it was last known to say 2026-11-27 12:00 UTC',
+  })
 })
 
 it('after weeks of standing still the operator says which months are over, and no others are closed', async () => {

@@ -114,7 +114,7 @@ async function newestFact(db: Db): Promise<Date | null> {
 async function wait(sql: Sql, state: State, { since, because, months }: Waiting): Promise<void> {
   const [from, to] = [months[0] ?? '', months.at(-1) ?? '']
   const isNews = state.since === null
-  if (!isNews && state.from === from && state.to === to) return
+  if (!isNews && state.from === from && state.to === to && state.because === because) return
   await sql.begin(async (tx) => {
     await tx`update billing_clock set waits_since = ${state.since ?? since}, waits_because = ${because},
       waits_from = ${firstDay(from)}::date, waits_to = ${firstDay(to)}::date`
