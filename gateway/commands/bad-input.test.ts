@@ -50,6 +50,7 @@ describe('bad input', () => {
     ['new demo "', 2, /a double quote is not closed\nclose it with another ", or write '"' where " itself is meant/],
     ["comment demo it's", 2, /a single quote is not closed\nclose it with another ', or write "'" where ' itself/],
     ['ls | wc', 2, /one command a line/],
+    ['billing limit -5', 2, /billing limit has no flag -5\nbilling limit --help lists its flags\n$/],
   ])('%s', async (line, status, sentence) => {
     const ran = await world.run(line)
     expect(ran, ran.stderr + ran.stdout).toMatchObject({ status, stdout: '' })

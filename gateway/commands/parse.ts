@@ -132,7 +132,8 @@ function missing(command: Command, label: string) {
 
 function unknownFlag(command: Command, specs: FlagSpecs, rawName: string) {
   const known = flagNames(specs)
-  const near = nearest(rawName, known)
+  // One letter is as near to any other, and a number below nothing to none.
+  const near = rawName.length > 2 ? nearest(rawName, known) : undefined
   return usageError(
     `${command.name} has no flag ${shown(rawName)}`,
     near ? `did you mean ${near}` : `${command.name} --help lists its flags`,
