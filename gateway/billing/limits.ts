@@ -19,7 +19,7 @@ import { tellAccounts } from '../accounts/notices.ts'
 import type { Log } from '../log.ts'
 import { addMonths, dayOf, firstDay, monthOf, sayMonth } from './calendar.ts'
 import { forgetFailure, noteFailure } from './failures.ts'
-import { sayMoney } from './money.ts'
+import { sayMoney, sayRate } from './money.ts'
 import { countedOf } from './pricing.ts'
 import { readMonth } from './usage.ts'
 
@@ -133,7 +133,7 @@ async function tell(tx: Db, accountId: number, limit: Limit, spent: bigint, now:
 
 function letter({ micros, hard, whose }: Limit, spent: bigint, isFull: boolean, now: Date) {
   const month = sayMonth(monthOf(now))
-  const of = `${whose === 'own' ? 'your' : "the operator's"} limit of ${sayMoney(micros)}`
+  const of = `${whose === 'own' ? 'your' : "the operator's"} limit of ${sayRate(micros)}`
   const subject = isFull ? `your machines have reached ${of}` : `your machines have cost 80 % of ${of}`
   const happened = `In ${month} (UTC) your machines have cost ${sayMoney(spent)} so far; ${of} is ${isFull ? 'reached' : 'near'}.`
   const means = hard

@@ -50,6 +50,12 @@ const UNIT_NAMES: Record<RateKind, string> = {
 
 export const unitName = (kind: RateKind): string => UNIT_NAMES[kind]
 
+/** `500 vCPU-hours`, `1 vCPU-hour`, `10 GB` */
+export function sayUnits(kind: RateKind, count: bigint | string): string {
+  const unit = unitName(kind)
+  return `${count} ${unit === 'GB' || String(count) === '1' ? unit : `${unit}s`}`
+}
+
 /** `12.345`, in the unit that its rate is for. */
 export function inUnits(kind: RateKind, quantity: bigint, month: Month, digits = 3): string {
   return decimal(quantity, unitOf(kind, month), digits)

@@ -16,7 +16,7 @@ export function sayExactly(micros: bigint): string {
   return dollars(micros, 6)
 }
 
-/** `$0.04`, `$0.006`: as many digits as it has, and never less than cents. */
+/** `$0.04`, `$0.006`, of what somebody has set: as many digits as it has, and never less than cents. */
 export function sayRate(micros: bigint): string {
   return micros % CENT === 0n ? sayMoney(micros) : sayExactly(micros).replace(/0+$/, '')
 }

@@ -3,7 +3,7 @@ import { type Message, tellAccounts } from '../accounts/notices.ts'
 import type { Caller } from '../app.ts'
 import { announced } from '../billing/announce.ts'
 import { checkLimit, setLimit } from '../billing/limits.ts'
-import { parseMoney, sayMoney } from '../billing/money.ts'
+import { parseMoney, sayRate } from '../billing/money.ts'
 import { assignPlan } from '../billing/plans.ts'
 import { ACCOUNT, type Account, guest, nameOf } from './account-find.ts'
 import { idleBecause } from './billing.ts'
@@ -61,13 +61,13 @@ export const accountCredit = defineCommand({
       const [credit] = await tx<{ id: number }[]>`
         insert into credits (account_id, micros, reason, granted_by)
         values (${found.id}, ${String(micros)}::bigint, ${reason}, ${caller.accountId}) returning id`
-      const detail = { account: found.id, amount: sayMoney(micros), reason }
+      const detail = { account: found.id, amount: sayRate(micros), reason }
       await recordEvent(tx, caller, 'account.credited', null, detail, found.id)
       return { account: found, id: credit?.id }
     })
     return {
       json: { account: account.id, credit: id, amount_micros: Number(micros), reason },
-      text: `${nameOf(account)} has ${sayMoney(micros)} of credit more\n`,
+      text: `${nameOf(account)} has ${sayRate(micros)} of credit more\n`,
     }
   },
 })
@@ -87,7 +87,7 @@ export async function limitSpending(
   { micros, hard }: { micros: bigint | null; hard: boolean },
 ): Promise<void> {
   await setLimit(tx, account.id, 'operator', micros === null ? null : { micros, hard })
-  const amount = micros === null ? 'none' : sayMoney(micros)
+  const amount = micros === null ? 'none' : sayRate(micros)
   await recordEvent(tx, caller, 'account.limited', null, { account: account.id, spend: amount, hard }, account.id)
   await tellAccounts(tx, [{ accountId: account.id, ...letter(micros, hard) }])
 }
@@ -98,7 +98,7 @@ export async function sayLimited(sql: Sql, account: Account, micros: bigint | nu
   if (micros === null) return `${nameOf(account)} has no limit of yours on what a month may cost\n`
   const there = hard ? 'its machines are paused there' : 'it is mailed at 80 and 100 %'
   const idle = await idleBecause(sql, account.id)
-  const text = `${nameOf(account)} may spend ${sayMoney(micros)} a month; ${there}\n`
+  const text = `${nameOf(account)} may spend ${sayRate(micros)} a month; ${there}\n`
   return `${text}${idle === undefined ? '' : `it is not reached: ${idle}\n`}`
 }
 
@@ -110,6 +110,6 @@ function letter(micros: bigint | null, hard: boolean): Message {
   const then = hard
     ? 'Machines that run are paused there, with all that runs in them, and nothing wakes or starts one until the month is over or the limit higher. Nothing is deleted.'
     : 'Nothing is paused there: you are told at 80 and at 100 %.'
-  const subject = `the operator has set a limit of ${sayMoney(micros)} on your month`
+  const subject = `the operator has set a limit of ${sayRate(micros)} on your month`
   return { subject, body: `${then} Months are those of UTC.\n\nTo see it: billing plan.\n` }
 }

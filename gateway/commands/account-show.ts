@@ -1,5 +1,5 @@
 import { dayOf, monthOf, sayMonth } from '../billing/calendar.ts'
-import { creditBalance, readCredits, readInvoices } from '../billing/invoices.ts'
+import { creditBalance, type Invoice, readCredits, readInvoices } from '../billing/invoices.ts'
 import { readLimits } from '../billing/limits.ts'
 import { sayMoney } from '../billing/money.ts'
 import { changeDocument, changesOf, outlookOf, sayChange } from '../billing/outlook.ts'
@@ -45,6 +45,7 @@ export const accountShow = defineCommand({
     const disk = machines.reduce((bytes, machine) => bytes + machine.diskBytes, 0)
     const credit = creditBalance(credits)
     const total = totalOf(lines)
+    const ahead = feeAhead(lines, dayOf(now))
     return {
       json: {
         ...{ id: account.id, email: account.email, owner: account.isOwner, suspended: account.suspendedAt !== null },
@@ -59,6 +60,7 @@ export const accountShow = defineCommand({
         })),
         ...{ machine_count: machines.length, currency: 'USD', month: monthOf(now) },
         ...{ spent_micros: Number(charged), total_micros: Number(total), credit_micros: Number(credit) },
+        fee_ahead_micros: Number(ahead),
         limits: limits.map(limitDocument),
         credits: credits.map((one) => ({
           ...{ id: one.id, amount_micros: Number(one.micros), left_micros: Number(one.left), reason: one.reason },
@@ -84,13 +86,13 @@ export const accountShow = defineCommand({
             ...(machines.length > 0 ? [['size', `${sayBytes(memory)} memory, ${sayBytes(disk)} disk`] as const] : []),
             [
               'this month',
-              `${charged > 0n || total === 0n ? sayMoney(charged) : `it would cost ${sayMoney(total)}`} for ${sayMonth(monthOf(now))} so far, in UTC${sayAhead(feeAhead(lines, dayOf(now)))}`,
+              `${charged > 0n || total === 0n ? sayMoney(charged) : `it would cost ${sayMoney(total)}`} for ${sayMonth(monthOf(now))} so far, in UTC${sayAhead(ahead)}`,
             ],
             ...limits.map(
               (limit) => ['limit', `${sayLimit(limit)}${limit.whose === 'own' ? ', its own' : ''}`] as const,
             ),
             ...(credit > 0n ? [['credit', `${sayMoney(credit)} left`] as const] : []),
-            ['invoices', String(invoices.length)],
+            ['invoices', sayInvoices(invoices)],
             ['keys', String(keys?.count ?? 0)],
           ],
           view,
@@ -99,3 +101,10 @@ export const accountShow = defineCommand({
     }
   },
 })
+
+/** `3; the newest is 12, November 2026, $4.00`: what `billing invoices NUMBER` wants. */
+function sayInvoices([newest, ...others]: readonly Invoice[]): string {
+  if (!newest) return '0'
+  const { number, month, total } = newest
+  return `${others.length + 1}; the newest is ${number}, ${sayMonth(month)}, ${sayMoney(total)}`
+}

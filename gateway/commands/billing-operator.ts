@@ -2,7 +2,7 @@ import type { RateKind } from '../../migrations/schema.ts'
 import type { App } from '../app.ts'
 import { announced, announcedCaps } from '../billing/announce.ts'
 import { type Day, dayOf, sayMonth, startOfDay } from '../billing/calendar.ts'
-import { RATE_KINDS, unitName } from '../billing/meters.ts'
+import { RATE_KINDS, sayUnits, unitName } from '../billing/meters.ts'
 import { parseMoney, sayExactly } from '../billing/money.ts'
 import { type Caps, readPlans, setPlan, setRate, soonest } from '../billing/plans.ts'
 import { missingNumbers, type Proof, proveInvoices } from '../billing/recompute.ts'
@@ -158,7 +158,7 @@ export const billingSetRate = defineCommand({
     })
     return {
       json: { plan, kind, unit: unitName(kind), rate_micros: Number(micros), included: Number(included), from, told },
-      text: `plan ${plan}: ${kind} is ${sayPrice(kind, micros)} from ${from} on, in UTC${included > 0n ? `, ${included} ${unitName(kind)} a month included` : ''}\n${sayTold(told)}`,
+      text: `plan ${plan}: ${kind} is ${sayPrice(kind, micros)} from ${from} on, in UTC${included > 0n ? `, ${sayUnits(kind, included)} a month included` : ''}\n${sayTold(told)}`,
     }
   },
 })

@@ -1,6 +1,7 @@
 import { dayOf, sayMonth } from '../billing/calendar.ts'
 import { readWaiting, sayMonths, sayOver, type Waiting } from '../billing/clock.ts'
 import { type Failure, readFailures, retryAll } from '../billing/failures.ts'
+import { sayMoney } from '../billing/money.ts'
 import { defineCommand } from './command.ts'
 import { usageError } from './error.ts'
 import { recordEvent } from './machine-steps.ts'
@@ -67,6 +68,7 @@ export const billingRuns = defineCommand({
                   { title: 'begun', value: ({ startedAt }) => dayOf(startedAt) },
                   { title: 'ended', value: ({ finishedAt }) => (finishedAt ? dayOf(finishedAt) : 'goes on') },
                   { title: 'invoices', value: ({ invoices }) => String(invoices), right: true },
+                  { title: 'total', value: ({ total }) => sayMoney(BigInt(total)), right: true },
                 ],
                 view,
               )

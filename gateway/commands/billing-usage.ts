@@ -4,7 +4,7 @@ import { addDays, addMonths, dayOf, monthOf, sayMonth, startOfDay, startOfMonth 
 import { assumptionsOf, dayOfReaching, daysOf, type Forecast, readForecast } from '../billing/forecast.ts'
 import { type Limit, readLimits } from '../billing/limits.ts'
 import { inUnits, unitName } from '../billing/meters.ts'
-import { plainAmount, sayMoney } from '../billing/money.ts'
+import { plainAmount, sayMoney, sayRate } from '../billing/money.ts'
 import type { Line } from '../billing/pricing.ts'
 import { type RangeLine, readRange } from '../billing/usage.ts'
 import { limitDocument } from './billing.ts'
@@ -121,7 +121,7 @@ function sayForecast(forecast: Forecast, limits: readonly Limit[], now: Date, vi
     if (day === undefined || day < dayOf(now)) return []
     const whose = limit.whose === 'own' ? 'your limit' : "the operator's limit"
     const then = limit.hard ? ', where machines are paused' : ''
-    return [`${whose} of ${sayMoney(limit.micros)} is reached on ${day}${then}`]
+    return [`${whose} of ${sayRate(limit.micros)} is reached on ${day}${then}`]
   })
   const text = `${head} ${sayList(assumptionsOf(forecast), 8)} (until ${until.toISOString().slice(0, 16).replace('T', ' ')} UTC)`
   const lines = [text, ...reached].flatMap((one) => wrap(one, view.columns)).map(view.style.dim)

@@ -1,7 +1,7 @@
 /** How usage and money are put into words, tables and CSV. */
 import type { InvoiceLineKind, RateKind } from '../../migrations/schema.ts'
 import type { Month } from '../billing/calendar.ts'
-import { inUnits, unitName } from '../billing/meters.ts'
+import { inUnits, sayUnits, unitName } from '../billing/meters.ts'
 import { sayMoney, sayRate } from '../billing/money.ts'
 import type { Caps } from '../billing/plans.ts'
 import type { Payment } from '../billing/stripe/payments.ts'
@@ -28,9 +28,7 @@ export function sayWhat({ kind, class: className }: { kind: InvoiceLineKind; cla
 
 /** `123.456 vCPU-hours` */
 export function sayQuantity(kind: RateKind, quantity: bigint, month: Month): string {
-  if (kind === 'fee') return ''
-  const unit = unitName(kind)
-  return `${inUnits(kind, quantity, month)} ${unit === 'GB' ? unit : `${unit}s`}`
+  return kind === 'fee' ? '' : sayUnits(kind, inUnits(kind, quantity, month))
 }
 
 /** `$0.04 per vCPU-hour` */

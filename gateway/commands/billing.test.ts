@@ -101,6 +101,11 @@ describe('billing', () => {
     expect((await run('ls')).stdout).toMatch(/ cost\n.* \$8\.96\n/)
     expect(await document('ls')).toMatchObject({ vms: [{ cost_this_month_micros: 8_960_595 }] })
     expect((await run('whoami --json')).stdout).toMatch(/"plan":"house"/)
+    // What somebody has set is shown as they set it.
+    expect((await run('billing limit 0.0045')).stdout).toMatch(
+      /^\$0\.0045 a month; mail at 80 and 100 %, nothing else\n/,
+    )
+    await run('billing limit none')
   })
 
   it('the operator sets plans and rates from tomorrow on, and says when', async () => {
@@ -112,7 +117,7 @@ describe('billing', () => {
       `plan team: fee is $20.00 per month from ${tomorrow} on, in UTC\n`,
     )
     expect((await world.run('billing set-rate team cpu 0.035 --included 500')).stdout).toMatch(
-      /cpu is \$0\.035 per vCPU-hour from .*, 500 vCPU-hour a month included/,
+      /cpu is \$0\.035 per vCPU-hour from .*, 500 vCPU-hours a month included/,
     )
     expect((await world.run('account plan ada@example.com team')).stdout).toBe(
       `ada@example.com is on plan team from ${tomorrow} on, in UTC\none account is told\n`,
@@ -125,6 +130,19 @@ describe('billing', () => {
     )
     expect((await run('billing credits')).stdout).toMatch(/1 +\S+ +the outage of Tuesday +\$5\.00 +\$5\.00\n/)
     expect((await world.run('account ls')).stdout).toMatch(/ada@example\.com +1 of 10 +house/)
+    await world.run('billing set-plan lab')
+    for (const rate of ['transfer 0.05 --included 10', 'memory 0.005 --included 1', 'cpu 0.03 --included 500'])
+      await world.run(`billing set-rate lab ${rate}`)
+    const rates = (await world.run('billing rates --plan lab')).stdout
+    for (const included of ['500 vCPU-hours', '1 GiB-hour', '10 GB']) expect(rates).toContain(` ${included} `)
+    // Those to come in order of time, and then as on invoices.
+    expect(
+      rates
+        .trimEnd()
+        .split('\n')
+        .slice(-3)
+        .map((line) => line.split(' ')[0]),
+    ).toEqual(['cpu', 'memory', 'transfer'])
   })
 
   it('a plan has room for so much, and says so', async () => {
@@ -215,6 +233,9 @@ describe('billing', () => {
     expect((await run('billing invoices 1 --csv')).stdout).toMatch(
       /^invoice,month,kind.*\n1,2026-02,fee,,,,month,,20\.000000,20\.000000\n/,
     )
+    expect((await world.run('account show ada@example.com')).stdout).toMatch(
+      /\ninvoices +1; the newest is 1, February 2026, \$15\.96\n/,
+    )
     expect((await world.run('billing recompute')).stdout).toBe(
       '1 of 1 invoices are what the facts give, $20.960595 in all\n',
     )
@@ -227,7 +248,7 @@ describe('billing', () => {
     expect((await run('audit --kind invoice')).stdout).toMatch(
       / invoice\.closed +gateway +month 2026-02, total \$15\.96, number 1\n/,
     )
-    expect((await world.run('billing runs')).stdout).toMatch(/February 2026 +2026-03-01 +\S+ +1\n$/)
+    expect((await world.run('billing runs')).stdout).toMatch(/February 2026 +2026-03-01 +\S+ +1 +\$\d+\.\d\d\n$/)
   })
 
   it('who sells and who buys is set by a command, field by field', async () => {

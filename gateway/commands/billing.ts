@@ -2,8 +2,8 @@ import type { Db } from '../../migrations/connect.ts'
 import { dayOf, monthOf, sayMonth } from '../billing/calendar.ts'
 import { creditBalance, readCredits } from '../billing/invoices.ts'
 import { checkLimit, type Limit, readLimits, setLimit, spentIn } from '../billing/limits.ts'
-import { RATE_KINDS, unitName } from '../billing/meters.ts'
-import { parseMoney, sayMoney } from '../billing/money.ts'
+import { RATE_KINDS, sayUnits, unitName } from '../billing/meters.ts'
+import { parseMoney, sayMoney, sayRate } from '../billing/money.ts'
 import { changeDocument, changesOf, outlookOf, sayChange } from '../billing/outlook.ts'
 import { readPlans } from '../billing/plans.ts'
 import { countedOf, feeAhead, totalOf } from '../billing/pricing.ts'
@@ -95,7 +95,7 @@ export function currentRates(list: Parameters<typeof rateOn>[0], plan: string, n
 
 export function sayLimit({ whose, micros, hard }: Limit): string {
   const of = whose === 'own' ? 'a month' : "a month, the operator's"
-  return `${sayMoney(micros)} ${of}; ${hard ? 'machines are paused there' : 'mail at 80 and 100 %, nothing else'}`
+  return `${sayRate(micros)} ${of}; ${hard ? 'machines are paused there' : 'mail at 80 and 100 %, nothing else'}`
 }
 
 export function limitDocument({ whose, micros, hard }: Limit) {
@@ -134,7 +134,7 @@ export const billingLimit = defineCommand({
       await sql.begin(async (tx) => {
         await setLimit(tx, caller.accountId, 'own', limit)
         await recordEvent(tx, caller, 'account.limit_set', null, {
-          amount: limit === null ? 'none' : sayMoney(limit.micros),
+          amount: limit === null ? 'none' : sayRate(limit.micros),
           ...(limit ? { hard: limit.hard } : {}),
         })
       })
@@ -208,10 +208,15 @@ export const billingRates = defineCommand({
     if (!list.charged.has(plan) || !(isTheirs || caller.isOwner)) throw noSuchPlan(plan)
     const rates = currentRates(list, plan, now)
     // The default's changes are those of a plan that has none of its own.
-    const changes = list.rates.filter(
-      ({ plan: of, kind, from }) =>
-        from !== null && from > dayOf(now) && (of === plan || rates.some((r) => r.kind === kind && r.plan === of)),
-    )
+    const changes = list.rates
+      .filter(
+        ({ plan: of, kind, from }) =>
+          from !== null && from > dayOf(now) && (of === plan || rates.some((r) => r.kind === kind && r.plan === of)),
+      )
+      .sort((a, b) => {
+        const [day, other] = [a.from ?? '', b.from ?? '']
+        return day === other ? RATE_KINDS.indexOf(a.kind) - RATE_KINDS.indexOf(b.kind) : day < other ? -1 : 1
+      })
     const rows = [
       ...rates.map((rate) => ({ rate, from: '' })),
       ...changes.map((rate) => ({ rate, from: rate.from ?? '' })),
@@ -232,7 +237,7 @@ export const billingRates = defineCommand({
             { title: 'rate', value: ({ rate }) => sayPrice(rate.kind, rate.micros) },
             {
               title: 'included a month',
-              value: ({ rate }) => (rate.included === 0n ? '' : `${rate.included} ${unitName(rate.kind)}`),
+              value: ({ rate }) => (rate.included === 0n ? '' : sayUnits(rate.kind, rate.included)),
             },
             { title: 'from', value: ({ from }) => from },
           ],

@@ -3,7 +3,7 @@ import { useExec } from '../api/use-exec.ts'
 import { CommandLine } from '../parts/CommandLine.tsx'
 import { Failed } from '../parts/Failed.tsx'
 import { Frame } from '../parts/Frame.tsx'
-import { Bytes, Money } from '../parts/figures.tsx'
+import { Money } from '../parts/figures.tsx'
 import { Skeleton } from '../parts/Skeleton.tsx'
 import { Table } from '../parts/Table.tsx'
 import { sayMoney } from '../parts/words.ts'
@@ -13,10 +13,12 @@ import {
   type Invoices,
   type Plan,
   type Rates,
+  sayCaps,
   sayChange,
   sayInstant,
   sayMonth,
   sayRate,
+  sayUnits,
 } from './billing/documents.ts'
 import { Limits } from './billing/Limits.tsx'
 import { Notices } from './billing/Notices.tsx'
@@ -50,11 +52,7 @@ export function Page() {
 function PlanFacts({ plan }: { plan: Plan }) {
   const { caps, changes, fee_ahead_micros: ahead } = plan
   const charges = changes.find(({ charged }) => charged)?.from
-  const most = [
-    ...(caps.machines === null ? [] : [`${caps.machines} machines`]),
-    ...(caps.cpus === null ? [] : [`${caps.cpus} vCPU`]),
-  ]
-  const hasCaps = most.length > 0 || caps.memory_bytes !== null || caps.disk_bytes !== null
+  const most = sayCaps(caps)
   return (
     <dl class="facts">
       <dt>Plan</dt>
@@ -71,15 +69,10 @@ function PlanFacts({ plan }: { plan: Plan }) {
           <dd>{sayRate(plan.fee_micros)} per month</dd>
         </>
       )}
-      {hasCaps && (
+      {most !== '' && (
         <>
           <dt>Up to</dt>
-          <dd>
-            {most.join(', ')} {caps.memory_bytes !== null && <Bytes bytes={caps.memory_bytes} />}
-            {caps.memory_bytes !== null && ' of memory '}
-            {caps.disk_bytes !== null && <Bytes bytes={caps.disk_bytes} />}
-            {caps.disk_bytes !== null && ' of disk'}
-          </dd>
+          <dd>{most}</dd>
         </>
       )}
       <dt>{sayMonth(plan.month)} so far</dt>
@@ -196,7 +189,7 @@ function RateList() {
             { title: 'Rate', value: ({ rate_micros: micros, unit }) => `${sayRate(micros)} per ${unit}` },
             {
               title: 'Included a month',
-              value: ({ included, unit }) => (included === 0 ? '' : `${included.toLocaleString('en')} ${unit}`),
+              value: ({ included, unit }) => (included === 0 ? '' : sayUnits(included.toLocaleString('en'), unit)),
             },
             { title: 'From (UTC)', value: ({ from }) => from && <span class="figure">{from}</span> },
           ]}

@@ -8,9 +8,8 @@ import { Frame } from '../parts/Frame.tsx'
 import { AmountField, microsIn, SelectField, TextField } from '../parts/inputs.tsx'
 import { Skeleton } from '../parts/Skeleton.tsx'
 import { Table } from '../parts/Table.tsx'
-import { sayBytes } from '../parts/words.ts'
 import { query, setQuery } from '../router.ts'
-import { sayRate } from './billing/documents.ts'
+import { sayCaps, sayRate, sayUnits } from './billing/documents.ts'
 import { Party } from './billing/Party.tsx'
 
 /** As `billing plans --json` has it. */
@@ -103,20 +102,15 @@ function Plans({ plans, chosen }: { plans: readonly Plan[]; chosen: string }) {
           value: ({ plan, rates_of_its_own: own }) =>
             plan === 'usage' ? 'all; others have these where they have none' : own.join(', ') || 'none',
         },
-        { title: 'Up to', value: (plan) => sayCaps(plan) || 'no caps' },
+        { title: 'Up to', value: (plan) => sayCaps(capsOf(plan)) || 'no caps' },
       ]}
     />
   )
 }
 
-function sayCaps(plan: Plan): string {
+function capsOf(plan: Plan) {
   const { machines_most: machines, cpus_most: cpus, memory_bytes_most: memory, disk_bytes_most: disk } = plan
-  return [
-    ...(machines === null ? [] : [machines === 1 ? 'one machine' : `${machines} machines`]),
-    ...(cpus === null ? [] : [cpus === 1 ? 'one vCPU' : `${cpus} vCPUs`]),
-    ...(memory === null ? [] : [`${sayBytes(memory)} memory`]),
-    ...(disk === null ? [] : [`${sayBytes(disk)} disk`]),
-  ].join(', ')
+  return { machines, cpus, memory_bytes: memory, disk_bytes: disk }
 }
 
 function Rates({ plan, onChanged }: { plan: Plan; onChanged: () => void }) {
@@ -151,7 +145,7 @@ function Rates({ plan, onChanged }: { plan: Plan; onChanged: () => void }) {
               title: 'Included a month',
               right: true,
               value: ({ included, unit, kind }) =>
-                kind === 'fee' || included === 0 ? '–' : `${included.toLocaleString('en')} ${unit}s`,
+                kind === 'fee' || included === 0 ? '–' : sayUnits(included.toLocaleString('en'), unit),
             },
             { title: 'From', value: ({ from }) => from ?? 'always' },
             { title: 'Until', value: ({ to }) => to ?? 'further notice' },
@@ -211,7 +205,7 @@ function NewRate({ plan, onChanged }: { plan: string; onChanged: () => void }) {
         <AmountField label={`USD per ${unit}`} example="0.04 or 20" value={amount} />
         {kind.value !== 'fee' && (
           <TextField
-            label={`${unit}s included`}
+            label={`${unit === 'GB' ? unit : `${unit}s`} included`}
             hint="A month"
             isExact
             inputMode="numeric"

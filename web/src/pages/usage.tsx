@@ -12,7 +12,7 @@ import { Skeleton } from '../parts/Skeleton.tsx'
 import { type Column, Table } from '../parts/Table.tsx'
 import { sayMoney } from '../parts/words.ts'
 import { query } from '../router.ts'
-import { type Cells, type Forecast, sayInstant, sayMonth, sayRate, type Usage } from './billing/documents.ts'
+import { type Cells, type Forecast, sayInstant, sayMonth, sayRate, sayUnits, type Usage } from './billing/documents.ts'
 import { Choice } from './usage/Choice.tsx'
 import { DayBars, type DayCost } from './usage/DayBars.tsx'
 
@@ -106,7 +106,7 @@ function Ahead({ forecast, month, today }: { forecast: Forecast; month: string; 
           .filter(({ reached_on }) => reached_on !== null)
           .map((limit) => (
             <span key={limit.set_by} class="warn">
-              {`; ${limit.set_by === 'operator' ? 'the operator’s' : 'your'} limit of ${sayMoney(limit.amount_micros)} is reached ${sayReached(limit.reached_on, today)}`}
+              {`; ${limit.set_by === 'operator' ? 'the operator’s' : 'your'} limit of ${sayRate(limit.amount_micros)} is reached ${sayReached(limit.reached_on, today)}`}
               {limit.hard && ', where machines are paused'}
             </span>
           ))}
@@ -229,7 +229,7 @@ function Kinds({ usage: { lines, total_micros: total } }: { usage: Usage }) {
         {
           title: 'Quantity',
           right: true,
-          value: ({ kind, quantity, unit }) => (kind === 'fee' ? '' : `${Number(quantity).toFixed(3)} ${unit}`),
+          value: ({ kind, quantity, unit }) => (kind === 'fee' ? '' : sayUnits(Number(quantity).toFixed(3), unit)),
         },
         {
           title: 'Included',

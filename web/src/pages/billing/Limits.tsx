@@ -2,7 +2,7 @@ import { useSignal } from '@preact/signals'
 import { CommandButton } from '../../parts/CommandButton.tsx'
 import { AmountField, Check, microsIn } from '../../parts/inputs.tsx'
 import { sayMoney } from '../../parts/words.ts'
-import type { Limit, Plan } from './documents.ts'
+import { type Limit, type Plan, sayRate } from './documents.ts'
 
 /** What a month may cost: what is set, and the form that sets it. */
 export function Limits({
@@ -80,14 +80,14 @@ export function askBeforePause(amount: string, micros: number, spentMicros: numb
   return {
     confirm: amount,
     title: 'Pause every machine',
-    warning: `${sayMoney(spentMicros)} were spent this month already, and the limit would be ${sayMoney(micros)}: ${whose} machines are paused at once, with all that runs in them. Nothing wakes or starts until the limit is higher or the month is over.`,
+    warning: `${sayMoney(spentMicros)} were spent this month already, and the limit would be ${sayRate(micros)}: ${whose} machines are paused at once, with all that runs in them. Nothing wakes or starts until the limit is higher or the month is over.`,
     brings: 'Undo sets the limit as it was; what was paused waits for Resume.',
   }
 }
 
 function sayLimit({ set_by: by, amount_micros: micros, hard }: Limit): string {
   const whose = by === 'operator' ? ', set by the operator' : ''
-  return `${sayMoney(micros)} a month${whose}: ${hard ? 'machines are paused there, with all that runs in them, and nothing is deleted.' : 'mail at 80 and 100 %, nothing else.'}`
+  return `${sayRate(micros)} a month${whose}: ${hard ? 'machines are paused there, with all that runs in them, and nothing is deleted.' : 'mail at 80 and 100 %, nothing else.'}`
 }
 
 /** What sets it again as it was. */

@@ -1,3 +1,5 @@
+import { sayBytes, sayMicros, sayMoney } from '../../parts/words.ts'
+
 /** What the billing commands answer with `--json`, as far as pages read it; amounts are millionths of a dollar. */
 
 export type Cells = {
@@ -109,9 +111,22 @@ export function sayMonth(month: string): string {
 /** `2026-11-23 14:05` of an instant, in UTC, which is said beside it. */
 export const sayInstant = (iso: string): string => iso.slice(0, 16).replace('T', ' ')
 
-/** `$0.04`, `$0.006`: as many digits as it has, and never less than cents. */
+/** `500 vCPU-hours`, `1 vCPU-hour`, `10 GB` */
+export function sayUnits(count: string, unit: string): string {
+  return `${count} ${unit === 'GB' || count === '1' ? unit : `${unit}s`}`
+}
+
+/** `20 machines, one vCPU, 64 GiB memory`; empty: room for anything. */
+export function sayCaps({ machines, cpus, memory_bytes: memory, disk_bytes: disk }: Plan['caps']): string {
+  return [
+    ...(machines === null ? [] : [machines === 1 ? 'one machine' : `${machines} machines`]),
+    ...(cpus === null ? [] : [cpus === 1 ? 'one vCPU' : `${cpus} vCPUs`]),
+    ...(memory === null ? [] : [`${sayBytes(memory)} memory`]),
+    ...(disk === null ? [] : [`${sayBytes(disk)} disk`]),
+  ].join(', ')
+}
+
+/** `$0.04`, `$0.006`, of what somebody has set: as many digits as it has, and never less than cents. */
 export function sayRate(micros: number): string {
-  const text = (micros / 1e6).toFixed(6).replace(/0+$/, '')
-  const digits = text.split('.')[1]?.length ?? 0
-  return `$${digits < 2 ? (micros / 1e6).toFixed(2) : text}`
+  return micros % 10_000 === 0 ? sayMoney(micros) : sayMicros(micros).replace(/0+$/, '')
 }
