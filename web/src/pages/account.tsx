@@ -11,8 +11,9 @@ import { AmountField, microsIn, SelectField, TextField } from '../parts/inputs.t
 import { Skeleton } from '../parts/Skeleton.tsx'
 import { Table } from '../parts/Table.tsx'
 import { Ago } from '../parts/time.tsx'
+import { sayMoney } from '../parts/words.ts'
 import type { PageProps } from '../routes.ts'
-import { type Change, sayMonth } from './billing/documents.ts'
+import { type Change, sayMonth, sayRate } from './billing/documents.ts'
 import { askBeforePause } from './billing/Limits.tsx'
 import { moodOfAccount, stateOfAccount } from './operator/account-words.ts'
 
@@ -45,6 +46,8 @@ type Account = {
   spent_micros: number
   total_micros: number
   credit_micros: number
+  /** of what was spent and of the total: the plan's fee for days to come */
+  fee_ahead_micros: number
   limits: { set_by: string; amount_micros: number; hard: boolean }[]
   credits: { id: number; amount_micros: number; left_micros: number; reason: string; granted_at: string }[]
   invoices: { number: number; month: string; total_micros: number }[]
@@ -101,6 +104,7 @@ function Suspend({ account, onChanged }: { account: Account; onChanged: () => vo
 
 function Facts({ account }: { account: Account }) {
   const { month, spent_micros: spent, total_micros: total, suspended_at: suspendedAt } = account
+  const { fee_ahead_micros: ahead } = account
   return (
     <dl class="facts">
       <dt>State</dt>
@@ -135,6 +139,7 @@ function Facts({ account }: { account: Account }) {
             nothing is charged; it would be <Money micros={total} />
           </>
         )}
+        {ahead > 0 && <span class="dim">, {sayMoney(ahead)} of it the fee of days to come</span>}
       </dd>
       <dt>Credit</dt>
       <dd>
@@ -237,7 +242,7 @@ function Limits({ account, onChanged }: { account: Account; onChanged: () => voi
         </li>
         {account.limits.map(({ set_by: by, amount_micros: micros, hard }) => (
           <li key={by}>
-            <Money micros={micros} /> a month, {by === 'operator' ? 'set by you' : 'its own'};{' '}
+            <span class="figure">{sayRate(micros)}</span> a month, {by === 'operator' ? 'set by you' : 'its own'};{' '}
             {hard ? 'machines are paused there' : 'mail at 80 and 100 %, nothing else'}.
           </li>
         ))}
@@ -275,6 +280,7 @@ function Credit({ account, onChanged }: { account: Account; onChanged: () => voi
   const amount = useSignal('')
   const reason = useSignal('')
   const because = reason.value.trim()
+  const micros = microsIn(amount.value) ?? 0
   return (
     <section>
       <h2>Credit</h2>
@@ -295,7 +301,12 @@ function Credit({ account, onChanged }: { account: Account; onChanged: () => voi
       <CommandForm
         label="Give credit"
         words={['account', 'credit', String(account.id), amount.value || 'AMOUNT', because || 'WHAT FOR']}
-        isReady={microsIn(amount.value) !== undefined && because !== '' && because.length <= 200}
+        isReady={micros > 0 && because !== '' && because.length <= 200}
+        question={{
+          confirm: amount.value,
+          title: 'Give credit',
+          warning: `${account.email ?? `Account ${account.id}`} has ${sayRate(micros)} more to use up then. It is not taken back.`,
+        }}
         onDone={() => {
           amount.value = ''
           reason.value = ''
