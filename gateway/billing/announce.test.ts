@@ -77,15 +77,20 @@ it('of a plan of their own an account is told alone, by what differs; and of cap
   const [notice] = await readNotices(gateway, ada)
   expect(notice?.subject).toBe(`from ${tomorrow} on you are on plan team`)
   expect(notice?.body).toMatch(
-    /where what differs is:\n {2}fee: \$20\.00 per month\n {2}cpu: \$0\.04 per vCPU-hour, 500 vCPU-hour a month included, until then \$0\.04 per vCPU-hour\n\nUntil then/,
+    /where what differs is:\n {2}fee: \$20\.00 per month\n {2}cpu: \$0\.04 per vCPU-hour, 500 vCPU-hours a month included, until then \$0\.04 per vCPU-hour\n\nUntil then/,
   )
   expect(await readNotices(gateway, bob)).toEqual([])
   const caps = (plan: string, machinesMost: number) =>
     gateway.begin(async (tx) => await announcedCaps(tx, plan, () => setPlan(tx, plan, { machinesMost })))
-  // Nobody is on it yet.
-  expect(await caps('team', 3)).toEqual({ outcome: false, told: 0 })
+  // Somebody will be on it.
+  expect(await caps('team', 3)).toEqual({ outcome: false, told: 1 })
+  expect((await readNotices(gateway, ada))[0]?.subject).toBe('plan team is for 3 machines now')
+  expect(await inTransaction(ledger, (tx) => assignPlan(tx, { accountId: bob, plan: 'team', from: tomorrow }))).toBe(1)
+  expect((await readNotices(gateway, bob))[0]?.body).toMatch(
+    /\nIt is for 3 machines, all machines of an account together; what is there stays\.\n\nUntil then/,
+  )
   expect(await caps('usage', 5)).toEqual({ outcome: false, told: 2 })
   expect(await caps('usage', 5)).toEqual({ outcome: false, told: 0 })
   expect(await caps('other', 1)).toEqual({ outcome: true, told: 0 })
-  expect((await readNotices(gateway, bob)).map(({ subject }) => subject)).toEqual(['plan usage is for 5 machines now'])
+  expect((await readNotices(gateway, bob)).map(({ subject }) => subject)[0]).toBe('plan usage is for 5 machines now')
 })

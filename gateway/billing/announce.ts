@@ -6,10 +6,10 @@ import type { Db } from '../../migrations/connect.ts'
 import { type Message, tellAccounts } from '../accounts/notices.ts'
 import { sayCaps, sayPrice } from '../commands/billing-words.ts'
 import { type Day, dayOf } from './calendar.ts'
-import { unitName } from './meters.ts'
+import { sayUnits } from './meters.ts'
 import { type Change, chargeableChanges, differ, outlookOf, type Step } from './outlook.ts'
 import { type Caps, readPlans } from './plans.ts'
-import { type PriceList, planOn, type Rate, readPriceList, readSubscribers, type Subscriber } from './terms.ts'
+import { type PriceList, type Rate, readPriceList, readSubscribers, type Subscriber } from './terms.ts'
 
 type Outlook = [Step, ...Step[]]
 
@@ -26,9 +26,10 @@ export async function announced(tx: Db, change: () => Promise<unknown>): Promise
   await change()
   const list = await readPriceList(tx)
   const outlook = { before: remembering(listBefore, today), after: remembering(list, today) }
+  const rooms = new Map((await readPlans(tx)).map((plan) => [plan.name, sayCaps(plan)]))
   const told = (await readSubscribers(tx)).flatMap((subscriber) => {
     const [was, now] = [outlook.before(before.get(subscriber.accountId) ?? subscriber), outlook.after(subscriber)]
-    return differ(was, now) ? [{ accountId: subscriber.accountId, ...letter(now) }] : []
+    return differ(was, now) ? [{ accountId: subscriber.accountId, ...letter(now, rooms) }] : []
   })
   await tellAccounts(tx, told)
   return told.length
@@ -45,7 +46,8 @@ function remembering(list: PriceList, today: Day): (subscriber: Subscriber) => O
   }
 }
 
-function letter(outlook: Outlook): Message {
+/** @param rooms what plans have room for, by their names */
+function letter(outlook: Outlook, rooms: ReadonlyMap<string, string>): Message {
   const changes = chargeableChanges(outlook)
   const [first] = changes
   const [now] = outlook
@@ -61,7 +63,7 @@ function letter(outlook: Outlook): Message {
   const rest = 'Until then all is as it was. Days begin at midnight UTC.'
   return {
     subject,
-    body: `${changes.map(sayChange).join('\n')}\n${rest}\n\nTo see it: billing plan. What things cost: billing rates.\n`,
+    body: `${changes.map((change) => sayChange(change) + sayRoomOf(change, rooms)).join('\n')}\n${rest}\n\nTo see it: billing plan. What things cost: billing rates.\n`,
   }
 }
 
@@ -78,11 +80,17 @@ function sayChange({ from, plan, isOfPlan, was, step }: Change): string {
   return `${rates.length > 0 ? head : `From ${from} on you are on plan ${plan}, at the rates you know.`}\n${rates.join('')}`
 }
 
-function sayTerms({ kind, micros, included }: Rate): string {
-  return `${sayPrice(kind, micros)}${included > 0n ? `, ${included} ${unitName(kind)} a month included` : ''}`
+/** Whoever comes to a plan is told of its caps with it: they hold from the same midnight on. */
+function sayRoomOf({ plan, isOfPlan }: Change, rooms: ReadonlyMap<string, string>): string {
+  const room = isOfPlan ? rooms.get(plan) : undefined
+  return room ? `It is for ${room}, all machines of an account together; what is there stays.\n` : ''
 }
 
-/** Gives a plan other caps, and tells those who are on it. @returns how many, and what came of the change */
+function sayTerms({ kind, micros, included }: Rate): string {
+  return `${sayPrice(kind, micros)}${included > 0n ? `, ${sayUnits(kind, included)} a month included` : ''}`
+}
+
+/** Gives a plan other caps, and tells those who are on it or will be. @returns how many, and what came of the change */
 export async function announcedCaps<T>(
   tx: Db,
   plan: string,
@@ -94,7 +102,8 @@ export async function announcedCaps<T>(
   const now = await capsOf()
   if (!before || !now || sayRoom(before) === sayRoom(now)) return { outcome, told: 0 }
   const [list, today] = [await readPriceList(tx), dayOf(new Date())]
-  const onIt = (await readSubscribers(tx)).filter((subscriber) => planOn(subscriber, list, today) === plan)
+  const outlook = remembering(list, today)
+  const onIt = (await readSubscribers(tx)).filter((one) => outlook(one).some((step) => step.plan === plan))
   const body = `From now on plan ${plan} is for ${sayRoom(now)}, all machines of an account together; until now it was for ${sayRoom(before)}. What is there stays.\n\nTo see it: billing plan.\n`
   await tellAccounts(
     tx,

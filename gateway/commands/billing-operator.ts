@@ -72,7 +72,7 @@ export const billingSetPlan = defineCommand({
   operator: true,
   summary: 'make a plan, or say what accounts on it may have',
   description:
-    'Caps are for all machines of an account together, those that are off too, and hold from now on; machines that are there stay, and accounts on the plan are told. A new plan has the rates of plan usage and no fee until billing set-rate says otherwise.',
+    'Caps are for all machines of an account together, those that are off too, and hold from now on; machines that are there stay, and accounts that are on the plan or will be are told. A new plan has the rates of plan usage and no fee until billing set-rate says otherwise.',
   flags: {
     machines: { type: 'string', value: 'N|none', summary: 'machines at most' },
     cpu: { type: 'string', value: 'N|none', summary: 'vCPUs at most' },
