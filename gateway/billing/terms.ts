@@ -119,6 +119,28 @@ export function rateOn({ rates }: PriceList, plan: string, kind: RateKind, day: 
   return of(plan) ?? (kind === 'fee' ? undefined : of(DEFAULT_RATES))
 }
 
+/** A rate for as long as a plan has it: one of the default's ends where the plan's own begins. */
+export type Held = Between & { rate: Rate; isNow: boolean }
+
+/** @returns what a plan asks for from that day on, first what it does on it, then what is to come in order of time */
+export function heldRates(list: PriceList, plan: string, today: Day): Held[] {
+  const bounds = new Set(list.rates.flatMap(({ from, to }) => [from, to]))
+  const days = [today, ...[...bounds].filter((day) => day !== null && day > today).sort()] as Day[]
+  const held = RATE_KINDS.flatMap((kind) => {
+    const steps: Held[] = []
+    for (const day of days) {
+      const rate = rateOn(list, plan, kind, day)
+      const last = steps.at(-1)
+      if (last?.to === null && last.rate.id === rate?.id) continue
+      if (last?.to === null) last.to = day
+      if (rate) steps.push({ rate, from: day === today ? rate.from : day, to: null, isNow: day === today })
+    }
+    return steps
+  })
+  const turn = ({ isNow, from }: Held) => (isNow || from === null ? '' : from)
+  return held.sort((a, b) => (turn(a) === turn(b) ? 0 : turn(a) < turn(b) ? -1 : 1))
+}
+
 /**
  * What an account's month is priced by, to the month's end: what is known of the days to come counts.
  * @throws Error where there is no rate for a kind of usage

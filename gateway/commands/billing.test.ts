@@ -135,6 +135,16 @@ describe('billing', () => {
       await world.run(`billing set-rate lab ${rate}`)
     const rates = (await world.run('billing rates --plan lab')).stdout
     for (const included of ['500 vCPU-hours', '1 GiB-hour', '10 GB']) expect(rates).toContain(` ${included} `)
+    // The default's rate until the plan's own begins, and no longer.
+    await world.run('billing set-rate usage cpu 0.05 --from 2099-01-01')
+    await world.run('billing set-rate usage disk 0.09 --from 2099-01-01')
+    const { rates: held } = (await world.json('billing rates --plan lab')).document as { rates: { kind: string }[] }
+    expect(held.filter(({ kind }) => kind === 'cpu' || kind === 'disk')).toMatchObject([
+      { kind: 'cpu', rate_micros: 40_000, from: null, to: tomorrow },
+      { kind: 'disk', rate_micros: 80_000, from: null, to: '2099-01-01' },
+      { kind: 'cpu', rate_micros: 30_000, from: tomorrow, to: null },
+      { kind: 'disk', rate_micros: 90_000, from: '2099-01-01', to: null },
+    ])
     // Those to come in order of time, and then as on invoices.
     expect(
       rates

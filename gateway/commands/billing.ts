@@ -7,7 +7,7 @@ import { parseMoney, sayMoney, sayRate } from '../billing/money.ts'
 import { changeDocument, changesOf, outlookOf, sayChange } from '../billing/outlook.ts'
 import { readPlans } from '../billing/plans.ts'
 import { countedOf, feeAhead, totalOf } from '../billing/pricing.ts'
-import { planOn, type Rate, rateOn, readPriceList, readSubscriber } from '../billing/terms.ts'
+import { heldRates, planOn, type Rate, rateOn, readPriceList, readSubscriber } from '../billing/terms.ts'
 import { readMonth } from '../billing/usage.ts'
 import { sayAhead, sayCaps, sayPrice } from './billing-words.ts'
 import { defineCommand } from './command.ts'
@@ -206,27 +206,13 @@ export const billingRates = defineCommand({
     const plan = flags.plan ?? own
     const isTheirs = plan === own || next.some((step) => step.plan === plan)
     if (!list.charged.has(plan) || !(isTheirs || caller.isOwner)) throw noSuchPlan(plan)
-    const rates = currentRates(list, plan, now)
-    // The default's changes are those of a plan that has none of its own.
-    const changes = list.rates
-      .filter(
-        ({ plan: of, kind, from }) =>
-          from !== null && from > dayOf(now) && (of === plan || rates.some((r) => r.kind === kind && r.plan === of)),
-      )
-      .sort((a, b) => {
-        const [day, other] = [a.from ?? '', b.from ?? '']
-        return day === other ? RATE_KINDS.indexOf(a.kind) - RATE_KINDS.indexOf(b.kind) : day < other ? -1 : 1
-      })
-    const rows = [
-      ...rates.map((rate) => ({ rate, from: '' })),
-      ...changes.map((rate) => ({ rate, from: rate.from ?? '' })),
-    ]
+    const rows = heldRates(list, plan, dayOf(now))
     return {
       json: {
         ...{ plan, charged: list.charged.get(plan), currency: 'USD' },
-        rates: rows.map(({ rate, from }) => ({
+        rates: rows.map(({ rate, from, to }) => ({
           ...{ kind: rate.kind, unit: unitName(rate.kind), rate_micros: Number(rate.micros) },
-          ...{ included: Number(rate.included), from: from || rate.from, to: rate.to },
+          ...{ included: Number(rate.included), from, to },
         })),
       },
       text: (view) =>
@@ -239,7 +225,8 @@ export const billingRates = defineCommand({
               title: 'included a month',
               value: ({ rate }) => (rate.included === 0n ? '' : sayUnits(rate.kind, rate.included)),
             },
-            { title: 'from', value: ({ from }) => from },
+            { title: 'from', value: ({ from, isNow }) => (isNow ? '' : (from ?? '')) },
+            { title: 'until', value: ({ to }) => to ?? '' },
           ],
           view,
         )}`,
