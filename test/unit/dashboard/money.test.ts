@@ -291,6 +291,18 @@ describe('audit', () => {
     await page.getByText('comment api as it is').first().waitFor()
     expect(await desk.faults(page)).toEqual([])
     await desk.pictures(page, 'audit')
+    // Words of commands are whole, on a narrow window too, which the table does not outgrow.
+    await desk.world.run('comment api as-it-is --json', { caller: ada })
+    const command = page.locator('td[data-title=Command] code', { hasText: 'comment api as-it-is' }).first()
+    await command.waitFor()
+    for (const width of [700, 1000, 1280]) {
+      await page.setViewportSize({ width, height: 800 })
+      expect([width, await page.evaluate<string[]>(BROKEN_WORDS.replace('main .copy code', '.trail code'))]).toEqual([
+        width,
+        [],
+      ])
+      expect(await desk.faults(page)).toEqual([])
+    }
     await page.getByLabel('Machine', { exact: true }).fill('build')
     await page.keyboard.press('Enter')
     const names = () => page.locator('td[data-title=Machine]').allTextContents()

@@ -300,7 +300,7 @@ function Credit({ account, onChanged }: { account: Account; onChanged: () => voi
       <p class="dim">Its next invoices take it, the oldest first. What was given is not taken back.</p>
       <CommandForm
         label="Give credit"
-        words={['account', 'credit', String(account.id), amount.value || 'AMOUNT', because || 'WHAT FOR']}
+        words={['account', 'credit', String(account.id), amount.value || 'AMOUNT', because || 'REASON']}
         isReady={micros > 0 && because !== '' && because.length <= 200}
         question={{
           confirm: amount.value,

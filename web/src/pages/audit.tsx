@@ -4,6 +4,7 @@ import { useEffect, useRef } from 'preact/hooks'
 import { machineNames, newsOf } from '../api/live.ts'
 import { useExec } from '../api/use-exec.ts'
 import { installation } from '../installation.ts'
+import { Code } from '../parts/Code.tsx'
 import { CommandLine } from '../parts/CommandLine.tsx'
 import { Empty } from '../parts/Empty.tsx'
 import { Failed } from '../parts/Failed.tsx'
@@ -248,7 +249,7 @@ function Trail({ events }: { events: readonly Event[] }) {
           </span>
         ),
     },
-    { title: 'Command', value: ({ command }) => command !== null && <code class="command">{command}</code> },
+    { title: 'Command', value: ({ command }) => command !== null && <Code text={command} /> },
     { title: 'Detail', wideOnly: true, value: ({ detail }) => <span class="dim">{sayDetail(detail)}</span> },
   ]
   return (
