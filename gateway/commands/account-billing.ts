@@ -94,11 +94,12 @@ export async function limitSpending(
 
 /** Looks at the new limit. @returns a sentence */
 export async function sayLimited(sql: Sql, account: Account, micros: bigint | null, hard: boolean): Promise<string> {
-  await checkLimit(sql, account.id, new Date())
+  const isOver = await checkLimit(sql, account.id, new Date())
   if (micros === null) return `${nameOf(account)} has no limit of yours on what a month may cost\n`
   const there = hard ? 'its machines are paused there' : 'it is mailed at 80 and 100 %'
   const idle = await idleBecause(sql, account.id)
   const text = `${nameOf(account)} may spend ${sayRate(micros)} a month; ${there}\n`
+  if (isOver) return `${text}it is over its limit: its machines are paused\n`
   return `${text}${idle === undefined ? '' : `it is not reached: ${idle}\n`}`
 }
 

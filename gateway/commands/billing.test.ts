@@ -323,7 +323,17 @@ describe('billing', () => {
   })
 
   it('a hard limit that is reached pauses, and every way back says why', async () => {
-    expect((await run('billing limit 15 --hard')).stdout).toBe('$15.00 a month; machines are paused there\n')
+    // What it does at once is said at once.
+    expect((await run('billing limit 15 --hard')).stdout).toBe(
+      '$15.00 a month; machines are paused there\nit is reached: machines that ran are paused, and nothing wakes or starts\n',
+    )
+    expect(await document('billing limit')).toMatchObject({ over_limit: true })
+    expect((await world.run('account limit ada@example.com --spend 10 --hard')).stdout).toBe(
+      'ada@example.com may spend $10.00 a month; its machines are paused there\nit is over its limit: its machines are paused\n',
+    )
+    expect((await run('billing limit none')).stdout).toMatch(/operator's; machines are paused there\nit is reached: /)
+    await run('billing limit 15 --hard')
+    await world.run('account limit ada@example.com --spend none')
     expect((await run('billing plan')).stdout).toMatch(/it is reached: nothing\s+wakes or starts/)
     const [row] = await world.gateway.sql<
       { state: string }[]
@@ -337,7 +347,10 @@ describe('billing', () => {
     }
     expect((await world.run('account ls')).stdout).toMatch(/over its limit/)
     expect((await world.run('mail')).stdout).toMatch(/your machines have reached your limit of \$15\.00/)
-    expect((await run('billing limit none')).stdout).toBe('no limit is set\n')
+    expect((await run('billing limit none')).stdout).toBe(
+      'no limit is set\nmachines may run again; those that were paused: resume NAME\n',
+    )
+    expect((await run('billing limit')).stdout).toBe('no limit is set\n')
     expect((await run('resume demo --no-wait')).status).toBe(0)
   })
 

@@ -34,9 +34,7 @@ export const billingPlan = defineCommand({
     const rates = currentRates(list, name, now)
     const changes = changesOf(outlookOf(subscriber, list, dayOf(now)))
     const untilCharged = changes.find(({ charged }) => charged)?.from
-    const [account] = await sql<{ over: boolean }[]>`
-      select over_limit_at is not null as over from accounts where id = ${caller.accountId}`
-    const isOver = account?.over === true
+    const isOver = await isOverLimit(sql, caller.accountId)
     const fee = rates.find(({ kind }) => kind === 'fee')
     const charges = plan?.charged === true
     const caps = plan ? sayCaps(plan) : ''
@@ -102,6 +100,12 @@ export function limitDocument({ whose, micros, hard }: Limit) {
   return { set_by: whose === 'own' ? 'account' : 'operator', amount_micros: Number(micros), hard }
 }
 
+async function isOverLimit(db: Db, accountId: number): Promise<boolean> {
+  const [account] = await db<{ over: boolean }[]>`
+    select over_limit_at is not null as over from accounts where id = ${accountId}`
+  return account?.over === true
+}
+
 /** How late, and where never; for each command that sets one. */
 export const LIMIT_ACTS =
   'What is spent is known as it is counted, every few minutes, and looked at once a minute: machines may run on for up to seven minutes, which is charged. A fee counts whole from the first day of its plan in the month on. Where nothing was charged in the month so far no limit is reached.'
@@ -125,6 +129,7 @@ export const billingLimit = defineCommand({
   examples: ['billing limit 50', 'billing limit 50 --hard', 'billing limit none'],
   async run({ app, caller }, { flags, args }) {
     const { sql } = app
+    const wasOver = await isOverLimit(sql, caller.accountId)
     if (args.amount !== undefined) {
       const isNone = args.amount === 'none'
       const micros = isNone ? 0n : parseMoney(args.amount, 'AMOUNT')
@@ -142,14 +147,21 @@ export const billingLimit = defineCommand({
     } else if (flags.hard) throw usageError('--hard belongs to an AMOUNT', 'billing limit 50 --hard')
     const limits = await readLimits(sql, caller.accountId)
     const idle = limits.length > 0 ? await idleBecause(sql, caller.accountId) : undefined
+    const isOver = await isOverLimit(sql, caller.accountId)
+    // What it does at this moment is not to be found out from a machine that is gone.
+    const acts = isOver
+      ? 'it is reached: machines that ran are paused, and nothing wakes or starts\n'
+      : wasOver
+        ? 'machines may run again; those that were paused: resume NAME\n'
+        : ''
     return {
       json: {
-        ...{ currency: 'USD', limits: limits.map(limitDocument) },
+        ...{ currency: 'USD', limits: limits.map(limitDocument), over_limit: isOver },
         ...(idle === undefined ? {} : { never_reached_because: idle }),
       },
       text: limits.length
-        ? `${limits.map((limit) => `${sayLimit(limit)}\n`).join('')}${idle === undefined ? '' : `it is not reached: ${idle}\n`}`
-        : 'no limit is set\n',
+        ? `${limits.map((limit) => `${sayLimit(limit)}\n`).join('')}${idle === undefined ? '' : `it is not reached: ${idle}\n`}${acts}`
+        : `no limit is set\n${acts}`,
     }
   },
 })
