@@ -166,6 +166,10 @@ describe('billing', () => {
       status: 4,
       stderr: expect.stringMatching(/plan team is for one machine, and this would make it 2 machines/),
     })
+    expect(await run('cp demo second')).toMatchObject({
+      status: 4,
+      stderr: expect.stringMatching(/plan team is for one machine, and this would make it 2 machines/),
+    })
     expect(await run('resize demo --memory 3G')).toMatchObject({
       status: 4,
       stderr: expect.stringMatching(/plan team is for 2 GiB of memory, and this would make it 3 GiB/),
