@@ -1,6 +1,6 @@
 import { type ChildProcess, spawn } from 'node:child_process'
 import { once } from 'node:events'
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { chownSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
 import { connect, createServer, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -538,4 +538,28 @@ test('under Cloud Hypervisor a guest whose agent does not listen yet is asked ag
   expect(performance.now() - startedAt).toBeGreaterThan(900)
   expect(performance.now() - startedAt).toBeLessThan(5_000)
   server.close()
+})
+
+test('what is told a machine goes to a socket of its hypervisor’s own, and nowhere that a link in its place leads', async () => {
+  const uid = 2_000_043
+  let came = 0
+  const other = createServer((socket) => {
+    came++
+    socket.destroy()
+  })
+  const elsewhere = join(directory, 'elsewhere.sock')
+  other.listen(elsewhere)
+  await once(other, 'listening')
+  chownSync(elsewhere, uid, uid)
+  symlinkSync(elsewhere, path)
+  const channel = open({ uid })
+  await expect(channel.ping({ timeoutMs: 500 })).rejects.toMatchObject({ code: 'agent.timeout' })
+  rmSync(path)
+  other.close()
+  expect(came).toBe(0)
+  startAgent()
+  await connected()
+  await expect(channel.ping({ timeoutMs: 1_500 })).rejects.toMatchObject({ code: 'agent.timeout' })
+  chownSync(path, uid, uid)
+  await channel.ping()
 })

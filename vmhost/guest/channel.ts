@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto'
-import { connect, type Socket } from 'node:net'
+import type { Socket } from 'node:net'
+import { connectToOwn } from '../hypervisor/own-socket.ts'
 import { environmentsProblem } from './environment.ts'
 import { number, numberIn, parseReport, plain, stageIn, text, textIn } from './fields.ts'
 import { encodeFrame, type Field, type Frame, FrameReader, maxFrameBytes } from './frames.ts'
@@ -65,6 +66,8 @@ export type ChannelOptions = {
   log?: { debug(fields: object, message: string): void; warn(fields: object, message: string): void }
   /** under Cloud Hypervisor the socket is the hypervisor's, and this is the port in the guest that it asks for */
   vsockPort?: number
+  /** whose the socket must be; see own-socket.ts */
+  uid?: number
 }
 
 export type ChannelErrorCode =
@@ -242,7 +245,7 @@ class SocketChannel implements AgentChannel {
   }
 
   #connect(): void {
-    const socket = connect({ path: this.#path })
+    const socket = connectToOwn(this.#path, this.#options.uid)
     const reader = new FrameReader()
     let greeted = this.#options.vsockPort === undefined
     let greeting = ''

@@ -1,6 +1,7 @@
 import { request } from 'node:http'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { HypervisorError } from './driver.ts'
+import { connectToOwn } from './own-socket.ts'
 
 /**
  * Cloud Hypervisor's control interface: HTTP over a Unix socket, GET for questions and PUT for everything else.
@@ -12,10 +13,13 @@ import { HypervisorError } from './driver.ts'
  */
 export class CloudHypervisorApi {
   readonly #socketPath: string
+  readonly #uid: number | undefined
   #last: Promise<unknown> = Promise.resolve()
 
-  constructor(socketPath: string) {
+  /** @param uid whose the socket must be; see own-socket.ts */
+  constructor(socketPath: string, uid?: number) {
     this.#socketPath = socketPath
+    this.#uid = uid
   }
 
   /**
@@ -76,12 +80,11 @@ export class CloudHypervisorApi {
     const text = body === undefined ? '' : JSON.stringify(body)
     return new Promise((resolve, reject) => {
       const call = request({
-        socketPath: this.#socketPath,
         path: `/api/v1/${name}`,
         method,
         // Its server takes no chunks; a connection that is kept could end at the very moment of the next request.
         headers: { host: 'localhost', 'content-type': 'application/json', 'content-length': Buffer.byteLength(text) },
-        agent: false,
+        createConnection: () => connectToOwn(this.#socketPath, this.#uid),
         signal,
       })
       const late = setTimeout(() => {

@@ -43,7 +43,7 @@ const yieldingWeight = 1
 /** A Cloud Hypervisor that runs, started or adopted: what is asked of it over its API, and what it tells. */
 export class CloudHypervisorProcess implements Hypervisor {
   readonly machineId: number
-  readonly agent: { readonly socketPath: string; readonly vsockPort: number }
+  readonly agent: Hypervisor['agent']
   readonly consolePath: string
   readonly #directory: string
   readonly #identity: ProcessIdentity
@@ -67,8 +67,9 @@ export class CloudHypervisorProcess implements Hypervisor {
     this.machineId = machineId
     this.#directory = directory
     this.#identity = identity
-    this.#api = new CloudHypervisorApi(join(directory, files.api))
-    this.agent = { socketPath: join(directory, files.agent), vsockPort: agentVsockPort }
+    const uid = hypervisorUid(machineId)
+    this.#api = new CloudHypervisorApi(join(directory, files.api), uid)
+    this.agent = { socketPath: join(directory, files.agent), vsockPort: agentVsockPort, uid }
     this.consolePath = join(directory, files.console)
     exited?.then((detail) => this.#ended(detail))
     this.#gone.promise.then((detail) => this.#leave(detail))

@@ -1,6 +1,7 @@
 import { once } from 'node:events'
 import { chmodSync, existsSync, readFileSync, statSync } from 'node:fs'
-import { chown, mkdir, mkdtemp, readdir, rm, truncate, writeFile } from 'node:fs/promises'
+import { chown, mkdir, mkdtemp, readdir, rename, rm, symlink, truncate, writeFile } from 'node:fs/promises'
+import { createServer } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -158,7 +159,11 @@ describe('the driver of Cloud Hypervisor, as recorded', () => {
         { path: '/sys/class/net/vm43', access: 'r' },
       ],
     })
-    expect(one.agent).toEqual({ socketPath: join(directory, 'run/agent.sock'), vsockPort: 1024 })
+    expect(one.agent).toEqual({
+      socketPath: join(directory, 'run/agent.sock'),
+      vsockPort: 1024,
+      uid: hypervisorUid(machineId),
+    })
     const status = readFileSync(`/proc/${one.pid}/status`, 'utf8')
     expect(status).toMatch(/^Uid:\t2000043\t2000043\t2000043\t2000043$/m)
     expect(status).toMatch(/^CapBnd:\t0+$/m)
@@ -319,6 +324,26 @@ describe('the driver of Cloud Hypervisor, as recorded', () => {
     expect(readFileSync(join(folder, 'memory-ranges'), 'utf8')).toBe('memory')
     expect((await readdir(elsewhere)).sort()).toEqual(Object.keys(saved).sort())
     expect(statSync(join(directory, 'run'))).toMatchObject({ uid: 0, gid: hypervisorUid(machineId), mode: 0o41770 })
+  })
+
+  test('one that was taken over has nobody else’s socket asked in its place', async () => {
+    const one = await boot()
+    const elsewhere = join(store, 'elsewhere.sock')
+    let came = 0
+    const other = createServer((socket) => {
+      came++
+      socket.destroy()
+    }).listen(elsewhere)
+    await once(other, 'listening')
+    const own = join(directory, 'run/api.sock')
+    await rename(own, `${own}.away`)
+    await symlink(elsewhere, own)
+    await expect(one.pause()).rejects.toMatchObject({ code: 'hypervisor.gone' })
+    expect(came).toBe(0)
+    other.close()
+    await rename(`${own}.away`, own)
+    await one.pause()
+    expect([await one.state(), one.agent.uid]).toEqual(['paused', hypervisorUid(machineId)])
   })
 
   test('a disk that is full is told as such', async () => {

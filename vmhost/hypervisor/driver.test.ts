@@ -1,7 +1,7 @@
 import { spawn } from 'node:child_process'
 import { once } from 'node:events'
 import { chmodSync, readdirSync, readFileSync } from 'node:fs'
-import { chown, mkdir, mkdtemp, rename, rm, truncate, writeFile } from 'node:fs/promises'
+import { chown, mkdir, mkdtemp, rename, rm, symlink, truncate, writeFile } from 'node:fs/promises'
 import { createServer, type Socket } from 'node:net'
 import { getPriority, tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -328,6 +328,32 @@ describe('the driver of QEMU', () => {
     } finally {
       vi.unstubAllEnvs()
     }
+  })
+
+  test('one that was taken over leads whoever takes it over to nobody else’s socket', async () => {
+    const one = await driver.start(await specOf('idle'))
+    one.release()
+    const elsewhere = join(store, 'elsewhere.sock')
+    let came = 0
+    const other = createServer((socket) => {
+      came++
+      socket.destroy()
+    }).listen(elsewhere)
+    await once(other, 'listening')
+    const own = join(directory, files.qmp)
+    await rename(own, `${own}.away`)
+    await symlink(elsewhere, own)
+    const hasty = await qemu.driver(store, { adoptLimitMs: 1_000 })
+    await expect(hasty.adopt(machineId, directory, 64 * MiB)).rejects.toMatchObject({ code: 'hypervisor.timeout' })
+    await rename(elsewhere, own)
+    await expect(hasty.adopt(machineId, directory, 64 * MiB)).rejects.toMatchObject({ code: 'hypervisor.timeout' })
+    expect(came).toBe(0)
+    other.close()
+    await rename(`${own}.away`, own)
+    const adopted = await driver.adopt(machineId, directory, 64 * MiB)
+    if (!adopted) throw new Error('not found')
+    running.push(adopted)
+    expect([await adopted.state(), adopted.agent.uid]).toEqual(['running', hypervisorUid(machineId)])
   })
 
   test('one that was being written when its vmhost was killed goes on once it is adopted, and does not stop at the end', async () => {

@@ -76,8 +76,8 @@ export type HypervisorEvent =
 export type Hypervisor = {
   readonly machineId: number
   readonly pid: number
-  /** Where the control channel is to be had; see vmhost/guest/channel.ts. */
-  readonly agent: { readonly socketPath: string; readonly vsockPort?: number }
+  /** Where the control channel is to be had, and whose socket that is; see vmhost/guest/channel.ts. */
+  readonly agent: { readonly socketPath: string; readonly vsockPort?: number; readonly uid?: number }
   /** FIFO that the guest's console comes out of; what nobody reads in time is dropped by the hypervisor. */
   readonly consolePath: string
   /** As its driver's, of the very process that runs: its binary may have been replaced since it was started. */

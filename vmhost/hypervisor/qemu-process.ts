@@ -28,7 +28,7 @@ const yieldingWeight = 1
 /** A QEMU that runs, started or adopted: what is asked of it over QMP, and what it tells. */
 export class QemuProcess implements Hypervisor {
   readonly machineId: number
-  readonly agent: { readonly socketPath: string }
+  readonly agent: Hypervisor['agent']
   readonly consolePath: string
   readonly #directory: string
   readonly #identity: ProcessIdentity
@@ -43,7 +43,7 @@ export class QemuProcess implements Hypervisor {
     this.machineId = machineId
     this.#directory = directory
     this.#identity = identity
-    this.agent = { socketPath: join(directory, files.agent) }
+    this.agent = { socketPath: join(directory, files.agent), uid: hypervisorUid(machineId) }
     this.consolePath = join(directory, `${files.consoleFifo}.out`)
     exited?.then((detail) => this.#ended(detail))
   }
@@ -60,6 +60,7 @@ export class QemuProcess implements Hypervisor {
   async attach(timeoutMs: number, signal?: AbortSignal): Promise<void> {
     const qmp = await connectQmp(join(this.#directory, files.qmp), {
       timeoutMs,
+      uid: hypervisorUid(this.machineId),
       onEvent: (event) => this.#onEvent(event),
       ...(signal ? { signal } : {}),
     })

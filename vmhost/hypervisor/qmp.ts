@@ -1,6 +1,7 @@
-import { connect, type Socket } from 'node:net'
+import type { Socket } from 'node:net'
 import { setTimeout as sleep } from 'node:timers/promises'
 import { HypervisorError } from './driver.ts'
+import { connectToOwn } from './own-socket.ts'
 
 /**
  * QEMU Machine Protocol: one JSON document a line, answers matched by id, events between them.
@@ -23,6 +24,8 @@ export type QmpOptions = {
   timeoutMs: number
   /** ends the wait for a QEMU that will never answer: it is gone, or nobody wants to know any more */
   signal?: AbortSignal
+  /** whose the socket must be; see own-socket.ts */
+  uid?: number
 }
 
 const lineMostBytes = 1 << 20
@@ -34,7 +37,7 @@ const lookAgainMostMs = 20
 /** Connects and leaves QMP's negotiation mode. One client at a time: QEMU keeps a second one waiting. */
 export async function connectQmp(path: string, options: QmpOptions): Promise<QmpClient> {
   const deadline = Date.now() + options.timeoutMs
-  const socket = await open(path, deadline, options.signal)
+  const socket = await open(path, deadline, options)
   const client = new Client(socket, options.onEvent)
   const leave = () => client.close()
   if (options.signal?.aborted) leave()
@@ -51,10 +54,10 @@ export async function connectQmp(path: string, options: QmpOptions): Promise<Qmp
   }
 }
 
-async function open(path: string, deadline: number, signal?: AbortSignal): Promise<Socket> {
+async function open(path: string, deadline: number, { signal, uid }: QmpOptions): Promise<Socket> {
   for (let waitMs = lookAgainMs; ; waitMs = Math.min(waitMs * 2, lookAgainMostMs)) {
     const failure = await new Promise<Error | Socket>((resolve) => {
-      const socket = connect({ path })
+      const socket = connectToOwn(path, uid)
       socket.once('connect', () => resolve(socket.off('error', resolve)))
       socket.once('error', resolve)
     })

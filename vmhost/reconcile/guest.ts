@@ -109,8 +109,8 @@ export class Guest {
       log,
       onPanic: () => this.#onPanicText(),
     })
-    const { socketPath, vsockPort } = hypervisor.agent
-    this.#channel = connectAgent(socketPath, { log, ...(vsockPort === undefined ? {} : { vsockPort }) })
+    const { socketPath, ...at } = hypervisor.agent
+    this.#channel = connectAgent(socketPath, { log, ...at })
     const channel = this.#channel
     const limitMs = this.#bootLimitMs
     const moved = options.moved && { moved: options.moved }

@@ -207,9 +207,9 @@ async function untilCalm(
  * comes to its end, or does not get there within the limit.
  */
 function watch(hypervisor: Hypervisor, limitMs: number, isAwaited: () => boolean) {
-  const { socketPath, vsockPort } = hypervisor.agent
+  const { socketPath, ...at } = hypervisor.agent
   // It stays connected until the guest is saved: one that finds nobody at the other end looks seldom.
-  const channel = connectAgent(socketPath, vsockPort === undefined ? {} : { vsockPort })
+  const channel = connectAgent(socketPath, at)
   const { promise: failed, reject } = Promise.withResolvers<never>()
   failed.catch(() => {})
   const fail = (why: string) => reject(new HypervisorError('hypervisor.start', `The guest of a template ${why}`))
