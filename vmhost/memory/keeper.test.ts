@@ -232,6 +232,26 @@ test('where balloons do not do, those idle longest sleep, and no more than it ta
   for (const guest of [idle, working]) expect(await desired(guest)).toMatchObject({ desired_state: 'running' })
 })
 
+test('a hypervisor that hangs holds up what is done about the others for some seconds, once', async () => {
+  const [hangs, idle] = [await running(600), await running(60)]
+  hangs.hypervisor.balloon = () => new Promise(() => {})
+  freeBytes = 8 * GiB + marks.low - 1
+  const startedAt = performance.now()
+  await look(20)
+  expect(performance.now() - startedAt).toBeLessThan(12_000)
+  expect(idle.balloonBytes).toBeGreaterThan(0)
+  expect(await desired(hangs)).toMatchObject({ desired_state: 'running' })
+})
+
+test('a guest that says it has much and gives nothing of it keeps nobody awake until programs are ended', async () => {
+  const [stuck, other] = [await running(600), await running(5)]
+  stuck.isStuck = true
+  other.usedBytes = 3.9 * GiB
+  freeBytes = 8 * GiB + marks.least - 1
+  await look(30)
+  expect(await desired(stuck)).toEqual({ desired_state: 'asleep', observed_asleep_because: shortOfMemory })
+})
+
 const asleepOf = async (all: Guest[]) => {
   const told = await owner<{ id: number }[]>`select id from machines where desired_state = 'asleep' order by id`
   return told.map(({ id }) => all.findIndex((guest) => guest.id === id))

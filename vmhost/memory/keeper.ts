@@ -75,6 +75,9 @@ export type KeeperOptions = {
 
 const lookEveryMs = 1_000
 const reportLimitMs = 5_000
+/** A hypervisor that hangs holds up a look for so long, once. Then it is asked in passing, until it answers in time again. */
+const answerLimitMs = 6_000
+const inPassingMs = 20
 /** A guest whose memory is taken is asked how it is: seldom while it has some, often when it has little. */
 const askEveryMs = 5_000
 const askSoonMs = 1_000
@@ -124,6 +127,9 @@ class MemoryKeeper implements Keeper {
   /** when the sleep of a machine failed last */
   readonly #failedAt = new Map<number, number>()
   readonly #turns = coalesce(() => this.#turn())
+  /** what machines have been asked and have not answered yet */
+  readonly #unanswered = new Set<string>()
+  readonly #slow = new Set<string>()
   #timer: NodeJS.Timeout | undefined
   #going: Promise<void> | undefined
   #closed = false
@@ -243,7 +249,11 @@ class MemoryKeeper implements Keeper {
     this.#setLevel(levelOf(host, this.#level))
     const seats = new Map<number, Seat>()
     for (const seat of this.#options.seats()) seats.set(seat.id, seat)
-    for (const [id, { pid }] of this.#known) if (seats.get(id)?.pid !== pid) this.#known.delete(id)
+    for (const [id, { pid }] of this.#known) {
+      if (seats.get(id)?.pid === pid) continue
+      this.#known.delete(id)
+      for (const what of ['measure', 'ask']) this.#slow.delete(`${what} ${pid}`)
+    }
     const wantedBytes = [...this.#waiting.values()].reduce((all, one) => all + one, 0)
     const isWatchful = isAtLeast(this.#level, 'short') || wantedBytes > 0
     await this.#measure(seats, isWatchful)
@@ -259,7 +269,12 @@ class MemoryKeeper implements Keeper {
     const isSettled = this.#now() - this.#gaveAt >= giveBackEveryMs
     const need = { host, level: this.#level, ampleForMs: isSettled ? ampleForMs : 0, wantedBytes }
     const { asks, missingBytes, pendingBytes } = plan(need, tenants)
-    const done = await Promise.all(asks.map((ask) => this.#ask(seats.get(ask.id), ask)))
+    const done = await Promise.all(
+      asks.map((ask) => {
+        const seat = seats.get(ask.id)
+        return this.#heard(`ask ${seat?.pid}`, () => this.#ask(seat, ask))
+      }),
+    )
     this.#isUnderWay = pendingBytes > 0 || done.includes(true)
     if (isWatchful) await this.#putToSleep(seats, missingBytes, wantedBytes > 0)
   }
@@ -276,7 +291,26 @@ class MemoryKeeper implements Keeper {
 
   /** Asks hypervisors how large balloons are, and guests how much they have left. */
   async #measure(seats: ReadonlyMap<number, Seat>, isWatchful: boolean): Promise<void> {
-    await Promise.all([...seats.values()].map((seat) => this.#measureOne(seat, isWatchful)))
+    const measure = (seat: Seat) => this.#heard(`measure ${seat.pid}`, () => this.#measureOne(seat, isWatchful))
+    await Promise.all([...seats.values()].map(measure))
+  }
+
+  /** @returns undefined where there is no answer yet, to this or to what was asked before it */
+  async #heard<T>(what: string, ask: () => Promise<T>): Promise<T | undefined> {
+    if (this.#unanswered.has(what)) return undefined
+    this.#unanswered.add(what)
+    const askedAt = performance.now()
+    const answer = ask().finally(() => {
+      this.#unanswered.delete(what)
+      if (performance.now() - askedAt < answerLimitMs) this.#slow.delete(what)
+    })
+    const late = Promise.withResolvers<undefined>()
+    const onLate = () => {
+      this.#slow.add(what)
+      late.resolve(undefined)
+    }
+    const timer = setTimeout(onLate, this.#slow.has(what) ? inPassingMs : answerLimitMs)
+    return Promise.race([answer, late.promise]).finally(() => clearTimeout(timer))
   }
 
   async #measureOne(seat: Seat, isWatchful: boolean): Promise<void> {

@@ -9,6 +9,7 @@ import {
   marksOf,
   type Need,
   plan,
+  spentMs,
   type Tenant,
 } from './policy.ts'
 
@@ -120,8 +121,10 @@ describe('what is taken', () => {
     const other = tenant(2, { idleSince: idleFor(1) })
     const little = need(marks.enough - 512 * MiB, 'short')
     expect(plan(little, [giving, other])).toEqual({ asks: [], missingBytes: 0, pendingBytes: GiB })
-    const stuck = { ...giving, askedAgoMs: inflateLimitMs, availableBytes: 100 * MiB }
-    expect(plan(little, [stuck, other]).asks.map(({ id }) => id)).toContain(2)
+    const stuck = { ...giving, askedAgoMs: inflateLimitMs }
+    expect(plan(little, [stuck, other]).asks.map(({ id }) => id)).toEqual([2])
+    expect(plan(little, [stuck])).toEqual({ asks: [], missingBytes: 512 * MiB, pendingBytes: 0 })
+    expect(plan(little, [{ ...stuck, askedAgoMs: spentMs }]).asks.map(({ id }) => id)).toEqual([1])
   })
 
   test('what a guest never used is no gain: it is taken on top, and a guest that holds nothing else gives nothing', () => {

@@ -109,6 +109,8 @@ export function keptBytes({ memoryBytes, idleSince }: Pick<Tenant, 'memoryBytes'
 const grainBytes = 16 * MiB
 /** A guest takes about a second for a GiB, and under emulation a few; what it has not given by then it does not have. */
 export const inflateLimitMs = 20_000
+/** Whatever it says: its kernel may have no balloon, or be another's by now. It is asked again after so long. */
+export const spentMs = 300_000
 /** Nothing is taken again for so long from a guest that had to have it back. */
 export const restMs = 60_000
 /** There was memory in plenty for so long before any is given back. */
@@ -167,6 +169,11 @@ function isInflating({ askedAgoMs, askedBytes, balloonBytes }: Tenant): boolean 
   return askedAgoMs < inflateLimitMs && askedBytes > balloonBytes
 }
 
+/** It has had its time, and has not given what it was asked for. */
+function isSpent({ askedAgoMs, askedBytes, balloonBytes }: Tenant): boolean {
+  return askedAgoMs >= inflateLimitMs && askedAgoMs < spentMs && askedBytes - balloonBytes >= grainBytes
+}
+
 /** What a guest gives first, and the server has already. */
 function emptyBytes({ memoryBytes, balloonBytes, heldBytes }: Tenant): number {
   return Math.max(0, memoryBytes - balloonBytes - heldBytes)
@@ -186,7 +193,7 @@ function relief(tenant: Tenant, level: Level): Ask | undefined {
 
 function take(tenants: readonly Tenant[], neededBytes: number): { ask: Ask; takes: number }[] {
   const givers = tenants
-    .filter((tenant) => !isInflating(tenant) && (tenant.relievedAgoMs ?? restMs) >= restMs)
+    .filter((tenant) => !isInflating(tenant) && !isSpent(tenant) && (tenant.relievedAgoMs ?? restMs) >= restMs)
     .map((tenant) => ({ tenant, gives: (tenant.availableBytes ?? 0) - keptBytes(tenant) - emptyBytes(tenant) }))
     .filter(({ gives }) => gives >= grainBytes)
     .sort((a, b) => idleFirst(a.tenant, b.tenant) || b.gives - a.gives)
