@@ -22,6 +22,7 @@ import { describeResolvers } from './network/resolvers.ts'
 import { NetworkTakenError } from './network/types.ts'
 import { CheckpointRows } from './reconcile/checkpoint-rows.ts'
 import { FactsWriter } from './reconcile/facts.ts'
+import { imagesInUse } from './reconcile/image.ts'
 import { takeLease } from './reconcile/lease.ts'
 import { lockFile } from './reconcile/lock.ts'
 import { Outbox } from './reconcile/observed.ts'
@@ -262,10 +263,7 @@ function reservedBytes(totalBytes: number): number {
 /** Those of which no machine was made here are removed some time after they were last asked for. */
 async function sweepImages(images: Images, store: Store, log: Logger): Promise<void> {
   try {
-    const machines = await Promise.all(
-      (await store.listMachines()).map((id) => store.findMachine(id).catch(() => undefined)),
-    )
-    await images.sweep(new Set(machines.flatMap((files) => (files ? [files.record.imageHash] : []))))
+    await images.sweep(await imagesInUse(store))
   } catch (error) {
     log.warn({ err: error }, 'images')
   }

@@ -1,6 +1,6 @@
 import { execFileSync } from 'node:child_process'
 import { randomUUID } from 'node:crypto'
-import { chmodSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { chmodSync, existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { hostname, tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
@@ -173,6 +173,33 @@ test('a machine whose row is missing keeps its disk, which the doctor names: an 
   await expect.poll(doctor, { timeout: 60_000 }).toContain(`${server.dataDirectory}/store/machines: ${id}"`)
   expect(readFileSync(disk, 'utf8')).toBe('all that was on it')
   rmSync(dirname(disk), { recursive: true })
+})
+
+test('what a sleeper whose row is missing goes on from is kept as long as it lies there', async () => {
+  await server.start()
+  const store = join(server.dataDirectory, 'store')
+  const bootSet = '00000000000000aa'
+  const saved = {
+    format: 1,
+    stateVersion: 'qemu pc-q35-7.2 tcg',
+    bootSet,
+    commandLine: '',
+    cpus: 1,
+    memoryBytes: 1,
+    boot: 1,
+  }
+  const memory = join(store, 'machines/4711/memory')
+  mkdirSync(memory, { recursive: true })
+  writeFileSync(join(memory, 'saved.json'), JSON.stringify({ ...saved, at: new Date().toISOString() }))
+  mkdirSync(join(store, 'boot', bootSet))
+  const isKept = () => existsSync(join(store, 'boot', bootSet))
+  await server.end('SIGKILL')
+  await server.start()
+  expect(isKept()).toBe(true)
+  rmSync(dirname(memory), { recursive: true })
+  await server.end('SIGKILL')
+  await server.start()
+  expect(isKept()).toBe(false)
 })
 
 /** Files of a machine, as a vmhost leaves them. */

@@ -113,6 +113,24 @@ async function receive(
   return { digest: `${algorithm}:${hash.digest('hex')}`, isPatched }
 }
 
+/**
+ * Takes away those that are not what they are called any more: a disk that fails, or was full, may have changed them.
+ * @returns how many there were
+ */
+export async function removeDamaged(folder: string, digests: Iterable<string>): Promise<number> {
+  let removed = 0
+  for (const digest of new Set(digests)) {
+    const path = blobPath(folder, digest)
+    const [algorithm = ''] = digest.split(':')
+    const hash = createHash(algorithm)
+    await hashFile(path, hash)
+    if (`${algorithm}:${hash.digest('hex')}` === digest) continue
+    await rm(path, { force: true })
+    removed++
+  }
+  return removed
+}
+
 async function hashFile(path: string, hash: Hash): Promise<void> {
   for await (const chunk of createReadStream(path, { highWaterMark: 1 << 20 })) hash.update(chunk as Buffer)
 }

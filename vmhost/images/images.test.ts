@@ -365,6 +365,23 @@ test('layers that were spoiled on the way or on the disk are not taken', async (
   await ensure(`${registry.host}/spoiled`)
 })
 
+test('a layer that was damaged while it was kept is told as that, and fetched anew at the next try', async () => {
+  const shared = rawTar([{ path: 'x', content: randomBytes(100_000) }])
+  await registry.push('damaged', 'one', { layers: [shared], compression: 'none' })
+  await registry.push('damaged', 'two', { layers: [shared, rawTar([{ path: 'y' }])], compression: 'none' })
+  await ensure(`${registry.host}/damaged:one`)
+  const [name = ''] = blobs()
+  const kept = join(home, 'oci/blobs', name)
+  const bytes = readFileSync(kept)
+  bytes[5000] = (bytes[5000] ?? 0) ^ 1
+  writeFileSync(kept, bytes)
+  await expect(ensure(`${registry.host}/damaged:two`)).rejects.toMatchObject({
+    code: 'image.digest',
+    message: expect.stringMatching(/was damaged and is removed: try again/),
+  })
+  await ensure(`${registry.host}/damaged:two`)
+})
+
 test('without room nothing is begun, and layers that are only kept make some', async () => {
   await registry.push('room', 'latest', { layers: [system] })
   await ensure(`${registry.host}/room`)
@@ -376,6 +393,21 @@ test('without room nothing is begun, and layers that are only kept make some', a
     message: expect.stringMatching(/are left$|is full/),
   })
   expect(blobs()).toEqual([])
+})
+
+test('where its space is needed, all goes that can be fetched again, but for what machines were made of or are about to be', async () => {
+  const used = await registry.push('needed', 'used', { layers: [system] })
+  await registry.push('needed', 'old', { layers: [system, rawTar([{ path: 'a' }])] })
+  await registry.push('needed', 'new', { layers: [system, rawTar([{ path: 'b' }])] })
+  const of = async (tag: string) => await ensure(`${registry.host}/needed:${tag}`)
+  const [one, old, young] = [await of('used'), await of('old'), await of('new')]
+  const anHourAgo = new Date(Date.now() - 3_600_000)
+  for (const image of [one, old]) utimesSync(join(image.path, '../image.json'), anHourAgo, anHourAgo)
+  const inUse = new Set([used.slice(7)])
+  expect(await lab.images.giveUp(inUse)).toBe(true)
+  expect([one, old, young].map(({ path }) => existsSync(path))).toEqual([true, false, true])
+  expect(blobs()).toEqual([])
+  expect(await lab.images.giveUp(inUse)).toBe(false)
 })
 
 test('images and layers that nobody has used for long are removed, and those of machines are not', async () => {

@@ -11,7 +11,7 @@ import { type ImageSettings, imageSettingsSchema } from '../storage/image-settin
 import { type Space, spaceProblem } from '../storage/space.ts'
 import { readRegistries } from './credentials.ts'
 import { ImageError, sayBytes } from './errors.ts'
-import { pullsAtOnce } from './limits.ts'
+import { pullsAtOnce, pullsOfAccount } from './limits.ts'
 import { type Pull, startPull } from './process.ts'
 import { parseReference, type Reference } from './reference.ts'
 import type { Inspected, Progress, Resolved } from './worker.ts'
@@ -39,9 +39,16 @@ export type Images = {
    * @param inUse digests that a machine here was made of
    */
   sweep(inUse: ReadonlySet<string>): Promise<void>
+  /**
+   * Its space is needed: removes all that can be fetched again, but for what was asked for a moment ago.
+   * @param inUse as in `sweep`: a machine's disk shares its blocks, so that little would come of it
+   * @returns whether there was anything to give
+   */
+  giveUp(inUse: ReadonlySet<string>): Promise<boolean>
 }
 
 export type Wanted = {
+  readonly accountId: number
   /** the machine's disk: what cannot fit is not fetched */
   readonly diskBytes: number
   readonly signal: AbortSignal
@@ -93,6 +100,8 @@ export const workerUid = 1_999_999
 const dayMs = 86_400_000
 const imageKeptMs = 7 * dayMs
 const blobKeptMs = 3 * dayMs
+/** Its machine may be about to get its disk. */
+const justAskedMs = 10 * 60_000
 /** Of the store, what layers may take. */
 const blobShare = 0.1
 const blobMostBytes = 20 * 2 ** 30
@@ -121,6 +130,7 @@ class ImageStore implements Images {
   readonly #directory: string
   readonly #options: ImagesOptions
   readonly #slots = new Slots(pullsAtOnce)
+  readonly #slotsOf = new Map<number, Slots>()
   readonly #making = new Map<string, Making>()
 
   constructor(directory: string, options: ImagesOptions) {
@@ -131,7 +141,7 @@ class ImageStore implements Images {
   async ensure(text: string, wanted: Wanted): Promise<OciImage> {
     const reference = parseReference(text)
     wanted.signal.throwIfAborted()
-    const making = this.#join(reference)
+    const making = this.#join(reference, wanted.accountId)
     making.waiters.add(wanted)
     wanted.onProgress?.(making.progress)
     const left = Promise.withResolvers<never>()
@@ -156,7 +166,14 @@ class ImageStore implements Images {
     await this.#removeBlobs(blobKeptMs, Math.min(blobMostBytes, totalBytes * blobShare))
   }
 
-  #join(reference: Reference): Making {
+  async giveUp(inUse: ReadonlySet<string>): Promise<boolean> {
+    const images = await this.#removeImages((hash, idleMs) => idleMs > justAskedMs && !inUse.has(hash))
+    const blobs = await this.#removeBlobs(0, 0)
+    return images + blobs > 0
+  }
+
+  /** @param accountId of who came first, and waits for its own before it waits with others */
+  #join(reference: Reference, accountId: number): Making {
     const there = this.#making.get(reference.text)
     // One that was given up a moment ago is of no use to whoever comes now.
     if (there && !there.abort.signal.aborted) return there
@@ -166,7 +183,7 @@ class ImageStore implements Images {
       waiters: new Set(),
       progress: { step: 'waiting' },
       promise: Promise.resolve()
-        .then(() => this.#make(reference, making))
+        .then(() => this.#make(reference, making, accountId))
         .finally(() => {
           if (this.#making.get(reference.text) === making) this.#making.delete(reference.text)
         }),
@@ -176,8 +193,9 @@ class ImageStore implements Images {
     return making
   }
 
-  async #make(reference: Reference, making: Making): Promise<OciImage> {
+  async #make(reference: Reference, making: Making, accountId: number): Promise<OciImage> {
     const { signal } = making.abort
+    using _own = await this.#ownSlots(accountId).acquire(signal)
     using _slot = await this.#slots.acquire(signal)
     const say = (progress: ImageProgress) => {
       making.progress = progress
@@ -217,6 +235,13 @@ class ImageStore implements Images {
     }
   }
 
+  #ownSlots(accountId: number): Slots {
+    for (const [id, slots] of this.#slotsOf) if (!slots.busyWithin(0)) this.#slotsOf.delete(id)
+    const own = this.#slotsOf.get(accountId) ?? new Slots(pullsOfAccount)
+    this.#slotsOf.set(accountId, own)
+    return own
+  }
+
   async #build(
     reference: Reference,
     making: Making,
@@ -225,7 +250,8 @@ class ImageStore implements Images {
     at: { work: string; tree: string; say: (progress: ImageProgress) => void },
   ): Promise<OciImage> {
     const { signal } = making.abort
-    if (!(await this.#hasRoom(resolved.packedBytes))) await this.#removeBlobs(0, 0)
+    // That it is itself under way keeps nothing.
+    if (!(await this.#hasRoom(resolved.packedBytes))) await this.#removeBlobs(0, 0, 1)
     await this.#assertRoom(resolved.packedBytes)
     await pull.fetch()
     const inspected = await pull.merge()
@@ -320,21 +346,24 @@ class ImageStore implements Images {
     return error
   }
 
-  async #removeImages(unwanted: (hash: string, idleMs: number) => boolean): Promise<void> {
+  async #removeImages(unwanted: (hash: string, idleMs: number) => boolean): Promise<number> {
     const folder = join(this.#directory, 'images')
+    let removed = 0
     for (const hash of await readdir(folder)) {
       const used = await stat(join(folder, hash, 'image.json')).catch(() => undefined)
       const idleMs = used ? Date.now() - used.mtimeMs : Number.POSITIVE_INFINITY
       if (!unwanted(hash, idleMs)) continue
       this.#options.log.info({ image: hash }, 'an image that nobody uses is removed')
       await rm(join(folder, hash), { recursive: true, force: true })
+      removed++
     }
+    return removed
   }
 
   /** Takes away what is older than that, then the oldest beyond `mostBytes`; nothing that another image is being made of. */
-  async #removeBlobs(keptMs: number, mostBytes: number): Promise<void> {
+  async #removeBlobs(keptMs: number, mostBytes: number, makingMost = 0): Promise<number> {
     const folder = join(this.#directory, 'blobs')
-    if (this.#making.size > (mostBytes === 0 ? 1 : 0)) return
+    if (this.#making.size > makingMost) return 0
     const found = await Promise.all(
       (await readdir(folder)).map(async (name) => ({
         name,
@@ -344,10 +373,14 @@ class ImageStore implements Images {
     const newest = found.flatMap(({ name, seen }) => (seen ? [{ name, at: seen.mtimeMs, bytes: seen.size }] : []))
     newest.sort((a, b) => b.at - a.at)
     let kept = 0
+    let removed = 0
     for (const { name, at, bytes } of newest) {
       kept += bytes
-      if (Date.now() - at > keptMs || kept > mostBytes) await rm(join(folder, name), { force: true })
+      if (Date.now() - at <= keptMs && kept <= mostBytes) continue
+      await rm(join(folder, name), { force: true })
+      removed++
     }
+    return removed
   }
 }
 

@@ -8,7 +8,7 @@ import { blobPath } from './blobs.ts'
 import type { Compression, Layer } from './documents.ts'
 import { archiveOf, mergeLayers } from './layers.ts'
 import { readTar } from './tar-reader.ts'
-import { rawTar } from './testing/layers.ts'
+import { rawRecord, rawTar } from './testing/layers.ts'
 import { sha256 } from './testing/registry.ts'
 
 /** Layers as they lie on the disk, unpacked and merged. */
@@ -93,6 +93,16 @@ test.each<[Compression, (tar: Buffer) => Buffer]>([
   await expect(merge([{ packed, compression, tar }], MiB).merged).rejects.toMatchObject({
     code: 'image.too_large',
     message: 'The image is larger than 1.0 MiB, unpacked',
+  })
+})
+
+test('attributes that would take a server’s memory are refused, however little says them', async () => {
+  const everybody = rawRecord('SCHILY.xattr.user.note', Buffer.alloc(3_400, 'x'))
+  const names = Array.from({ length: 21_000 }, (_, number) => ({ path: `${number}` }))
+  const tar = rawTar([{ path: 'all', type: 'g', content: everybody }, ...names])
+  await expect(merge([{ packed: gzipSync(tar), compression: 'gzip', tar }]).merged).rejects.toMatchObject({
+    code: 'image.too_large',
+    message: 'The image has more than 64.0 MiB of extended attributes',
   })
 })
 

@@ -17,7 +17,7 @@ import {
   planTree,
   storedBytes,
 } from './tar-writer.ts'
-import { addMountPoints, applyLayer, type Change, type DirectoryNode, emptyTree, find } from './tree.ts'
+import { addMountPoints, applyLayer, type Change, type DirectoryNode, emptyTree, find, keptAttributes } from './tree.ts'
 
 /**
  * From layers to the tree that they make, and from there to one archive.
@@ -54,7 +54,7 @@ export async function mergeLayers(
 ): Promise<Merged> {
   const root = emptyTree()
   const texts = new Map<string, Text>()
-  const total = { unpackedBytes: 0, entries: 0 }
+  const total = { unpackedBytes: 0, entries: 0, attributesBytes: 0 }
   for (const [number, layer] of layers.entries()) {
     const diffId = diffIds[number] ?? ''
     const [algorithm = ''] = diffId.split(':')
@@ -69,9 +69,15 @@ export async function mergeLayers(
         yield chunk
       }
     })()
-    for await (const { content, ...change } of readTar(watched)) {
+    for await (const { content, ...entry } of readTar(watched)) {
       if (++total.entries > limits.entries)
         throw new ImageError('image.too_large', `The image has more than ${limits.entries} files`)
+      const change = { ...entry, attributes: keptAttributes(entry) }
+      for (const [name, value] of change.attributes) total.attributesBytes += name.length + value.length
+      if (total.attributesBytes > limits.allAttributesBytes) {
+        const most = sayBytes(limits.allAttributesBytes)
+        throw new ImageError('image.too_large', `The image has more than ${most} of extended attributes`)
+      }
       changes.push(change)
       const path = change.path.replace(/^(?:\.?\/)+/, '')
       if (change.type !== 'file' || !KEPT_TEXTS.has(path) || change.sizeBytes > keptTextMost) continue

@@ -21,6 +21,8 @@ export const limits = {
   extendedHeaderBytes: 2 ** 20,
   /** of one file; what ext4 holds beside an inode of 256 bytes is one block */
   attributesBytes: 3500,
+  /** of all files of all layers: they are held in memory until all is written */
+  allAttributesBytes: 64 * 2 ** 20,
   sparseSegments: 100_000,
   symlinks: 255,
 } as const
@@ -29,6 +31,8 @@ export const limits = {
 export const layersAtOnce = 3
 /** Images fetched and made side by side; more only wait for the same disk. */
 export const pullsAtOnce = 4
+/** Of these, for one account: a registry of its own can be as slow as it likes. */
+export const pullsOfAccount = 2
 
 /** A registry that is slower than this keeps others from theirs: until it has said what an image is, and then a minute. */
 export const resolveMostMs = 120_000

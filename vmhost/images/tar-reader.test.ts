@@ -80,6 +80,12 @@ test.each([
   expect(entries.find(({ path }) => path === './t')?.text).toBe('after\n')
 })
 
+test('an attribute that is kept keeps nothing of what stood around it', async () => {
+  const records = { 'SCHILY.xattr.user.note': 'short' }
+  const [entry] = await read(rawTar([{ path: 'x', content: Buffer.alloc(200_000), records }]), 1 << 18)
+  expect(entry?.attributes.get('user.note')?.buffer.byteLength).toBeLessThan(1 << 17)
+})
+
 test('extended attributes are bytes', async () => {
   const capability = Buffer.from([1, 0, 0, 2, 0x80, 0x0a, 0, 0, 0, 0, 0, 0, 0xff, 0, 0, 0, 0, 0, 0, 0])
   const [entry] = await read(rawTar([{ path: 'ping', records: { 'SCHILY.xattr.security.capability': capability } }]))

@@ -121,8 +121,9 @@ function makeEntry(
   const number = (key: string, at: number, length: number) => decimalOf(text(key)) ?? numberAt(header, at, length)
   const hasData = type === 'file'
   const attributes = new Map<string, Buffer>()
+  // Of its own: the buffer that it was read from is a whole chunk of the layer, and would be kept with it.
   for (const [key, value] of all)
-    if (key.startsWith('SCHILY.xattr.')) attributes.set(key.slice('SCHILY.xattr.'.length), value)
+    if (key.startsWith('SCHILY.xattr.')) attributes.set(key.slice('SCHILY.xattr.'.length), Buffer.from(value))
   const isDevice = type === 'character' || type === 'block'
   return {
     storedBytes: hasData ? (decimalOf(text('size')) ?? from.storedBytes) : 0,

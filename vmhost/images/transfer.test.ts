@@ -147,6 +147,27 @@ test('a layer that never comes whole, or does not end where it should, is given 
   })
 })
 
+test('an account whose registry is slow keeps nobody else waiting', async () => {
+  await registry.push('ours', 'latest', { layers: [layer(3)] })
+  const gate = Promise.withResolvers<void>()
+  await using slow = await badNetwork(registry, async () => {
+    await gate.promise
+    return undefined
+  })
+  lab.list([slow.host, ...registry.hosts])
+  const never = new AbortController()
+  const theirs = [1, 2, 3, 4].map((n) => lab.ensure(`${slow.host}/theirs:${n}`, { signal: never.signal }))
+  const ended = Promise.allSettled(theirs)
+  try {
+    expect((await lab.ensure(`${registry.host}/ours`, { accountId: 2 })).path).toMatch(/root\.raw$/)
+  } finally {
+    never.abort()
+    gate.resolve()
+    await ended
+    await expect.poll(() => lab.work(), patience).toEqual([])
+  }
+})
+
 test('what is removed for being old or too much is never what an image is being made of', async () => {
   await registry.push('held', 'latest', { layers: [layer(1), layer(2)] })
   const gate = Promise.withResolvers<void>()
@@ -162,6 +183,7 @@ test('what is removed for being old or too much is never what an image is being 
     const longAgo = new Date(Date.now() - 30 * 86_400_000)
     for (const name of lab.blobs()) utimesSync(join(lab.home, 'oci/blobs', name), longAgo, longAgo)
     await lab.images.sweep(new Set())
+    expect(await lab.images.giveUp(new Set())).toBe(false)
   } finally {
     gate.resolve()
   }

@@ -141,7 +141,7 @@ function nodeOf(change: Change, layer: number, index: number): Node {
 function inodeOf(change: Change): Inode {
   const { mode, uid, gid, modifiedAt } = change
   if (!isWithin(uid, 0xffff_fffe) || !isWithin(gid, 0xffff_fffe)) throw invalid('an owner that cannot be', change.path)
-  return { mode, uid, gid, modifiedAt: inRange(modifiedAt), attributes: kept(change) }
+  return { mode, uid, gid, modifiedAt: inRange(modifiedAt), attributes: keptAttributes(change) }
 }
 
 /** ext4 keeps times from 1901 to 2446; a layer that is older or newer than that is only wrong. */
@@ -153,7 +153,7 @@ function inRange(seconds: number): number {
  * What programs set on files for others to heed, and the capabilities that make `ping` work. Labels of a security module
  * that the machine has not, and marks of overlay filesystems, would be this server's business.
  */
-function kept(change: Change): ReadonlyMap<string, Buffer> {
+export function keptAttributes(change: Pick<Change, 'attributes' | 'path'>): ReadonlyMap<string, Buffer> {
   if (change.attributes.size === 0) return none
   const found = new Map<string, Buffer>()
   let bytes = 0
@@ -163,8 +163,7 @@ function kept(change: Change): ReadonlyMap<string, Buffer> {
     if (name.includes('=')) continue
     bytes += name.length + value.length + 32
     if (bytes > limits.attributesBytes) throw invalid('more extended attributes than a disk takes', change.path)
-    // Of its own: the buffer that it was read from is a whole chunk of the layer.
-    found.set(name, Buffer.from(value))
+    found.set(name, value)
   }
   return found
 }

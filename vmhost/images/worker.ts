@@ -2,7 +2,7 @@ import { writeFileSync } from 'node:fs'
 import { Socket } from 'node:net'
 import { setPriority } from 'node:os'
 import { pipeline } from 'node:stream/promises'
-import { fetchBlob } from './blobs.ts'
+import { fetchBlob, removeDamaged } from './blobs.ts'
 import type { Login } from './credentials.ts'
 import { describe, type ImageDescription } from './description.ts'
 import { type ImageConfig, type Manifest, parseConfig, parseManifest } from './documents.ts'
@@ -157,7 +157,15 @@ class Work {
     const { layers, config } = this.#resolved
     const counter = this.#counter('reading')
     const mostBytes = Math.min(limits.unpackedBytes, this.#job.diskBytes + limits.unpackedBeyondBytes)
-    const merged = await mergeLayers(this.#job.blobs, layers, config.diffIds, mostBytes, counter)
+    const merged = await mergeLayers(this.#job.blobs, layers, config.diffIds, mostBytes, counter).catch(
+      async (error: unknown) => {
+        const digests = layers.map(({ digest }) => digest)
+        if (!(error instanceof ImageError) || !(await removeDamaged(this.#job.blobs, digests))) throw error
+        const words =
+          'A layer that was kept on the server was damaged and is removed: try again, and it is fetched anew'
+        throw new ImageError('image.digest', words, { cause: error })
+      },
+    )
     this.#merged = merged
     const { mode, uid, gid, modifiedAt } = merged.root
     return {

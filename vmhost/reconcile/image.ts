@@ -6,6 +6,14 @@ import { isOwnImage, MachineError } from './specification.ts'
 /** What is told of an image on its way, at most; a person reads it. */
 const tellEveryMs = 500
 
+/** Hashes of the images that a machine here was made of. */
+export async function imagesInUse(store: Pick<Store, 'listMachines' | 'findMachine'>): Promise<Set<string>> {
+  const machines = await Promise.all(
+    (await store.listMachines()).map((id) => store.findMachine(id).catch(() => undefined)),
+  )
+  return new Set(machines.flatMap((files) => (files ? [files.record.imageHash] : [])))
+}
+
 export type ImageWorld = {
   readonly store: Pick<Store, 'images'>
   readonly images: Pick<Images, 'ensure'>
@@ -33,6 +41,7 @@ export async function obtainImage(
   let telling: Promise<void> = Promise.resolve()
   try {
     return await world.images.ensure(row.image, {
+      accountId: row.accountId,
       diskBytes: row.diskBytes,
       signal,
       onProgress: (progress) => {

@@ -7,13 +7,14 @@ import { MemoryRows } from '../memory/memory-rows.ts'
 import { LoadRows } from '../meter/load-rows.ts'
 import { LoadSampler } from '../meter/load-sampler.ts'
 import type { PublicPort } from '../network/types.ts'
-import { spaceProblem } from '../storage/space.ts'
+import { findMemory } from '../storage/memory.ts'
 import type { TemplateFiles } from '../storage/templates.ts'
 import { coalesce } from './coalesce.ts'
 import { parsePublicKeyLine } from './identity.ts'
 import { idleness } from './idleness.ts'
 import { renewLease } from './lease.ts'
 import { Machine } from './machine.ts'
+import { makeSpace } from './making-space.ts'
 import { isTaken } from './ownership.ts'
 import { portsSetting, readOpenPorts } from './public-ports.ts'
 import type { MachineRow } from './rows.ts'
@@ -179,7 +180,7 @@ class HostReconciler implements Reconciler {
     await this.#world.checkpoints.sweep()
     await this.#templates.start().catch((error) => this.#log.warn({ err: error }, 'templates'))
     const bootSets = [...this.#machines.values()].map((machine) => machine.bootSet)
-    const kept = await this.#world.checkpoints.bootSets()
+    const kept = [...(await this.#world.checkpoints.bootSets()), ...(await this.#unknownBootSets())]
     await this.#world.store.sweep(new Set([...bootSets, ...kept].filter((hash) => hash !== undefined)))
     await this.#listen()
     this.#keeper.start()
@@ -324,6 +325,13 @@ class HostReconciler implements Reconciler {
     }
   }
 
+  /** Those that files sleep with which no row is about: their row may come back with a newer database. */
+  async #unknownBootSets(): Promise<(string | undefined)[]> {
+    const { store } = this.#world
+    const unknown = (await store.listMachines()).filter((id) => !this.#machines.has(id))
+    return Promise.all(unknown.map(async (id) => (await findMemory(store.directoryOf(id))).saved?.bootSet))
+  }
+
   async #networkRound(): Promise<void> {
     const wanted = [...this.#machines.values()].map(({ network }) => network).filter((one) => one !== undefined)
     const { removed, failed } = await this.#world.network.reconcile(wanted)
@@ -334,10 +342,7 @@ class HostReconciler implements Reconciler {
   async #emptyTrash(): Promise<void> {
     const expired = await this.#world.rows.expireTrash(trashDays)
     if (expired.length > 0) this.#log.info({ machines: expired }, 'emptied the trash')
-    if (spaceProblem(await this.#world.store.space()) === undefined || (await this.#templates.giveUp())) return
-    const machineId = await this.#world.rows.sacrificeTrash()
-    if (machineId !== undefined)
-      this.#log.warn({ machine: machineId }, 'gave up a trashed machine: its space is needed')
+    await makeSpace({ ...this.#world, templates: this.#templates, log: this.#log })
   }
 
   /** Says of every checkpoint what it holds alone by now, and lets go of those for copies that were cut off. */

@@ -47,9 +47,10 @@ export class ImageLab implements Disposable {
 
   ensure(
     reference: string,
-    wanted: { diskBytes?: number; signal?: AbortSignal; progress?: ImageProgress[] } = {},
+    wanted: { accountId?: number; diskBytes?: number; signal?: AbortSignal; progress?: ImageProgress[] } = {},
   ): Promise<OciImage> {
     return this.images.ensure(reference, {
+      accountId: wanted.accountId ?? 1,
       diskBytes: wanted.diskBytes ?? 2 ** 40,
       signal: wanted.signal ?? new AbortController().signal,
       onProgress: (progress) => wanted.progress?.push(progress),

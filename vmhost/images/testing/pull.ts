@@ -9,6 +9,7 @@ const space = async () => ({
 const images = await openImages({ directory, registriesPath, space, log: { info: () => {}, warn: () => {} } })
 const { signal } = new AbortController()
 await images.ensure(reference, {
+  accountId: 1,
   diskBytes: 2 ** 40,
   signal,
   onProgress: (progress) => process.stdout.write(`${JSON.stringify(progress)}\n`),
