@@ -100,10 +100,12 @@ test('a machine that cannot be restored is left asleep with the reason, recorded
   }
   const events = await gateway`select actor, detail from events where kind = 'machine.left_asleep'`
   expect([...events]).toEqual([{ actor: `host:${rows.lease.hostName}`, detail: { because } }])
-  await database.as('owner')`update accounts set suspended_at = now()`
-  await rows.wakeLeftAsleep(1)
-  expect(await row()).toMatchObject({ desired_state: 'asleep' })
-  await database.as('owner')`update accounts set suspended_at = null`
+  for (const since of ['suspended_at', 'over_limit_at']) {
+    await database.as('owner').unsafe(`update accounts set ${since} = now()`)
+    await rows.wakeLeftAsleep(1)
+    expect(await row(), since).toMatchObject({ desired_state: 'asleep' })
+    await database.as('owner').unsafe(`update accounts set ${since} = null`)
+  }
   await rows.wakeLeftAsleep(1)
   expect(await row()).toMatchObject({ desired_state: 'running' })
 })

@@ -253,7 +253,7 @@ export class Rows {
       update machines set desired_state = 'running'
       where id = ${machineId} and host_id = ${this.lease.hostId} and desired_state = 'asleep'
         and observed_asleep_because = ${cannotRestore} and ${this.#underLease()}
-        and exists (select from accounts where accounts.id = account_id and suspended_at is null)`
+        and exists (select from accounts where accounts.id = account_id and suspended_at is null and over_limit_at is null)`
   }
 
   /** Whether anything was ever carried to or from it. Index: machine_activity_pkey. */
