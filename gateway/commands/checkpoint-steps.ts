@@ -66,13 +66,14 @@ export async function findCheckpoint(sql: Tx, machine: Machine, typed: string): 
 
 /**
  * Wants one more, within the transaction that wants it. Those that failed make room for it.
+ * @param wanted.besides one that is needed, and not to be given up for it
  * @throws CommandError 'checkpoint.limit' (4)
  */
 export async function wantCheckpoint(
   tx: Tx,
   caller: Caller,
   machine: { id: number; name: string },
-  wanted: { comment: string; forCopy?: boolean; diskOnly: boolean },
+  wanted: { comment: string; forCopy?: boolean; diskOnly: boolean; besides?: number },
 ): Promise<number> {
   // Two at once would both be the fiftieth.
   await tx.unsafe('select from machines where id = $1 for update', [machine.id])
@@ -87,7 +88,9 @@ export async function wantCheckpoint(
       'checkpoint.limit',
       4,
       `${machine.name} has ${there.length} checkpoints, which is as many as there may be`,
-      { wayOn: `checkpoint rm ${machine.name} ${there[0]?.id} removes the oldest` },
+      {
+        wayOn: `checkpoint rm ${machine.name} ${there.find(({ id }) => id !== wanted.besides)?.id} removes the oldest`,
+      },
     )
   }
   const rows = await tx.unsafe<{ id: number }[]>(

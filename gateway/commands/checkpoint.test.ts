@@ -66,7 +66,11 @@ describe('checkpoint', () => {
     expect(both.map(({ status }) => status).sort()).toEqual([0, 4])
     expect(both.find(({ status }) => status === 4)?.stderr).toMatch(/^demo has 50 checkpoints.*\ncheckpoint rm demo \d/)
     // One has to be kept of the state before, too.
-    expect((await world.run(`restore demo ${(await listed())[0]?.id}`)).status).toBe(4)
+    const [oldest, next] = await listed()
+    expect(await world.run(`restore demo ${oldest?.id}`)).toMatchObject({
+      status: 4,
+      stderr: expect.stringContaining(`checkpoint rm demo ${next?.id} removes`),
+    })
   })
 
   it('rm takes it away, and nothing else', async () => {

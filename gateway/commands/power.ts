@@ -82,6 +82,7 @@ export const stop = defineCommand({
     }),
 })
 
-async function tellLost(context: Context, { name, observedState }: Machine): Promise<void> {
+/** Of what ends a sleep in any way but by waking. */
+export async function tellLost(context: Context, { name, observedState }: Machine): Promise<void> {
   if (observedState === 'asleep') await context.remark(`${name} slept: what it had in memory is gone\n`)
 }

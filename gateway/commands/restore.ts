@@ -99,6 +99,7 @@ async function wantRestore({ app, caller }: Context, machine: Machine, checkpoin
     const keeps = await wantCheckpoint(tx, caller, machine, {
       comment: `before it went back to ${checkpoint.id}`,
       diskOnly: false,
+      besides: checkpoint.id,
     })
     // Whoever removes it at this moment waits, and then sees that it is wanted.
     const held = await tx`select from checkpoints where id = ${checkpoint.id} and desired_state = 'kept' for update`

@@ -4,6 +4,7 @@ import { defineCommand } from './command.ts'
 import { machineNames } from './complete.ts'
 import { CommandError, usageError } from './error.ts'
 import { namedOnce, noSuchMachine, recordEvent, untilSettled, whilePatient } from './machine-steps.ts'
+import { tellLost } from './power.ts'
 import { findTrashed, TRASH_DAYS } from './trash.ts'
 import { sayList, shown } from './values.ts'
 
@@ -70,6 +71,7 @@ async function remove(context: Context, name: string, now: boolean): Promise<Out
     const machine = await removable(context, name, now)
     if (!machine) throw await noSuchMachine(context.app, context.caller, name)
     await put(context, machine, now)
+    if (!now) await tellLost(context, machine)
     return { name }
   } catch (error) {
     return { name, error: context.asCommandError(error) }

@@ -134,7 +134,10 @@ describe('a machine that sleeps', () => {
     })
     await world.run('start demo')
     await world.run('sleep demo')
-    await world.run('rm demo')
+    expect(await world.run('rm demo')).toMatchObject({
+      status: 0,
+      stderr: 'demo slept: what it had in memory is gone\n',
+    })
     expect((await world.run('untrash demo')).stdout).toBe('demo is back and stopped; to start it: start demo\n')
   })
 
