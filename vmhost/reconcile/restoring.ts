@@ -1,5 +1,6 @@
 import { hypervisorUid } from '../hypervisor/driver.ts'
 import { type Checkpoint, type CopiedMachine, readRestored } from '../storage/checkpoints.ts'
+import { StorageError } from '../storage/errors.ts'
 import type { MachineFiles } from '../storage/store.ts'
 import type { CheckpointRow } from './checkpoint-rows.ts'
 import { makeHostKey } from './identity.ts'
@@ -29,8 +30,14 @@ export async function findSource(
   const problem = notThere(wanted)
   if (problem !== undefined) return { problem }
   if (wanted.observedState === 'waiting') return 'waits'
-  const found = await checkpoints.find(wanted.id, wanted.token)
-  return found ?? { problem: 'The files of the checkpoint are not on its server any more' }
+  try {
+    const found = await checkpoints.find(wanted.id, wanted.token)
+    return found ?? { problem: 'The files of the checkpoint are not on its server any more' }
+  } catch (error) {
+    // Tried again it is as damaged, and as long as it is tried nothing else is done for the machine.
+    if (!(error instanceof StorageError)) throw error
+    return { problem: 'The files of the checkpoint are damaged' }
+  }
 }
 
 function notThere({ observedState, observedReason, desiredState }: CheckpointRow): string | undefined {
