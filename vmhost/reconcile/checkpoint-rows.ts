@@ -77,6 +77,16 @@ export class CheckpointRows {
         and ${notAwaited(this.#sql)} and ${this.#underLease()}`
   }
 
+  /** Whether another machine is just being made of what a machine was; one that failed, or is wanted no more, is not waited for. */
+  async areAwaited(machineId: number): Promise<boolean> {
+    const awaited = await this.#sql`
+      select from checkpoints c join machines awaiting on awaiting.restore_from = c.id
+      where c.machine_id = ${machineId} and awaiting.id <> ${machineId} and c.observed_state in ('waiting', 'kept')
+        and awaiting.observed_restore < awaiting.desired_restore and awaiting.observed_state not in ('failed', 'gone')
+        and awaiting.desired_state not in ('trashed', 'gone') limit 1`
+    return awaited.length > 0
+  }
+
   /** Their machine is gone, and they with it. */
   async endAllOf(machineId: number): Promise<CheckpointRow[]> {
     await this.#sql`

@@ -1,4 +1,4 @@
-import { open, readFile, rm } from 'node:fs/promises'
+import { open, readFile, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 import pino from 'pino'
@@ -285,6 +285,8 @@ test('a checkpoint of a machine that runs has its memory, and the machine runs o
   await is(id, 'running')
   expect(machines.get(id)?.pid).toBe(pid)
   expect(told(id)).toMatchObject({ frozen: false })
+  // At its start, and what time it is when it goes on.
+  await settle(async () => expect(agents.get(id)?.told).toBe(2))
 })
 
 test('of the disk alone, it does not stand still at all, and its filesystem writes again', async () => {
@@ -326,6 +328,19 @@ test('a copy goes on as somebody else, with the card of the machine that it was,
   expect(networks.get(twin)).toBeUndefined()
 })
 
+test('a copy that was asked for is made of a machine that is deleted a moment later', async () => {
+  const id = await create('demo')
+  await write(id, 'before')
+  const from = await ask(id, { forCopy: true })
+  await gateway`update machines set desired_state = 'gone' where id = ${id}`
+  const twin = await create('twin', from)
+  expect(told(twin)).toMatchObject({ hostname: 'twin', frozen: false })
+  expect(await written(twin)).toBe('before')
+  await settle(async () => expect((await machineRow(id))?.observed_state).toBe('gone'))
+  expect(await checkpoint(from)).toMatchObject({ observed_state: 'gone' })
+  expect(await world.checkpoints.find(from, (await checkpoint(from))?.token as string)).toBeUndefined()
+})
+
 test('a copy of one that sleeps goes on where it lies, and the sleeper sleeps on', async () => {
   const id = await create('demo')
   await wantState(id, 'asleep')
@@ -349,6 +364,21 @@ test('a machine goes back to its checkpoint, and forward again to what it was be
   await wantRestore(id, keeps)
   expect(await is(id, 'running')).toMatchObject({ observed_restore: 2 })
   expect(await written(id)).toBe('after')
+})
+
+test('a checkpoint whose files are damaged leaves the machine as it is, which goes on, and says why', async () => {
+  const id = await create('demo')
+  const { id: from, token } = await take(id)
+  const found = await world.checkpoints.find(from, token as string)
+  await writeFile(join(found?.directory ?? '', 'memory', 'saved.json'), '{}')
+  const pid = machines.get(id)?.pid
+  await wantRestore(id, from)
+  expect(await is(id, 'running')).toMatchObject({
+    observed_restore: 1,
+    observed_restore_problem: 'The files of the checkpoint are damaged',
+    observed_reason: null,
+  })
+  expect(machines.get(id)?.pid).toBe(pid)
 })
 
 test('one that failed is brought back by a restore', async () => {

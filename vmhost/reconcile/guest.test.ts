@@ -204,6 +204,8 @@ test('one that stands still for want of disk says so, goes on when there is spac
   agent.stage = 'init'
   agent.hostname = 'demo'
   const one = attend(true)
+  await agent.identified.promise
+  const { told } = agent
   raise({ type: 'ioError', noSpace: true })
   raise({ type: 'ioError', noSpace: true })
   const reason = "reason It stands still: its server's disk is full. It goes on by itself when there is space"
@@ -211,6 +213,8 @@ test('one that stands still for want of disk says so, goes on when there is spac
   freeBytes = 9
   await expect.poll(() => happened.slice(2), { timeout: 60_000 }).toEqual(['resumed', 'reason null'])
   expect(one.ready).toBe(true)
+  // Its clock stood still with it.
+  await expect.poll(() => agent.told, { timeout: 60_000 }).toBe(told + 1)
 })
 
 test('one whose hypervisor cannot go on, with space enough, says what the way out is, and is tried all the same', async () => {

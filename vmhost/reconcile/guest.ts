@@ -261,10 +261,19 @@ export class Guest {
    */
   async getsUp(leavesBed: () => Promise<void>): Promise<boolean> {
     const state = await this.hypervisor.state().catch(() => 'paused' as const)
-    if (this.#over || state !== 'paused') return true
+    if (this.#over) return true
+    if (state !== 'paused') {
+      this.tellTime()
+      return true
+    }
     this.#leavesBed = leavesBed
     if (this.#standstill.begin(false)) this.#owner.observe({ observedReason: standsStillFor.lying })
     return false
+  }
+
+  /** It stood still and goes on, and its clock is as far behind. It may take as long as it likes to hear that. */
+  tellTime(): void {
+    if (!this.#over) void this.#introduction.tellAgain()
   }
 
   /** Has it stand still before its server's disk is full; there is space again when it goes on by itself. */
@@ -521,6 +530,7 @@ export class Guest {
     this.#leavesBed = undefined
     if (didNotGetUp && this.#ready) this.sayReady()
     else this.#owner.observe({ observedReason: null })
+    if (this.#ready) this.tellTime()
     this.#expectProgress()
   }
 }

@@ -102,6 +102,17 @@ export class Introduction {
     }
   }
 
+  /** It stood still, and its clock with it: it is told all of it once more, the time among it. */
+  async tellAgain(): Promise<void> {
+    // What is on its way may have left before it stood still.
+    await this.#underWay?.done.catch(() => {})
+    try {
+      await this.introduce(false)
+    } catch (error) {
+      this.#options.log.warn({ err: error }, 'the machine does not hear what time it is')
+    }
+  }
+
   /** A machine that was renamed, or given other variables, hears of it while it runs; and of keys it did not take. */
   async update(): Promise<void> {
     if (this.#told === undefined || this.#telling > 0) return

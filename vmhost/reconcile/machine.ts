@@ -253,6 +253,8 @@ export class Machine {
         }
         return
       case 'gone':
+        // A copy of it was promised already, and is there in a moment; its own news bring another turn.
+        if (!state.guest?.standsStill && (await this.#world.checkpointRows.areAwaited(this.id))) return
         await this.#vanish(row)
         return
     }

@@ -193,6 +193,7 @@ export class Adoption {
         .catch((error) => log.warn({ err: error }, 'a guest that was found lying down'))
         .finally(() => {
           guest.lying = false
+          guest.tellTime()
         })
     }
     await guest.catchUp()
