@@ -18,7 +18,7 @@
 #include <unistd.h>
 
 #include "base.h"
-#include "hold_session.h"
+#include "hold_start.h"
 #include "hold_wire.h"
 
 enum { EXIT_FAILED = 1, EXIT_USAGE = 2, EXIT_MISSING = 3 };
@@ -178,7 +178,7 @@ static int stream(int fd, bool attached, bool quiet) {
  */
 static int reach(const struct hold_options *options, bool fresh) {
   int fd = fresh ? -1 : hold_connect(options->name);
-  if (fd < 0) fd = hold_session_start(options);
+  if (fd < 0) fd = hold_start(options);
   /* Somebody else was quicker. */
   return fd == HOLD_TAKEN ? hold_connect(options->name) : fd;
 }
@@ -209,7 +209,7 @@ static int attach(const struct hold_options *options) {
 }
 
 static int run(const struct hold_options *options) {
-  int fd = hold_session_start(options);
+  int fd = hold_start(options);
   if (fd == HOLD_TAKEN) fprintf(stderr, "exe-hold: there is a session called %s already\n", options->name);
   if (fd < 0) return EXIT_FAILED;
   if (hold_send(fd, HOLD_FOLLOW, NULL, 0) != 0) return EXIT_FAILED;

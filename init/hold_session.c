@@ -1,27 +1,23 @@
 #include "hold_session.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
-#include <pwd.h>
 #include <signal.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <termios.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "base.h"
+#include "hold_program.h"
 #include "hold_replay.h"
+#include "hold_ring.h"
 
 /*
  * A session is `running` until its program ends, then `ended`. An ended session's holder stays while somebody still
@@ -32,9 +28,7 @@
  * loses the beginning: nobody's slowness holds up the program or costs memory.
  */
 enum {
-  RING_BYTES = 512 * 1024,
   FLUSH_LIMIT_MS = 5000,
-  RELEASE_TRIES = 10,
   CLIENT_INPUT = sizeof(struct hold_head) + HOLD_PAYLOAD_MOST,
   CLIENT_OUTPUT = sizeof(struct hold_head) + HOLD_PAYLOAD_MOST + 128,
 };
@@ -58,8 +52,7 @@ struct client {
 };
 
 static struct hold_info session;
-static uint8_t *ring;
-static uint64_t ring_end; /* of everything ever written */
+static struct hold_ring ring;
 static int listener = -1;
 static int program = -1; /* the terminal's master, or the pipe's reading end */
 static bool releasing;
@@ -74,37 +67,6 @@ static uint64_t now_ms(void) {
   struct timespec now;
   clock_gettime(CLOCK_REALTIME, &now);
   return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
-}
-
-static uint64_t ring_start(void) { return ring_end > RING_BYTES ? ring_end - RING_BYTES : 0; }
-
-static void ring_add(const uint8_t *bytes, size_t length) {
-  for (size_t done = 0; done < length;) {
-    size_t at = (size_t)(ring_end % RING_BYTES);
-    size_t part = length - done < RING_BYTES - at ? length - done : RING_BYTES - at;
-    memcpy(ring + at, bytes + done, part);
-    ring_end += part;
-    done += part;
-  }
-  session.output_bytes = ring_end;
-}
-
-static size_t ring_read(uint64_t from, uint8_t *to, size_t most) {
-  uint64_t length = ring_end - from;
-  size_t at = (size_t)(from % RING_BYTES);
-  if (length > most) length = most;
-  if (length > RING_BYTES - at) length = RING_BYTES - at;
-  memcpy(to, ring + at, (size_t)length);
-  return (size_t)length;
-}
-
-/* Where a reader of everything begins: at a line's start, when the beginning of the output is gone. */
-static uint64_t ring_first_line(void) {
-  uint64_t start = ring_start();
-  if (start == 0) return 0;
-  for (uint64_t at = start; at < ring_end && at < start + 4096; at++)
-    if (ring[at % RING_BYTES] == '\n') return at + 1;
-  return start;
 }
 
 /* ---- the clients ---- */
@@ -155,8 +117,8 @@ static void end_program(int number) {
 
 static void begin_reading(struct client *client, enum wants wants, bool replay) {
   client->wants = wants;
-  client->at = ring_first_line();
-  client->replay_until = replay ? ring_end : 0;
+  client->at = hold_ring_first_line(&ring);
+  client->replay_until = replay ? ring.end : 0;
 }
 
 /* False: the client is to be dropped. */
@@ -190,7 +152,7 @@ static bool handle(struct client *client, uint32_t type, const uint8_t *payload,
       return true;
     case HOLD_LOGS:
       begin_reading(client, WANTS_LOGS, session.terminal);
-      client->replay_until = ring_end;
+      client->replay_until = ring.end;
       return true;
     case HOLD_WAIT:
       client->wants = WANTS_END;
@@ -259,12 +221,12 @@ static void fill(struct client *client) {
   static uint8_t filtered[HOLD_PAYLOAD_MOST + sizeof(((struct hold_replay *)0)->sequence)];
   if (client->done || client->wants == WANTS_NOTHING) return;
   if (client->wants != WANTS_END) {
-    if (client->at < ring_start()) client->at = ring_first_line();
-    uint64_t until = client->wants == WANTS_LOGS ? client->replay_until : ring_end;
+    if (client->at < hold_ring_start(&ring)) client->at = hold_ring_first_line(&ring);
+    uint64_t until = client->wants == WANTS_LOGS ? client->replay_until : ring.end;
     while (client->at < until && client->output_length == 0) {
       bool old = client->at < client->replay_until;
       uint64_t most = (old ? client->replay_until : until) - client->at;
-      size_t length = ring_read(client->at, piece, most < sizeof piece ? (size_t)most : sizeof piece);
+      size_t length = hold_ring_read(&ring, client->at, piece, most < sizeof piece ? (size_t)most : sizeof piece);
       client->at += length;
       if (old && session.terminal) {
         size_t left = hold_replay_filter(&client->replay, piece, length, filtered);
@@ -328,7 +290,8 @@ static bool read_program(void) {
   static uint8_t bytes[16 * 1024];
   ssize_t n = read(program, bytes, sizeof bytes);
   if (n > 0) {
-    ring_add(bytes, (size_t)n);
+    hold_ring_add(&ring, bytes, (size_t)n);
+    session.output_bytes = ring.end;
     return true;
   }
   return n < 0 && (errno == EAGAIN || errno == EINTR);
@@ -377,9 +340,9 @@ static void write_ended(void) {
   if (fd < 0) return;
   bool good = write_all(fd, &session, sizeof session) == 0;
   /* A full disk costs the output, not the exit status. */
-  for (uint64_t at = ring_first_line(); good && at < ring_end;) {
+  for (uint64_t at = hold_ring_first_line(&ring); good && at < ring.end;) {
     uint8_t piece[4096];
-    size_t length = ring_read(at, piece, sizeof piece);
+    size_t length = hold_ring_read(&ring, at, piece, sizeof piece);
     if (write_all(fd, piece, length) != 0) break;
     at += length;
   }
@@ -395,9 +358,7 @@ static bool anybody_to_tell(void) {
 }
 
 static bool may_go(void) {
-  if (session.running) return false;
-  if (releasing) return !anybody_to_tell() || uptime_ms() - ended_at > FLUSH_LIMIT_MS;
-  if (program >= 0) return false;
+  if (session.running || (program >= 0 && !releasing)) return false;
   return !anybody_to_tell() || uptime_ms() - ended_at > FLUSH_LIMIT_MS;
 }
 
@@ -447,77 +408,6 @@ _Noreturn static void hold(int signals) {
   _exit(0);
 }
 
-_Noreturn static void run_program(const struct hold_options *options, int terminal, int output) {
-  sigset_t none;
-  sigemptyset(&none);
-  sigprocmask(SIG_SETMASK, &none, NULL);
-  for (int number = 1; number < NSIG; number++) signal(number, SIG_DFL);
-  setsid();
-  if (terminal >= 0) ioctl(terminal, TIOCSCTTY, 0);
-  int in = terminal >= 0 ? terminal : open("/dev/null", O_RDWR);
-  int out = terminal >= 0 ? terminal : output;
-  dup2(in, STDIN_FILENO);
-  dup2(out, STDOUT_FILENO);
-  dup2(out, STDERR_FILENO);
-  if (in > STDERR_FILENO) close(in);
-  if (out > STDERR_FILENO && out != in) close(out);
-  setenv("EXE_HOLD", options->name, 1);
-  if (options->command) {
-    execvp(options->command[0], options->command);
-    fprintf(stderr, "exe-hold: %s: %s\n", options->command[0], strerror(errno));
-    _exit(errno == ENOENT ? 127 : 126);
-  }
-  struct passwd *user = getpwuid(geteuid());
-  const char *shell = getenv("SHELL");
-  if (!shell || !*shell) shell = user && user->pw_shell && *user->pw_shell ? user->pw_shell : "/bin/sh";
-  char first[256];
-  const char *slash = strrchr(shell, '/');
-  snprintf(first, sizeof first, "-%s", slash ? slash + 1 : shell);
-  execl(shell, first, (char *)NULL);
-  fprintf(stderr, "exe-hold: %s: %s\n", shell, strerror(errno));
-  _exit(127);
-}
-
-static int open_terminal(const struct hold_size *size) {
-  int master = posix_openpt(O_RDWR | O_NOCTTY | O_CLOEXEC);
-  if (master < 0) return -1;
-  struct winsize window = {.ws_col = size->columns ? size->columns : 80, .ws_row = size->rows ? size->rows : 24};
-  char name[64];
-  int slave = -1;
-  if (grantpt(master) == 0 && unlockpt(master) == 0 && ptsname_r(master, name, sizeof name) == 0)
-    slave = open(name, O_RDWR | O_NOCTTY | O_CLOEXEC);
-  if (slave < 0) {
-    close(master);
-    return -1;
-  }
-  ioctl(slave, TIOCSWINSZ, &window);
-  struct termios modes;
-  if (tcgetattr(slave, &modes) == 0) {
-    modes.c_iflag |= IUTF8;
-    tcsetattr(slave, TCSANOW, &modes);
-  }
-  program = master;
-  return slave;
-}
-
-static int start_program(const struct hold_options *options) {
-  int terminal = -1;
-  int ends[2] = {-1, -1};
-  if (options->terminal)
-    terminal = open_terminal(&options->size);
-  else if (pipe2(ends, O_CLOEXEC) == 0)
-    program = ends[0];
-  if (program < 0) return -1;
-  pid_t pid = fork();
-  if (pid == 0) run_program(options, terminal, ends[1]);
-  if (terminal >= 0) close(terminal);
-  if (ends[1] >= 0) close(ends[1]);
-  if (pid < 0) return -1;
-  fcntl(program, F_SETFL, fcntl(program, F_GETFL) | O_NONBLOCK);
-  session.pid = pid;
-  return 0;
-}
-
 static void describe(const struct hold_options *options) {
   session.magic = HOLD_MAGIC;
   session.terminal = options->terminal;
@@ -530,33 +420,16 @@ static void describe(const struct hold_options *options) {
   session.command[sizeof session.command - 1] = 0;
 }
 
-static int bind_socket(const char *path) {
-  struct sockaddr_un address = {.sun_family = AF_UNIX};
-  if (strlen(path) >= sizeof address.sun_path) {
-    errno = ENAMETOOLONG;
-    return -1;
-  }
-  strcpy(address.sun_path, path);
-  unlink(path);
-  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-  /* The directory lets nobody else in; the mode is the second lock. */
-  mode_t old = umask(077);
-  int failed = fd < 0 || bind(fd, (struct sockaddr *)&address, sizeof address) != 0 || listen(fd, HOLD_CLIENTS_MOST) != 0;
-  umask(old);
-  if (failed && fd >= 0) close(fd);
-  return failed ? -1 : fd;
-}
-
 /* Descriptors of an SSH session must not stay open here, or sshd would wait for them before it ends the session. */
 static void close_others(int first_client) {
   for (int fd = STDERR_FILENO + 1; fd < 1024; fd++)
     if (fd != listener && fd != program && fd != first_client) close(fd);
 }
 
-_Noreturn static void become_holder(const struct hold_options *options, int first_client) {
+_Noreturn void hold_session_run(const struct hold_options *options, int socket_fd, int first_client) {
   sigset_t watched;
   for (size_t i = 0; i < HOLD_CLIENTS_MOST; i++) clients[i].fd = -1;
-  ring = malloc(RING_BYTES);
+  listener = socket_fd;
   describe(options);
   sigemptyset(&watched);
   sigaddset(&watched, SIGCHLD);
@@ -565,7 +438,7 @@ _Noreturn static void become_holder(const struct hold_options *options, int firs
   signal(SIGINT, SIG_IGN);
   signal(SIGQUIT, SIG_IGN);
   signal(SIGPIPE, SIG_IGN);
-  if (!ring || start_program(options) != 0) {
+  if (!hold_ring_make(&ring) || (program = hold_program_start(options, &session.pid)) < 0) {
     char path[PATH_MOST];
     if (hold_path(path, sizeof path, options->name, "sock") == 0) unlink(path);
     _exit(1);
@@ -576,112 +449,4 @@ _Noreturn static void become_holder(const struct hold_options *options, int firs
   for (int fd = 0; fd <= STDERR_FILENO; fd++) dup2(null, fd);
   if (chdir("/") != 0) _exit(1);
   hold(signalfd(-1, &watched, SFD_NONBLOCK | SFD_CLOEXEC));
-}
-
-/* A holder that was killed left its socket. */
-static bool is_alive(const char *file) {
-  char name[HOLD_NAME_MOST + 1];
-  size_t length = strlen(file) - strlen(".sock");
-  if (length > HOLD_NAME_MOST) return false;
-  memcpy(name, file, length);
-  name[length] = 0;
-  int fd = hold_connect(name);
-  if (fd >= 0) close(fd);
-  return fd >= 0;
-}
-
-static int count_running(const char *directory) {
-  DIR *list = opendir(directory);
-  int running = 0;
-  for (struct dirent *entry; list && (entry = readdir(list));) {
-    const char *suffix = strrchr(entry->d_name, '.');
-    if (suffix && strcmp(suffix, ".sock") == 0 && (running < HOLD_SESSIONS_MOST - 1 || is_alive(entry->d_name))) running++;
-  }
-  if (list) closedir(list);
-  return running;
-}
-
-/* Forgets the oldest ended session when there are too many; false when there were not. */
-static bool forget_oldest(const char *directory) {
-  DIR *list = opendir(directory);
-  int ended = 0;
-  struct timespec oldest = {0};
-  char path[PATH_MOST] = "";
-  for (struct dirent *entry; list && (entry = readdir(list));) {
-    const char *suffix = strrchr(entry->d_name, '.');
-    struct stat found;
-    if (!suffix || strcmp(suffix, ".ended") != 0 || fstatat(dirfd(list), entry->d_name, &found, AT_SYMLINK_NOFOLLOW) != 0) continue;
-    if (ended++ > 0 && (found.st_mtim.tv_sec > oldest.tv_sec || (found.st_mtim.tv_sec == oldest.tv_sec && found.st_mtim.tv_nsec >= oldest.tv_nsec)))
-      continue;
-    oldest = found.st_mtim;
-    snprintf(path, sizeof path, "%s/%s", directory, entry->d_name);
-  }
-  if (list) closedir(list);
-  return ended > HOLD_SESSIONS_MOST && unlink(path) == 0;
-}
-
-/* An ended session gives its name away; a socket that nobody listens on is a holder that was killed. */
-static int take_name(const char *name) {
-  struct hold_head head;
-  struct hold_info info;
-  char path[PATH_MOST];
-  /* A holder that says nothing was about to go when it was called, or has too many clients. */
-  int tries = 0;
-  for (int fd; (fd = hold_connect(name)) >= 0; tries++) {
-    bool answered = hold_send(fd, HOLD_RELEASE, NULL, 0) == 0 && hold_receive(fd, &head, &info, sizeof info) == 0;
-    close(fd);
-    if (answered && !info.running) break;
-    if (answered || tries == RELEASE_TRIES) return -1;
-  }
-  if (hold_path(path, sizeof path, name, "ended") == 0) unlink(path);
-  return 0;
-}
-
-int hold_session_start(const struct hold_options *options) {
-  char directory[PATH_MOST];
-  char path[PATH_MOST];
-  char lock_path[PATH_MOST];
-  if (hold_directory(directory, sizeof directory) != 0) return -1;
-  if (hold_path(path, sizeof path, options->name, "sock") != 0) return -1;
-  /* One lock for all names: two starts at once must not both find a name free, nor pass the limit together. */
-  snprintf(lock_path, sizeof lock_path, "%s/.lock", directory);
-  int lock = open(lock_path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
-  if (lock < 0 || flock(lock, LOCK_EX) != 0) {
-    fprintf(stderr, "exe-hold: %s: %s\n", lock_path, strerror(errno));
-    return -1;
-  }
-  int result = HOLD_FAILED;
-  int ends[2] = {-1, -1};
-  pid_t child = -1;
-  while (forget_oldest(directory)) {
-  }
-  if (take_name(options->name) != 0) {
-    result = HOLD_TAKEN;
-  } else if (count_running(directory) >= HOLD_SESSIONS_MOST) {
-    fprintf(stderr, "exe-hold: there are %d sessions already\n", HOLD_SESSIONS_MOST);
-  } else if ((listener = bind_socket(path)) < 0 || socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) {
-    fprintf(stderr, "exe-hold: %s: %s\n", path, strerror(errno));
-  } else if ((child = fork()) == 0) {
-    setsid();
-    /* Twice, so that the holder is PID 1's child and can never get a terminal. */
-    pid_t holder = fork();
-    if (holder != 0) _exit(holder < 0);
-    close(ends[0]);
-    fcntl(ends[1], F_SETFL, fcntl(ends[1], F_GETFL) | O_NONBLOCK);
-    become_holder(options, ends[1]);
-  } else {
-    int status = 1;
-    if (child > 0 && waitpid(child, &status, 0) == child && status == 0) {
-      result = ends[0];
-    } else {
-      unlink(path);
-      fprintf(stderr, "exe-hold: cannot start a process: %s\n", strerror(errno));
-    }
-  }
-  if (ends[1] >= 0) close(ends[1]);
-  if (ends[0] >= 0 && result != ends[0]) close(ends[0]);
-  if (listener >= 0) close(listener);
-  listener = -1;
-  close(lock);
-  return result;
 }

@@ -11,13 +11,10 @@ struct hold_options {
   char *const *command; /* NULL: a login shell */
 };
 
-enum { HOLD_FAILED = -1, HOLD_TAKEN = -2 };
-
 /*
- * Starts a session: a holder process that is nobody's child and in no terminal, and the program under it. Returns a
- * connection to the holder, which it has had since before the program ran, so that even the shortest one can be
- * followed. HOLD_TAKEN when there is a running session of that name, HOLD_FAILED with a complaint on standard error.
+ * Makes this process the session's holder: starts the program and serves whoever connects to its socket, until the
+ * program has ended and everybody was told. The first client is connected already. Closes every other descriptor.
  */
-int hold_session_start(const struct hold_options *options);
+_Noreturn void hold_session_run(const struct hold_options *options, int socket_fd, int first_client);
 
 #endif
