@@ -7,15 +7,19 @@ export const STATE_COOKIE = '__Host-berth-state'
 /** 256 random bits, as makeToken writes them. */
 const TOKEN = /^[A-Za-z0-9_-]{43}$/
 
-/** A cookie's value, when it is one of ours could be. */
-export function cookieOf(fields: readonly Pick<Field, 'name' | 'value'>[], name: string): string | undefined {
+/** A cookie's value, where it looks like one of ours: like a token, unless another shape is given. */
+export function cookieOf(
+  fields: readonly Pick<Field, 'name' | 'value'>[],
+  name: string,
+  shape = TOKEN,
+): string | undefined {
   for (const field of fields) {
     if (field.name !== 'cookie') continue
     for (const pair of field.value.split(';')) {
       const equals = pair.indexOf('=')
       if (pair.slice(0, equals).trim() !== name) continue
       const value = pair.slice(equals + 1).trim()
-      if (TOKEN.test(value)) return value
+      if (shape.test(value)) return value
     }
   }
   return undefined

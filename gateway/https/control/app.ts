@@ -4,65 +4,26 @@
  * pages. Machines are on the same site as this host, so SameSite cookies alone would prove nothing.
  */
 import type { IncomingMessage } from 'node:http'
-import { getRequestListener, type Http2Bindings, type HttpBindings } from '@hono/node-server'
-import { type Context, Hono } from 'hono'
-import type { Sql } from '../../../migrations/connect.ts'
-import { findSession, type WebSession } from '../../accounts/web-sessions.ts'
-import type { App, RunLine } from '../../app.ts'
+import { getRequestListener } from '@hono/node-server'
+import { Hono } from 'hono'
+import { findSession } from '../../accounts/web-sessions.ts'
 import { answerWithin, faultOf } from '../../fault.ts'
-import type { Log } from '../../log.ts'
-import { COOKIE, NEXT_MOST, setCookie } from '../access/fields.ts'
+import { COOKIE, setCookie } from '../access/fields.ts'
 import { askerOf, ownOrigin } from '../access/foreign.ts'
 import { addDashboard, addDashboardAssets } from '../dashboard/routes.ts'
 import { html } from '../pages/html.ts'
 import { onwardField, pageFields } from '../pages/page.ts'
 import { addAssets, addTerminal } from '../terminal/routes.ts'
+import type { Control, ControlContext, ControlEnv, ControlOptions } from './control.ts'
 import { addInvitations } from './invitations.ts'
 import { addInvoices } from './invoices.ts'
 import { addMachines } from './machines.ts'
-import { addOpen, type OpenOptions } from './open.ts'
-import { type Installation, messagePage, onwardPage } from './pages.ts'
+import { addOpen } from './open.ts'
+import { messagePage, onwardPage } from './pages.ts'
 import { Rate } from './rate.ts'
+import { cookieIn, wantsHtml } from './request.ts'
 import { addSignIn } from './sign-in.ts'
 
-export type ControlOptions = OpenOptions & {
-  gateway: App
-  runLine: RunLine
-  sql: Sql
-  log: Log
-  installation: Installation
-  /** keys the hashes of mailed codes */
-  codeSecret: Buffer
-  /** PEM of Berth's own root, where certificates are its */
-  root: string | undefined
-}
-
-export type ControlEnv = {
-  Bindings: HttpBindings | Http2Bindings
-  Variables: { session: WebSession | undefined; address: string }
-}
-export type ControlContext = Context<ControlEnv>
-
-/** What the rooms of the control host are handed. */
-export type Control = ControlOptions & {
-  app: Hono<ControlEnv>
-  /** attempts that cost a mail, or guess at a secret */
-  rate: Rate
-  /** sends a page with the fields that all pages have */
-  show(context: ControlContext, status: number, text: string): Response
-  /** a page for people, JSON for programs */
-  refuse(context: ControlContext, problem: { status: number; code: string; title: string; detail: string }): Response
-  signIn(context: ControlContext, token: string): void
-  /**
-   * Sends a browser on that has just sent a form: to one of these pages, or to where a machine is shown.
-   * @param where a path that is safe, or an address of ours
-   * @param title what the form did
-   */
-  onward(context: ControlContext, where: string, title: string): Response
-}
-
-/** A way to go on with, of which each character may have become three once more, and a few words. */
-const MAX_BODY_BYTES = 3 * NEXT_MOST + 4096
 const ATTEMPTS_A_MINUTE = 30
 /** A database that is silent for so long is as good as away. */
 const ANSWER_MS = 10_000
@@ -93,6 +54,12 @@ export function controlApp(options: ControlOptions) {
     rate,
     show,
     refuse,
+    signInFirst: (context) => {
+      const { pathname, search } = new URL(context.req.url)
+      const next = new URLSearchParams({ next: `${pathname}${search}` })
+      if (wantsHtml(context)) return context.redirect(`/signin?${next}`, 303)
+      return refuse(context, { status: 401, code: 'auth.required', title: 'Not signed in', detail: 'Sign in first.' })
+    },
     signIn: (context, token) => {
       const [name, value] = setCookie(COOKIE, token, 365 * 86_400)
       context.header(name, value, { append: true })
@@ -155,44 +122,6 @@ function foreignRequest(context: ControlContext): string | undefined {
   const reads = method === 'GET' || method === 'HEAD'
   if (!reads && headers.origin !== own) return 'This is asked for from Berth’s own pages only.'
   return askerOf(method, headers, own) === 'foreign' ? 'Another site’s page asked for this.' : undefined
-}
-
-/** One cookie of the request; the value as makeToken writes them unless told otherwise, or nothing. */
-export function cookieIn(context: ControlContext, name: string, shape = /^[A-Za-z0-9_-]{43}$/): string | undefined {
-  for (const pair of (context.req.header('cookie') ?? '').split(';')) {
-    const equals = pair.indexOf('=')
-    const value = pair.slice(equals + 1).trim()
-    if (pair.slice(0, equals).trim() === name && shape.test(value)) return value
-  }
-  return undefined
-}
-
-export function wantsHtml(context: ControlContext): boolean {
-  return /\btext\/html\b/i.test(context.req.header('accept') ?? '')
-}
-
-/**
- * The fields of a form, without control characters; `application/x-www-form-urlencoded`, which is what our pages send.
- * Of a body that is too long, or cut, no field counts.
- */
-export async function formOf(context: ControlContext): Promise<(name: string) => string> {
-  const form = new URLSearchParams(await bodyOf(context))
-  return (name) => (form.get(name) ?? '').replace(/\p{Cc}/gu, '').trim()
-}
-
-async function bodyOf(context: ControlContext): Promise<string> {
-  const chunks: Uint8Array[] = []
-  let bytes = 0
-  try {
-    for await (const chunk of context.req.raw.body ?? []) {
-      bytes += chunk.length
-      if (bytes > MAX_BODY_BYTES) return ''
-      chunks.push(chunk)
-    }
-  } catch {
-    return ''
-  }
-  return Buffer.concat(chunks).toString('utf8')
 }
 
 function addressOf(context: ControlContext): string {

@@ -1,8 +1,9 @@
 import { acceptInvitation, acceptPending, findInvitation } from '../../accounts/shares.ts'
 import { createSession } from '../../accounts/web-sessions.ts'
 import { nextPath } from '../access/fields.ts'
-import { type Control, formOf } from './app.ts'
+import type { Control } from './control.ts'
 import { invitationPage } from './pages.ts'
+import { formOf } from './request.ts'
 
 /**
  * Saying yes to what somebody shares: until then nothing of a person reaches the machine, so that nobody learns who

@@ -18,21 +18,18 @@ import {
 } from '../../billing/invoice-document.ts'
 import { readInvoices } from '../../billing/invoices.ts'
 import { pageFields } from '../pages/page.ts'
-import { type Control, type ControlContext, wantsHtml } from './app.ts'
+import type { Control, ControlContext } from './control.ts'
 import { INVOICE_SHEET, invoicePage, invoicesPage } from './invoice-pages.ts'
 import { nameOf } from './pages.ts'
+import { wantsHtml } from './request.ts'
 
 type Person = { accountId: number; isOwner: boolean }
 
-export function addInvoices({ app, gateway, sql, installation, show, refuse }: Control): void {
+export function addInvoices({ app, gateway, sql, installation, show, refuse, signInFirst }: Control): void {
   const { stripe } = gateway.settings
   const person = (context: ControlContext): Person | Response => {
     const session = context.get('session')
-    if (!session) {
-      const { pathname } = new URL(context.req.url)
-      if (wantsHtml(context)) return context.redirect(`/signin?${new URLSearchParams({ next: pathname })}`, 303)
-      return refuse(context, { status: 401, code: 'auth.required', title: 'Not signed in', detail: 'Sign in first.' })
-    }
+    if (!session) return signInFirst(context)
     const { accountId, isOwner } = session
     if (accountId !== null) return { accountId, isOwner }
     const detail = `${nameOf(session)} has no account here, and so no invoice.`

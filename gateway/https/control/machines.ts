@@ -1,20 +1,21 @@
 import { listPending } from '../../accounts/shares.ts'
 import { machinesOfSession } from '../../accounts/web-access.ts'
 import { showDashboard } from '../dashboard/routes.ts'
-import { type Control, type ControlContext, wantsHtml } from './app.ts'
+import type { Control, ControlContext } from './control.ts'
 import { machinesPage, signInPage } from './pages.ts'
+import { wantsHtml } from './request.ts'
 
 /**
  * `GET /`: the dashboard; for readers of a mailbox, for programs and at `/list` the machines whose pages they may see.
  * `?of=others` leaves the person's own out.
  */
 export function addMachines(control: Control): void {
-  const { app, sql, installation, show, refuse } = control
+  const { app, sql, installation, show, signInFirst } = control
   const list = async (context: ControlContext) => {
     const session = context.get('session')
     if (!session) {
       if (wantsHtml(context)) return show(context, 200, signInPage(installation, { next: '/' }))
-      return refuse(context, { status: 401, code: 'auth.required', title: 'Not signed in', detail: 'Sign in first.' })
+      return signInFirst(context)
     }
     const machines = await machinesOfSession(sql, session.id)
     const pending = await listPending(sql, session.id)

@@ -1,23 +1,11 @@
 import { listPending } from '../../accounts/shares.ts'
 import { createSiteCode } from '../../accounts/site-sessions.ts'
 import { hashToken } from '../../accounts/web-sessions.ts'
-import type { Settings } from '../../settings.ts'
 import { safePath } from '../access/fields.ts'
 import { parseAuthority, type Site, siteOf } from '../host.ts'
-import type { MachineRoute } from '../machines/routes.ts'
 import { html } from '../pages/html.ts'
-import type { Control } from './app.ts'
+import type { Control } from './control.ts'
 import { messagePage, nameOf, offerPage } from './pages.ts'
-
-export type OpenOptions = {
-  settings: Pick<Settings, 'domain' | 'machineDomain' | 'ports'>
-  /** ports of the HTTPS listeners */
-  listenPorts: ReadonlySet<number>
-  /** the machine behind a host */
-  find(site: Exclude<Site, { kind: 'control' }>): MachineRoute | undefined | Promise<MachineRoute | undefined>
-  /** whether DNS still has a domain that somebody brought belong to the machine's account and lead here */
-  isHeld(host: string, machineId: number): Promise<boolean>
-}
 
 /**
  * `GET /open?to=HOST&path=PATH&state=STATE[&again=1]`: sends a signed-in browser on to a machine's host with a code for it.
@@ -92,7 +80,7 @@ const NOWHERE = {
 
 function targetOf(
   to: string,
-  settings: OpenOptions['settings'],
+  settings: Control['settings'],
   listenPorts: ReadonlySet<number>,
 ): { site: Exclude<Site, { kind: 'control' }>; host: string } | undefined {
   const authority = parseAuthority(to)

@@ -22,8 +22,9 @@ import {
 import { addressGroup } from '../../ssh/limits.ts'
 import { COOKIE, nextPath, setCookie } from '../access/fields.ts'
 import { html } from '../pages/html.ts'
-import { type Control, type ControlContext, cookieIn, formOf } from './app.ts'
+import type { Control, ControlContext } from './control.ts'
 import { codePage, confirmPage, messagePage, signInPage } from './pages.ts'
+import { cookieIn, formOf } from './request.ts'
 
 /** Which browser a mailed code is for. */
 const CODE_COOKIE = '__Host-berth-code'

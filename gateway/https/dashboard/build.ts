@@ -4,8 +4,7 @@
  */
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
-
-export type DashboardFile = { type: string; plain: Buffer; gzip: Buffer | undefined; brotli: Buffer | undefined }
+import type { Asset } from '../control/asset.ts'
 
 export type DashboardBuild = {
   /** paths on the control host, `/assets/main-1a2b.js` */
@@ -16,7 +15,7 @@ export type DashboardBuild = {
   /** patterns as `/machines/:name`, with what such a page loads beside the script */
   routes: { path: string; scripts: string[]; styles: string[] }[]
   /** by name, as it stands behind `/assets/` */
-  files: ReadonlyMap<string, DashboardFile>
+  files: ReadonlyMap<string, Asset>
 }
 
 const DIST = join(import.meta.dirname, '../../../web/dist')

@@ -1,6 +1,8 @@
 import { countUnread } from '../../accounts/notices.ts'
-import { type Control, type ControlContext, wantsHtml } from '../control/app.ts'
+import { sendAsset } from '../control/asset.ts'
+import type { Control, ControlContext } from '../control/control.ts'
 import { nameOf } from '../control/pages.ts'
+import { wantsHtml } from '../control/request.ts'
 import { DASHBOARD, type DashboardBuild } from './build.ts'
 import { dashboardPage, POLICY } from './page.ts'
 
@@ -8,22 +10,7 @@ import { dashboardPage, POLICY } from './page.ts'
 export function addDashboardAssets({ app }: Pick<Control, 'app'>): void {
   app.get('/assets/:name', (context) => {
     const file = DASHBOARD?.files.get(context.req.param('name'))
-    if (!file) return context.notFound()
-    const accepted = context.req.header('accept-encoding') ?? ''
-    const [encoding, bytes] =
-      file.brotli && /\bbr\b/i.test(accepted)
-        ? ['br', file.brotli]
-        : file.gzip && /\bgzip\b/i.test(accepted)
-          ? ['gzip', file.gzip]
-          : [undefined, file.plain]
-    return context.body(new Uint8Array(bytes), 200, {
-      'Content-Type': file.type,
-      ...(encoding === undefined ? {} : { 'Content-Encoding': encoding }),
-      Vary: 'Accept-Encoding',
-      'Cache-Control': 'public, max-age=31536000, immutable',
-      'X-Content-Type-Options': 'nosniff',
-      'Cross-Origin-Resource-Policy': 'same-origin',
-    })
+    return file ? sendAsset(context, file) : context.notFound()
   })
 }
 
@@ -38,13 +25,7 @@ export function addDashboard(control: Control): void {
     control.app.get(route.path, async (context) => {
       const shown = await showDashboard(control, context, route)
       if (shown) return shown
-      const { pathname, search } = new URL(context.req.url)
-      if (context.get('session')) return context.redirect('/list', 303)
-      if (wantsHtml(context)) {
-        return context.redirect(`/signin?${new URLSearchParams({ next: `${pathname}${search}` })}`, 303)
-      }
-      const refusal = { status: 401, code: 'auth.required', title: 'Not signed in', detail: 'Sign in first.' }
-      return control.refuse(context, refusal)
+      return context.get('session') ? context.redirect('/list', 303) : control.signInFirst(context)
     })
   }
 }

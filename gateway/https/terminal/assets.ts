@@ -12,6 +12,7 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { gzip } from 'node:zlib'
+import type { Asset } from '../control/asset.ts'
 
 const ROOT = join(import.meta.dirname, '../../..')
 const SCRIPT = 'text/javascript; charset=utf-8'
@@ -35,8 +36,6 @@ const FILES: Record<string, readonly string[]> = {
 
 /** What browsers cannot resolve by themselves. */
 const PACKAGES: Record<string, string> = { '@xterm/xterm': './xterm.js', '@xterm/addon-fit': './addon-fit.js' }
-
-export type Asset = { type: string; plain: Buffer; gzipped: Buffer }
 
 const SOURCES = new Map(
   Object.entries(FILES).map(([name, paths]) => [
@@ -73,8 +72,8 @@ async function makeAll(): Promise<Map<string, Asset>> {
   const assets = [...SOURCES].map(async ([name, source]): Promise<[string, Asset]> => {
     const script = stripped.get(name)
     const plain = Buffer.from(script === undefined ? withoutMap(source) : resolved(script))
-    const gzipped = await promisify(gzip)(plain, { level: 9 })
-    return [name, { type: name.endsWith('.css') ? STYLE : SCRIPT, plain, gzipped }]
+    const type = name.endsWith('.css') ? STYLE : SCRIPT
+    return [name, { type, plain, gzip: await promisify(gzip)(plain, { level: 9 }) }]
   })
   return new Map(await Promise.all(assets))
 }

@@ -4,8 +4,10 @@ import { FIRST_SESSION, SESSION_NAME } from '../../../web/terminal/protocol.ts'
 import { lobbyLine } from '../../commands/machine-document.ts'
 import { isReady, type Machine } from '../../machines.ts'
 import { MachineUnreachableError } from '../../ssh/pool/target.ts'
-import { type Control, type ControlContext, wantsHtml } from '../control/app.ts'
+import { sendAsset } from '../control/asset.ts'
+import type { Control, ControlContext } from '../control/control.ts'
 import { nameOf } from '../control/pages.ts'
+import { wantsHtml } from '../control/request.ts'
 import { pageFields } from '../pages/page.ts'
 import { findAsset } from './assets.ts'
 import { heldSessions } from './hold.ts'
@@ -15,17 +17,7 @@ import { terminalPage } from './page.ts'
 export function addAssets({ app }: Pick<Control, 'app'>): void {
   app.get('/assets/:hash/:name', async (context) => {
     const asset = await findAsset(context.req.param('hash'), context.req.param('name'))
-    if (!asset) return context.notFound()
-    const { type, plain, gzipped } = asset
-    const isGzip = /\bgzip\b/i.test(context.req.header('accept-encoding') ?? '')
-    return context.body(new Uint8Array(isGzip ? gzipped : plain), 200, {
-      'Content-Type': type,
-      ...(isGzip ? { 'Content-Encoding': 'gzip' } : {}),
-      Vary: 'Accept-Encoding',
-      'Cache-Control': 'public, max-age=31536000, immutable',
-      'X-Content-Type-Options': 'nosniff',
-      'Cross-Origin-Resource-Policy': 'same-origin',
-    })
+    return asset ? sendAsset(context, asset) : context.notFound()
   })
 }
 
@@ -36,7 +28,7 @@ export function addAssets({ app }: Pick<Control, 'app'>): void {
  *     POST /terminal/NAME/start       starts a machine that is off, or one that failed anew, and resumes a paused one
  */
 export function addTerminal(control: Control): void {
-  const { gateway: app, runLine, installation, refuse } = control
+  const { gateway: app, runLine, installation, refuse, signInFirst } = control
   const gone = (context: ControlContext) =>
     refuse(context, {
       status: 404,
@@ -47,11 +39,7 @@ export function addTerminal(control: Control): void {
   /** @returns an answer instead when there is none for whoever asks */
   const machineOf = async (context: ControlContext): Promise<Machine | Response> => {
     const session = context.get('session')
-    if (!session) {
-      const { pathname } = new URL(context.req.url)
-      if (wantsHtml(context)) return context.redirect(`/signin?${new URLSearchParams({ next: pathname })}`, 303)
-      return refuse(context, { status: 401, code: 'auth.required', title: 'Not signed in', detail: 'Sign in first.' })
-    }
+    if (!session) return signInFirst(context)
     if (session.accountId === null) {
       return refuse(context, {
         status: 403,
