@@ -1,10 +1,8 @@
 import type { Duplex } from 'node:stream'
-import { answerWithin } from '../../fault.ts'
 import type { Settings } from '../../settings.ts'
 import type { Clock } from './clock.ts'
-import { HeadError } from './head.ts'
 import type { UpstreamPool } from './pool.ts'
-import type { Problem, Route, Seams } from './seams.ts'
+import type { Problem, Seams } from './seams.ts'
 import type { CutError } from './upstream.ts'
 
 export type ProxyLimits = {
@@ -87,54 +85,4 @@ export type ClientConnection = {
   /** ends after the exchange at hand */
   drain(): void
   destroy(): void
-}
-
-/** Notes what was our own doing in a cut that nobody gets a page about. */
-export function noteFault(error: CutError, context: ProxyContext): void {
-  const cause = fault(error)
-  if (cause === undefined) return
-  context.failed({
-    status: 500,
-    code: 'gateway.failed',
-    title: 'A response could not be passed on',
-    detail: error.message,
-    cause,
-  })
-}
-
-function fault(error: CutError): unknown {
-  return error.code === 'malformed' && !(error.cause instanceof HeadError) ? error.cause : undefined
-}
-
-/** The problem a person is shown when the machine gave no answer. */
-export async function upstreamProblem(
-  error: CutError,
-  route: Route,
-  port: number,
-  { seams, limits }: Pick<ProxyContext, 'seams' | 'limits'>,
-): Promise<Problem> {
-  if (error.code !== 'refused') {
-    return {
-      status: error.code === 'timeout' ? 504 : 502,
-      code: `machine.${error.code}`,
-      title: error.code === 'malformed' ? 'The answer makes no sense' : `${route.name} did not answer`,
-      detail:
-        error.code === 'malformed'
-          ? `What port ${port} of ${route.name} sent is not valid HTTP: ${error.message}.`
-          : `Port ${port} of ${route.name}: ${error.message}.`,
-      route,
-      cause: fault(error),
-    }
-  }
-  // A page without them is better than none.
-  const asked = Promise.resolve(seams.listeningPorts?.(route))
-  const listeningPorts = await answerWithin(limits.lookUpMs, asked).catch(() => undefined)
-  return {
-    status: 502,
-    code: 'port.refused',
-    title: `Nothing listens on port ${port}`,
-    detail: `${route.name} is awake, but no program in it listens on port ${port}.`,
-    ...(listeningPorts ? { listeningPorts } : {}),
-    route,
-  }
 }

@@ -3,6 +3,7 @@ import type { ProxyContext } from './context.ts'
 import { clientHead, machineHead, passedTrailers, type RequestFacts } from './fields.ts'
 import type { Admitted } from './gate.ts'
 import type { Field, Framing, RequestHead, ResponseHead } from './head.ts'
+import { isRepeatable } from './pool.ts'
 import { CutError, type ResponseReader, type Upstream } from './upstream.ts'
 
 /**
@@ -11,9 +12,6 @@ import { CutError, type ResponseReader, type Upstream } from './upstream.ts'
  * more in page faults than the copy.
  */
 const SCRATCH = Buffer.allocUnsafeSlow(393_216)
-
-/** Sent twice without harm (RFC 9110, 9.2.2), as long as there is no body that is gone after the first time. */
-const REPEATABLE = new Set(['GET', 'HEAD', 'OPTIONS', 'PUT', 'DELETE'])
 
 export type ExchangeOptions = {
   context: ProxyContext
@@ -78,7 +76,7 @@ export class Exchange implements ResponseReader {
   }
 
   get #repeatable(): boolean {
-    return this.#options.framing.kind === 'none' && REPEATABLE.has(this.method) && !this.#options.facts.upgrade
+    return isRepeatable(this.method, this.#options.framing) && !this.#options.facts.upgrade
   }
 
   /** @returns false when the machine has as many connections as it may have */

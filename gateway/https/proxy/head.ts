@@ -38,6 +38,23 @@ const VALUE = Uint8Array.from({ length: 256 }, (_, c) => (c === 9 || (c >= 0x20 
 const TARGET = Uint8Array.from({ length: 256 }, (_, c) => (c > 0x20 && c !== 0x7f && c !== 0x23 ? 1 : 0))
 
 /**
+ * Where a request's head ends in what has come of it.
+ * @param buffer begins with the head
+ * @param seenBytes of it, looked through before
+ * @returns the length of the head with its empty line; undefined while that is still to come
+ * @throws HeadError, status 431 beyond `mostBytes`
+ */
+export function requestHeadBytes(buffer: Buffer, seenBytes: number, mostBytes: number): number | undefined {
+  const end = buffer.indexOf('\r\n\r\n', Math.max(0, seenBytes - 3), 'latin1')
+  if ((end < 0 ? buffer.length : end) > mostBytes) throw new HeadError('request head too large', 431)
+  if (end >= 0) return end + 4
+  // A line that ends with LF alone would never complete a head: say so instead of waiting.
+  const lf = buffer.indexOf(10, seenBytes)
+  if (lf === 0 || (lf > 0 && buffer[lf - 1] !== 13)) throw new HeadError('bare LF')
+  return undefined
+}
+
+/**
  * @param text a head up to and including its empty line
  * @throws HeadError
  */

@@ -1,11 +1,19 @@
 import type { TLSSocket } from 'node:tls'
 import { http1Bytes, render } from './answer.ts'
-import { ChunkScanner } from './chunked.ts'
-import { type ClientConnection, noteFault, type ProxyContext, upstreamProblem } from './context.ts'
+import { RequestBody } from './body.ts'
+import type { ClientConnection, ProxyContext } from './context.ts'
 import { Exchange } from './exchange.ts'
-import { inspectRequest, passedTrailers, type RequestFacts } from './fields.ts'
+import { inspectRequest, type RequestFacts } from './fields.ts'
 import { type Admitted, admit, direct, isOver, type Outcome, type Refused } from './gate.ts'
-import { type Field, type Framing, HeadError, parseRequestHead, type RequestHead, requestFraming } from './head.ts'
+import {
+  type Framing,
+  HeadError,
+  parseRequestHead,
+  type RequestHead,
+  requestFraming,
+  requestHeadBytes,
+} from './head.ts'
+import { busy, malformed, noteFault, upstreamProblem } from './problems.ts'
 import type { CutError } from './upstream.ts'
 
 const NOTHING = Buffer.alloc(0)
@@ -47,8 +55,7 @@ export class Http1Client implements ClientConnection {
   #phase: 'head' | 'gate' | 'body' | 'wait' | 'tunnel' | 'linger' | 'gone' = 'head'
   #held: Buffer = NOTHING
   #request: Request | undefined
-  #remainingBytes = 0
-  #scanner: ChunkScanner | undefined
+  #body: RequestBody | undefined
   #deadlineAtMs: number
   #stalledAtMs: number | undefined
   /** since when nothing is read of the client, whose leaving is not seen either */
@@ -139,6 +146,15 @@ export class Http1Client implements ClientConnection {
   }
 
   #readHeads(chunk: Buffer): void {
+    try {
+      this.#takeHeads(chunk)
+    } catch (error) {
+      if (!(error instanceof HeadError)) throw error
+      this.#refuseHead(error)
+    }
+  }
+
+  #takeHeads(chunk: Buffer): void {
     let scanned = this.#held.length
     let buffer = scanned > 0 ? Buffer.concat([this.#held, chunk]) : chunk
     this.#held = NOTHING
@@ -148,26 +164,16 @@ export class Http1Client implements ClientConnection {
         buffer = buffer.subarray(2)
         scanned = 0
       }
-      const end = buffer.indexOf('\r\n\r\n', Math.max(0, scanned - 3), 'latin1')
-      if ((end < 0 ? buffer.length : end) > this.#context.limits.headBytes) {
-        this.#refuseHead(new HeadError('request head too large', 431))
-        return
-      }
-      if (end < 0) {
-        // A line that ends with LF alone would never complete a head: say so instead of waiting.
-        const lf = buffer.indexOf(LF, scanned)
-        if (lf === 0 || (lf > 0 && buffer[lf - 1] !== CR)) {
-          this.#refuseHead(new HeadError('bare LF'))
-          return
-        }
+      const headBytes = requestHeadBytes(buffer, scanned, this.#context.limits.headBytes)
+      if (headBytes === undefined) {
         if (scanned === 0) this.#deadlineAtMs = this.#context.clock.nowMs + this.#context.limits.headMs
         this.#held = buffer
         return
       }
       scanned = 0
       const whole = buffer
-      buffer = buffer.subarray(end + 4)
-      if (!this.#begin(whole, end + 4)) return
+      buffer = buffer.subarray(headBytes)
+      if (!this.#begin(whole, headBytes)) return
       if (this.#phase !== 'head') {
         if (this.#phase === 'body') this.#readBody(buffer)
         else if (buffer.length > 0 && (this.#phase === 'gate' || this.#phase === 'wait')) this.#hold(buffer)
@@ -180,52 +186,49 @@ export class Http1Client implements ClientConnection {
     }
   }
 
-  /** @returns false when nothing behind this head is ours to read */
+  /**
+   * @returns false when nothing behind this head is ours to read
+   * @throws HeadError
+   */
   #begin(buffer: Buffer, headBytes: number): boolean {
-    try {
-      const head = parseRequestHead(buffer.toString('latin1', 0, headBytes))
-      const facts = inspectRequest(head)
-      const framing = requestFraming(head)
-      const { site, authority, target } = direct(head.method, head.target, facts.host, this.#context)
-      if (site.kind === 'control') {
-        this.#handOver(buffer)
-        return false
-      }
-      const request: Request = {
-        head,
-        facts,
-        framing,
-        target,
-        startedAtMs: performance.now(),
-        complete: false,
-        answered: false,
-      }
-      this.#request = request
-      const arrival = {
-        site,
-        authority,
-        method: head.method,
-        target,
-        fields: head.fields,
-        remoteAddress: this.#remoteAddress,
-        upgrade: facts.upgrade,
-      }
-      const outcome = admit(arrival, this.#context, this.#signal)
-      if (outcome instanceof Promise) {
-        this.#phase = 'gate'
-        this.#deadlineAtMs = Number.POSITIVE_INFINITY
-        outcome.then((decided) => {
-          if (this.#phase === 'gate') this.#decided(request, decided, true)
-        })
-        return true
-      }
-      this.#decided(request, outcome, false)
-      return true
-    } catch (error) {
-      if (!(error instanceof HeadError)) throw error
-      this.#refuseHead(error)
+    const head = parseRequestHead(buffer.toString('latin1', 0, headBytes))
+    const facts = inspectRequest(head)
+    const framing = requestFraming(head)
+    const { site, authority, target } = direct(head.method, head.target, facts.host, this.#context)
+    if (site.kind === 'control') {
+      this.#handOver(buffer)
       return false
     }
+    const request: Request = {
+      head,
+      facts,
+      framing,
+      target,
+      startedAtMs: performance.now(),
+      complete: false,
+      answered: false,
+    }
+    this.#request = request
+    const arrival = {
+      site,
+      authority,
+      method: head.method,
+      target,
+      fields: head.fields,
+      remoteAddress: this.#remoteAddress,
+      upgrade: facts.upgrade,
+    }
+    const outcome = admit(arrival, this.#context, this.#signal)
+    if (outcome instanceof Promise) {
+      this.#phase = 'gate'
+      this.#deadlineAtMs = Number.POSITIVE_INFINITY
+      outcome.then((decided) => {
+        if (this.#phase === 'gate') this.#decided(request, decided, true)
+      })
+      return true
+    }
+    this.#decided(request, outcome, false)
+    return true
   }
 
   readonly #signal = (): AbortSignal => {
@@ -270,11 +273,10 @@ export class Http1Client implements ClientConnection {
     } else {
       this.#phase = 'body'
       this.#deadlineAtMs = this.#context.clock.nowMs + this.#context.limits.stallMs
-      if (framing.kind === 'length') this.#remainingBytes = framing.bytes
-      else this.#scanner = new ChunkScanner()
+      this.#body = new RequestBody(framing)
     }
     if (!exchange.start()) {
-      this.#answer(request, { problem: tooMany(outcome.route.name) })
+      this.#answer(request, { problem: busy(outcome.route) })
       return
     }
     if (later) {
@@ -289,40 +291,30 @@ export class Http1Client implements ClientConnection {
   #readBody(chunk: Buffer): void {
     const request = this.#request
     const exchange = request?.exchange
-    if (!exchange || chunk.length === 0) return
-    let next = chunk.length
-    let more = true
+    const body = this.#body
+    if (!exchange || !body || chunk.length === 0) return
     this.#deadlineAtMs = this.#context.clock.nowMs + this.#context.limits.stallMs
-    if (this.#scanner) {
-      try {
-        const fed = this.#scanner.feed(chunk, 0)
-        next = fed.next
-        if (fed.end > 0) more = exchange.write(chunk.subarray(0, fed.end))
-        if (this.#scanner.done) more = exchange.write(trailerText(this.#scanner.trailers ?? []))
-      } catch (error) {
-        if (!(error instanceof HeadError)) throw error
-        // The machine must not take what it has for the whole, and the client is past being understood.
-        exchange.abort()
-        if (exchange.status !== 0) {
-          this.destroy()
-          return
-        }
-        this.#refuseHead(error)
-        return
-      }
-    } else {
-      next = Math.min(chunk.length, this.#remainingBytes)
-      this.#remainingBytes -= next
-      more = exchange.write(next === chunk.length ? chunk : chunk.subarray(0, next))
+    let read: ReturnType<RequestBody['read']>
+    try {
+      read = body.read(chunk, (bytes) => exchange.write(bytes))
+    } catch (error) {
+      if (!(error instanceof HeadError)) throw error
+      // The machine must not take what it has for the whole, and the client is past being understood.
+      exchange.abort()
+      if (exchange.status !== 0) this.destroy()
+      else this.#refuseHead(error)
+      return
     }
-    if (this.#scanner ? this.#scanner.done : this.#remainingBytes === 0) {
-      this.#scanner = undefined
-      request.complete = true
-      this.#phase = 'wait'
-      this.#deadlineAtMs = Number.POSITIVE_INFINITY
-      if (next < chunk.length) this.#hold(chunk.subarray(next))
-      if (request.answered) this.#exchangeEnded(request)
-    } else if (!more) this.#stopReading()
+    if (!body.isComplete) {
+      if (!read.more) this.#stopReading()
+      return
+    }
+    this.#body = undefined
+    request.complete = true
+    this.#phase = 'wait'
+    this.#deadlineAtMs = Number.POSITIVE_INFINITY
+    if (read.next < chunk.length) this.#hold(chunk.subarray(read.next))
+    if (request.answered) this.#exchangeEnded(request)
   }
 
   /** Keeps what came ahead of its time, and stops reading when it is much. */
@@ -450,16 +442,7 @@ export class Http1Client implements ClientConnection {
 
   #refuseHead(error: HeadError): void {
     const request = this.#request
-    const refused: Refused = {
-      problem: {
-        status: error.status,
-        code: 'request.malformed',
-        title: 'Not understood',
-        detail: `${error.message}.`,
-      },
-    }
-    const fields: readonly Field[] = request?.head.fields ?? []
-    const rendered = render(refused, fields, this.#context.seams.page)
+    const rendered = render({ problem: malformed(error) }, request?.head.fields ?? [], this.#context.seams.page)
     this.#socket.write(http1Bytes(rendered, true, true))
     if (request) this.#finish(request, undefined, rendered)
     else this.#context.finished(this.#entry(undefined, { status: error.status, sentBytes: rendered.body.length }))
@@ -564,22 +547,6 @@ export class Http1Client implements ClientConnection {
       upgraded: exchange?.status === 101,
       cut: result.cut,
     }
-  }
-}
-
-function trailerText(trailers: readonly Field[]): string {
-  return `${passedTrailers(trailers)
-    .map(({ line }) => line)
-    .join('')}\r\n`
-}
-
-function tooMany(name: string) {
-  return {
-    status: 503,
-    code: 'machine.busy',
-    title: 'Too many connections',
-    detail: `${name} has as many connections as it may have.`,
-    retryAfterS: 5,
   }
 }
 

@@ -1,5 +1,6 @@
 import type { MachineWatch } from '../../activity/watch.ts'
 import type { Clock } from './clock.ts'
+import type { Framing } from './head.ts'
 import { Upstream } from './upstream.ts'
 
 export type PoolLimits = {
@@ -22,6 +23,13 @@ export const POOL_LIMITS: PoolLimits = {
 
 /** How long a connection may have been idle for a request that must not be sent twice. */
 const FRESH_MS = 1_500
+
+const IDEMPOTENT = new Set(['GET', 'HEAD', 'OPTIONS', 'PUT', 'DELETE'])
+
+/** Sent twice without harm (RFC 9110, 9.2.2), as long as there is no body that is gone after the first time. */
+export function isRepeatable(method: string, framing: Framing): boolean {
+  return framing.kind === 'none' && IDEMPOTENT.has(method)
+}
 
 type Port = { open: Set<Upstream>; idle: Upstream[] }
 

@@ -1,9 +1,8 @@
 import { constants, type OutgoingHttpHeaders, type ServerHttp2Stream } from 'node:http2'
 import { type Rendered, render } from './answer.ts'
-import { type Finished, noteFault, type ProxyContext, upstreamProblem } from './context.ts'
+import type { Finished, ProxyContext } from './context.ts'
 import {
   field,
-  fieldValue,
   inspectRequest,
   machineHead,
   passedResponseFields,
@@ -11,15 +10,10 @@ import {
   type RequestFacts,
 } from './fields.ts'
 import { type Admitted, admit, direct, isOver, type Outcome, type Refused } from './gate.ts'
-import {
-  type Field,
-  type Framing,
-  HeadError,
-  MAX_FIELDS,
-  type RequestHead,
-  type ResponseHead,
-  requestFraming,
-} from './head.ts'
+import { type Field, type Framing, HeadError, type RequestHead, type ResponseHead } from './head.ts'
+import { addField, framingOf, headersOf, readHeaders, refuseTooLarge } from './head2.ts'
+import { isRepeatable } from './pool.ts'
+import { busy, malformed, noteFault, upstreamProblem } from './problems.ts'
 import { CutError, type ResponseReader, type Upstream } from './upstream.ts'
 
 type Options = {
@@ -112,7 +106,7 @@ export class Stream2 implements ResponseReader {
     if (!this.#options.complete) stream.on('trailers', (_headers, _flags, raw) => this.#keepTrailers(raw))
     const site = this.#directed?.site
     if (this.#error || !this.#head || !this.#facts || !site || site.kind === 'control') {
-      this.#answer(malformed(this.#error ?? new HeadError('malformed request')))
+      this.#answer({ problem: malformed(this.#error ?? new HeadError('malformed request')) })
       return
     }
     const outcome = admit(
@@ -171,11 +165,11 @@ export class Stream2 implements ResponseReader {
       })
     } catch (error) {
       if (!(error instanceof HeadError)) throw error
-      this.#answer(malformed(error))
+      this.#answer({ problem: malformed(error) })
       return
     }
     if (!this.#connect()) {
-      this.#answer({ problem: BUSY })
+      this.#answer({ problem: busy(outcome.route) })
       return
     }
     if (this.#framing.kind !== 'none') this.#sendBody()
@@ -185,7 +179,7 @@ export class Stream2 implements ResponseReader {
   #connect(): boolean {
     if (!this.#admitted) return false
     const { route, port } = this.#admitted
-    const repeatable = this.#framing.kind === 'none' && /^(GET|HEAD|OPTIONS|PUT|DELETE)$/.test(this.method)
+    const repeatable = isRepeatable(this.method, this.#framing)
     const { watch } = route
     this.#upstream = this.#context.pool.acquire(route.address, port, { repeatable, fresh: this.#retried, watch })
     this.#carried()
@@ -336,7 +330,7 @@ export class Stream2 implements ResponseReader {
   #sendTrailers(): void {
     if (!this.#responded) return
     const trailers: OutgoingHttpHeaders = Object.create(null)
-    for (const { name, value } of passedTrailers(this.#trailers ?? [])) add(trailers, name, value)
+    for (const { name, value } of passedTrailers(this.#trailers ?? [])) addField(trailers, name, value)
     try {
       if (!this.#isOver) this.#stream.sendTrailers(trailers)
     } catch {
@@ -356,7 +350,7 @@ export class Stream2 implements ResponseReader {
     const headers: OutgoingHttpHeaders = Object.create(null)
     headers[':status'] = status
     headers['content-length'] = body.length
-    for (const [name, value] of fields) add(headers, name.toLowerCase(), value)
+    for (const [name, value] of fields) addField(headers, name.toLowerCase(), value)
     this.#status = status
     this.#sentBytes = body.length
     this.#upstream?.destroy()
@@ -421,111 +415,7 @@ export class Stream2 implements ResponseReader {
   }
 }
 
-/**
- * The pseudo-header fields and the others, as an HTTP/1.1 head holds them (RFC 9113, 8.3). nghttp2 has checked names,
- * the order and connection-specific fields already; values are checked again before they stand in lines.
- */
-function readHeaders(rawHeaders: readonly string[]): { method: string; path: string; fields: Field[] } {
-  let method = ''
-  let path = ''
-  let authority: string | undefined
-  let host: string | undefined
-  const cookies: string[] = []
-  const fields: Field[] = []
-  for (let at = 0; at + 1 < rawHeaders.length; at += 2) {
-    const name = rawHeaders[at] ?? ''
-    const value = rawHeaders[at + 1] ?? ''
-    if (name === ':method') method = value
-    else if (name === ':path') path = value
-    else if (name === ':authority') authority = value
-    else if (name === ':protocol') throw new HeadError('extended CONNECT is not offered here', 405)
-    else if (name === 'host') {
-      if (host !== undefined) throw new HeadError('two Host headers')
-      host = value
-    } else if (name === 'cookie') cookies.push(value)
-    else if (!name.startsWith(':')) fields.push(field(name, value))
-  }
-  if (authority !== undefined && host !== undefined && authority.toLowerCase() !== host.toLowerCase()) {
-    throw new HeadError('Host and :authority differ')
-  }
-  const named = authority ?? host
-  if (named === undefined) throw new HeadError('no :authority')
-  if (!/^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,32}$/.test(method)) throw new HeadError('malformed method')
-  if (!/^[\x21\x22\x24-\x7e\x80-\xff]+$/.test(path)) throw new HeadError('malformed path')
-  // Browsers send one field for each cookie; HTTP/1.1 has one for all (RFC 9113, 8.2.3).
-  if (cookies.length > 0) fields.push(field('Cookie', cookies.join('; ')))
-  return { method, path, fields: [field('Host', named), ...fields] }
-}
-
-/** @param isComplete the stream ended with its head */
-function framingOf(head: RequestHead, isComplete: boolean): Framing {
-  const declared = requestFraming(head)
-  if (isComplete) return { kind: 'none' }
-  if (declared.kind !== 'none') return declared
-  // A length of 0 passes as it stands, and nghttp2 lets no byte come behind it: chunks beside it would contradict it.
-  return fieldValue(head.fields, 'content-length') === undefined ? { kind: 'chunked' } : declared
-}
-
-function headersOf(head: ResponseHead, fields: readonly Field[]): OutgoingHttpHeaders {
-  // No prototype: a machine may name a field `constructor` or `__proto__`.
-  const headers: OutgoingHttpHeaders = Object.create(null)
-  headers[':status'] = head.status
-  for (const { name, value } of fields) add(headers, name, value)
-  return headers
-}
-
-function add(headers: OutgoingHttpHeaders, name: string, value: string): void {
-  const before = headers[name]
-  if (before === undefined) headers[name] = value
-  else if (Array.isArray(before)) before.push(value)
-  else headers[name] = [String(before), value]
-}
-
 /** Node will not say this in HTTP/2: as malformed as what we do not read ourselves. */
 function unspeakable(error: unknown): HeadError {
   return new HeadError(error instanceof Error ? error.message : String(error))
-}
-
-/**
- * The bounds of an HTTP/1.1 head. Fields are counted with all cookies as one. Cookies are cleared only where they are what
- * is too large: a link with an endless query must not sign anybody out.
- */
-function refuseTooLarge(fields: readonly Field[], rawHeaders: readonly string[], mostBytes: number): void {
-  let bytes = 0
-  for (const text of rawHeaders) bytes += text.length
-  const cookieBytes = fields.find(({ name }) => name === 'cookie')?.value.length ?? 0
-  if (bytes > mostBytes && cookieBytes > mostBytes / 2) throw new CookiesTooLargeError()
-  if (bytes > mostBytes) throw new HeadError('request head too large', 431)
-  if (fields.length > MAX_FIELDS) throw new HeadError(`more than ${MAX_FIELDS} headers`, 431)
-}
-
-class CookiesTooLargeError extends HeadError {
-  constructor() {
-    super('too large cookies', 431)
-  }
-}
-
-function malformed(error: HeadError): Refused {
-  if (error instanceof CookiesTooLargeError) return { problem: COOKIES_TOO_LARGE }
-  return {
-    problem: { status: error.status, code: 'request.malformed', title: 'Not understood', detail: `${error.message}.` },
-  }
-}
-
-/** Any machine's page can set cookies for all of the domain, which would lock the visitor out of everything else. */
-const COOKIES_TOO_LARGE = {
-  status: 431,
-  code: 'request.cookies_too_large',
-  title: 'Too many cookies',
-  detail:
-    'Your browser sent more cookies than fit into a request. It was told to clear them: load the page again, and sign in again. If that does not help, clear the cookies of this domain in its settings.',
-  clearCookies: true,
-}
-
-const BUSY = {
-  status: 503,
-  code: 'machine.busy',
-  title: 'Too many connections',
-  detail: 'This machine has as many connections as it may have.',
-  retryAfterS: 5,
 }
