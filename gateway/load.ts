@@ -14,7 +14,7 @@ export const RANGES = {
 export type Range = keyof typeof RANGES
 
 /** Averages of a step, and `_most`, its busiest ten seconds. Processors, bytes, bytes a second. */
-export const MEASURES = [
+const MEASURES = [
   'cpu_cores',
   'cpu_cores_most',
   'cpus',

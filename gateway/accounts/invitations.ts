@@ -8,7 +8,7 @@ const GROUPS = 4
 const GROUP_LENGTH = 4
 const MAX_USES = 1000
 const DAY_MS = 86_400_000
-export const INVITATION_DEFAULTS = { uses: 1, expiresInMs: 7 * DAY_MS } as const
+const INVITATION_DEFAULTS = { uses: 1, expiresInMs: 7 * DAY_MS } as const
 const MAX_EXPIRY_MS = 366 * DAY_MS
 const MAX_OPEN_INVITATIONS = 100
 
@@ -35,7 +35,7 @@ export function makeCode(): string {
 }
 
 /** A code as typed: capitals, spaces, missing hyphens and the letters taken for digits do not matter. */
-export function normaliseCode(typed: string): string {
+function normaliseCode(typed: string): string {
   return typed.toLowerCase().replace(/[\s-]/g, '').replace(/o/g, '0').replace(/[il]/g, '1')
 }
 

@@ -22,7 +22,7 @@ export type WebIdentity = { accountId: number | null; email: string | null }
 
 const SIGN_IN_LINK_MINUTES = 10
 /** From the last use. */
-export const SESSION_DAYS = 30
+const SESSION_DAYS = 30
 /** Their use is noted no finer than this. */
 const NOTE_MINUTES = 60
 const MAX_SESSIONS = 100

@@ -105,7 +105,7 @@ export function listedDocument(
   }
 }
 
-export function setupDocument(machine: Machine): SetupDocument {
+function setupDocument(machine: Machine): SetupDocument {
   return {
     state: machine.setupState ?? 'none',
     exit_status: machine.setupExitStatus,

@@ -23,7 +23,7 @@ const plain: Style = { accent: (t) => t, dim: (t) => t, bold: (t) => t, failure:
 const sgr = (on: number, off: number) => (text: string) => (text ? `\x1b[${on}m${text}\x1b[${off}m` : '')
 const coloured: Style = { accent: sgr(36, 39), dim: sgr(2, 22), bold: sgr(1, 22), failure: sgr(31, 39) }
 
-export const PLAIN_COLUMNS = 80
+const PLAIN_COLUMNS = 80
 
 /**
  * Colour only on a terminal that has it and whose owner did not say no.

@@ -66,7 +66,7 @@ const HEADER_BYTES = 12
 const NAME_BYTES = 255
 const LABEL_BYTES = 63
 /** Without EDNS (RFC 1035, 4.2.1), and what fits into one packet on every path with it (DNS flag day 2020). */
-export const PLAIN_UDP_BYTES = 512
+const PLAIN_UDP_BYTES = 512
 export const EDNS_UDP_BYTES = 1232
 /** Records behind the question that are looked through for an OPT: one is usual, a signature may be beside it. */
 const ADDITIONAL_MOST = 4
@@ -170,7 +170,7 @@ export function anyRecord(ttlS: number): DnsRecord {
 }
 
 /** @param name as a `Query` has it @returns wire form, without compression */
-export function writeName(name: string): Buffer {
+function writeName(name: string): Buffer {
   const labels = name === '' ? [] : name.split('.').map((label) => Buffer.from(label, 'latin1'))
   const bytes = Buffer.concat([...labels.flatMap((label) => [Buffer.from([label.length]), label]), Buffer.from([0])])
   if (labels.some(({ length }) => length === 0 || length > LABEL_BYTES) || bytes.length > NAME_BYTES) {

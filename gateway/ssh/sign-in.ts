@@ -22,7 +22,7 @@ export type TypedName = { machineName: string; guestUser: string | undefined }
 /** Login users that useradd would take; anything else could only be a slip or an attempt at something. */
 const GUEST_USER = /^[a-z_][a-z0-9_.-]{0,31}$/i
 
-export function parseTypedName(typed: string): TypedName {
+function parseTypedName(typed: string): TypedName {
   const plus = typed.lastIndexOf('+')
   if (plus <= 0) return { machineName: typed, guestUser: undefined }
   const guestUser = typed.slice(0, plus)

@@ -63,7 +63,7 @@ export async function crashRound(product: Product, seed: number): Promise<string
 }
 
 /** @returns what is wrong, one sentence each; empty when wanted and actual agree and nothing is left over */
-export async function disagreements(product: Product): Promise<string[]> {
+async function disagreements(product: Product): Promise<string[]> {
   const wrong: string[] = []
   const sql = product.sql()
   const machines = await sql<

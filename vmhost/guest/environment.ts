@@ -1,6 +1,6 @@
 /** Most that all of a machine's variables may add up to, names and `=` included. */
-export const maxEnvironmentBytes = 64 * 1024
-export const maxEnvironmentVariables = 256
+const maxEnvironmentBytes = 64 * 1024
+const maxEnvironmentVariables = 256
 
 // Variables that sshd, the login shell or systemd must set themselves, or a session would not work as its user.
 const reserved = new Set([

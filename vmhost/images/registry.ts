@@ -266,7 +266,7 @@ function reasonOf(error: unknown): string {
 }
 
 /** `Bearer realm="…",service="…"`. @see RFC 9110, 11.6.1 */
-export function parseChallenge(text: string): { scheme: string; parameters: Record<string, string> } {
+function parseChallenge(text: string): { scheme: string; parameters: Record<string, string> } {
   const scheme = /^\s*([A-Za-z0-9!#$%&'*+.^_`|~-]+)/.exec(text)?.[1]?.toLowerCase() ?? ''
   const parameters: Record<string, string> = {}
   for (const [, name, quoted, plain] of text.matchAll(/([A-Za-z0-9_-]+)\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s,"]+))/g))

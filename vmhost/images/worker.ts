@@ -61,7 +61,7 @@ export type Reply =
   | { readonly progress: Progress }
 
 /** Where the archive goes: whoever unpacks it holds the other end. */
-export const archiveDescriptor = 3
+const archiveDescriptor = 3
 const progressEveryMs = 250
 
 class Work {

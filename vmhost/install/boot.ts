@@ -67,7 +67,7 @@ export async function assembleBoot(
 }
 
 /** The shell of images that have none, with its applets: one static program of this host's. */
-export async function busyboxPath(): Promise<string> {
+async function busyboxPath(): Promise<string> {
   const files = (await run('dpkg-query', ['-L', 'busybox-static'])).split('\n')
   const path = files.find((file) => file.endsWith('/bin/busybox'))
   if (path === undefined) throw new CommandError('busybox-static holds no busybox')

@@ -76,7 +76,7 @@ const BASE_PACKAGES = [
 ]
 
 /** npm as Node 24 ships it; the npm package `node` holds the runtime alone. */
-export const NPM_VERSION = '11.19.1'
+const NPM_VERSION = '11.19.1'
 
 /** What the images hold, as apt would be asked for it on an empty system. */
 export const MINIMAL_CLOSURE = ['?essential', '?priority(required)', 'apt', ...MINIMAL_PACKAGES]

@@ -105,7 +105,7 @@ export async function buildArtifact(store: ArtifactStore, recipe: Recipe, build:
 }
 
 /** A folder inside the store that is removed by the next builder if this one cannot. */
-export async function makeWorkDirectory(store: ArtifactStore, name: string): Promise<string> {
+async function makeWorkDirectory(store: ArtifactStore, name: string): Promise<string> {
   const parent = join(store.path, '.work')
   await mkdir(parent, { recursive: true })
   return mkdtemp(join(parent, `${name}-`))

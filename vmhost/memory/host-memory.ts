@@ -15,7 +15,7 @@ export type Stall = { readonly some: number; readonly full: number }
 export type KernelFiles = { readonly meminfo: string; readonly pressure: string; readonly processes: string }
 
 /** Tests put files of their own in their place. */
-export const kernelFiles: KernelFiles = {
+const kernelFiles: KernelFiles = {
   meminfo: '/proc/meminfo',
   pressure: '/proc/pressure/memory',
   processes: '/proc',

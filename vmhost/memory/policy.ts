@@ -114,7 +114,7 @@ export const spentMs = 300_000
 /** Nothing is taken again for so long from a guest that had to have it back. */
 export const restMs = 60_000
 /** There was memory in plenty for so long before any is given back. */
-export const ampleLeastMs = 30_000
+const ampleLeastMs = 30_000
 /** By its own hand, when it was about to end a program: `deflate-on-oom`. */
 const deflatedBytes = 4 * MiB
 

@@ -201,7 +201,7 @@ function openLog(path: string): number {
 }
 
 /** Console output without terminal control, as one can put it into a sentence. */
-export function plainText(bytes: Buffer): string {
+function plainText(bytes: Buffer): string {
   return bytes
     .toString('utf8')
     .replace(/\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|.)/g, '')

@@ -17,7 +17,7 @@ export class LeaseError extends Error {
   override readonly name = 'LeaseError'
 }
 
-export const leaseSeconds = 30
+const leaseSeconds = 30
 
 const ownSchema = z.object({ name: z.string(), hostId: z.number().int() })
 

@@ -84,7 +84,7 @@ const lookEveryMs = 500
 const answerLimitMs = 60_000
 
 /** The command line that every template of this server boots with, and its machines go on with. */
-export function templateCommandLine(guest: GuestNetwork, emulated: boolean): string {
+function templateCommandLine(guest: GuestNetwork, emulated: boolean): string {
   const machine = { name: 'template', address: templateAddress }
   return commandLine(machine, { ...guest, network: templateNetwork }, emulated)
 }

@@ -53,7 +53,7 @@ export async function prepareVolume(options: VolumeOptions): Promise<Volume> {
 }
 
 /** Tries FICLONE itself: no list of filesystems' names is right for long. @see ioctl_ficlone(2) */
-export async function hasReflink(directory: string): Promise<boolean> {
+async function hasReflink(directory: string): Promise<boolean> {
   const from = join(directory, `.reflink-${process.pid}`)
   const to = `${from}.copy`
   try {

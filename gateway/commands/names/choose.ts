@@ -17,6 +17,6 @@ export async function chooseName(tx: Tx): Promise<string> {
   return candidates.find((name) => !names.has(name)) ?? `${twoWords()}-${randomInt(1000, 1_000_000)}`
 }
 
-export function twoWords(): string {
+function twoWords(): string {
   return `${ADJECTIVES[randomInt(ADJECTIVES.length)]}-${NOUNS[randomInt(NOUNS.length)]}`
 }

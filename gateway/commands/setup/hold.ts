@@ -3,7 +3,7 @@ import { quoteWord } from '../words.ts'
 /** The session holder on the tools disk (init/): processes it runs outlive their client, the connection and the gateway. */
 export const HOLD = '/exe/bin/exe-hold'
 /** The holder's name for the setup script's process. */
-export const SETUP_SESSION = 'setup'
+const SETUP_SESSION = 'setup'
 
 /**
  * SSH answers before systemd has begun, so a script that runs at once finds no bus, no Docker, no service: it is begun when

@@ -49,7 +49,7 @@ export type EventLimits = {
   idleMs: number
 }
 
-export const EVENT_LIMITS: EventLimits = {
+const EVENT_LIMITS: EventLimits = {
   perSession: 16,
   perAccount: 64,
   all: 2_000,

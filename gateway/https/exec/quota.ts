@@ -9,7 +9,7 @@ export type QuotaLimits = {
   running: number
 }
 
-export const QUOTA_LIMITS: QuotaLimits = { burst: 500, perSecond: 100, runningPerAccount: 128, running: 1_000 }
+const QUOTA_LIMITS: QuotaLimits = { burst: 500, perSecond: 100, runningPerAccount: 128, running: 1_000 }
 
 /** A line that was let in. */
 export type Place = { end(): void }

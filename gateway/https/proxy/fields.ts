@@ -4,7 +4,7 @@ import { type Field, type Framing, HeadError, type RequestHead, type ResponseHea
 export type Identity = { user: string; email?: string | undefined; tokenCtx?: string | undefined }
 
 /** The cookies of Berth's own on a machine's host begin with this; a machine neither sees nor sets them. */
-export const SESSION_COOKIE_PREFIX = '__Host-berth'
+const SESSION_COOKIE_PREFIX = '__Host-berth'
 
 /** What the fields of a request say about the connection and the exchange. */
 export type RequestFacts = {

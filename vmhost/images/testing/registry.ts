@@ -10,7 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import { gzipSync, zstdCompressSync } from 'node:zlib'
 
 export const OCI = 'application/vnd.oci.image'
-export const DOCKER = 'application/vnd.docker'
+const DOCKER = 'application/vnd.docker'
 
 export type Blob = { digest: string; bytes: Buffer; mediaType: string }
 type Packing = 'none' | 'gzip' | 'zstd'

@@ -11,7 +11,7 @@ const MOODS: Record<string, Mood> = {
   failed: 'bad',
 }
 
-export function moodOf(status: string): Mood {
+function moodOf(status: string): Mood {
   return MOODS[status] ?? 'rest'
 }
 
