@@ -129,5 +129,5 @@ export type RunLobby = (
   notice?: string,
 ) => Promise<number>
 
-/** The exit statuses of product.md, "The lobby". */
+/** The exit statuses of a line of the lobby, as `doc scripts` names them. */
 export const EXIT = { done: 0, failed: 1, usage: 2, notFound: 3, notAllowed: 4, busy: 5 } as const

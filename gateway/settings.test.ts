@@ -5,7 +5,7 @@ const DATABASE_URL = 'postgres:///berth?socket=/run/berth'
 const parse = (env: Record<string, string>) => parseSettings({ DATABASE_URL, ...env })
 
 describe('the gateway’s settings', () => {
-  it('have the defaults that product.md promises', () => {
+  it('have the defaults that the README promises', () => {
     expect(parse({})).toEqual({
       dataDirectory: '/var/lib/berth',
       databaseUrl: DATABASE_URL,

@@ -56,8 +56,8 @@ const LETS_ENCRYPT = {
 const SECRET = new Set(['DATABASE_URL', 'BERTH_SMTP', 'BERTH_STRIPE_KEY', 'BERTH_STRIPE_WEBHOOK'])
 
 /**
- * Reads the gateway's variables of product.md, "Configuration". Also those that later rooms use, so that a bad value
- * stops the start and not the first use. An empty value is the same as none.
+ * Reads the gateway's variables (README, "Settings"), also those that are used only later, so that a bad value stops
+ * the start and not the first use. An empty value is the same as none.
  * @throws SettingsError naming the variable, its value and what was expected
  */
 export function parseSettings(env: Record<string, string | undefined>): Settings {

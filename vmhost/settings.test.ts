@@ -4,7 +4,7 @@ import { parseSettings } from './settings.ts'
 const url = { DATABASE_URL: 'postgres:///berth?socket=/x' }
 
 describe('the settings of a vmhost', () => {
-  test('have the defaults of product.md', () => {
+  test('have the defaults that the README promises', () => {
     expect(parseSettings({ ...url, BERTH_DATA: '' })).toEqual({
       dataDirectory: '/var/lib/berth',
       databaseUrl: 'postgres:///berth?socket=/x',

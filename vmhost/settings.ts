@@ -90,7 +90,7 @@ const variables = z.object({
 })
 
 /**
- * Reads the vmhost's variables of product.md, "Configuration". An empty value is the same as none.
+ * Reads the vmhost's variables (README, "Settings"). An empty value is the same as none.
  * @throws SettingsError naming the variable, its value and what was expected
  */
 export function parseSettings(env: Readonly<Record<string, string | undefined>>): Settings {

@@ -1,6 +1,6 @@
 /**
- * How a command ends (product.md): 0 done, 1 failed, 2 usage, 3 not found, 4 not allowed, 5 busy or no capacity.
- * `POST /exec` maps them to statuses.
+ * How a command that fails ends: 1 failed, 2 usage, 3 not found, 4 not allowed, 5 busy or no capacity. `doc scripts`
+ * promises them; `POST /exec` maps them to statuses.
  */
 export type ExitStatus = 1 | 2 | 3 | 4 | 5
 

@@ -5,7 +5,7 @@ import type { Defaults } from './defaults.ts'
 import { idleTimeOf } from './idle-time.ts'
 import { quoteWord } from './words.ts'
 
-/** A machine as `--json` shows it; product.md fixes the names. Sizes in bytes, times in ISO 8601 UTC. */
+/** A machine as `--json` shows it; programs rely on the names. Sizes in bytes, times in ISO 8601 UTC. */
 export type MachineDocument = {
   vm_name: string
   status: string
@@ -113,7 +113,7 @@ function setupDocument(machine: Machine): SetupDocument {
   }
 }
 
-/** One of the states of product.md. A sleeper that nothing wakes is `paused`. */
+/** One of the states of `doc states`. A sleeper that nothing wakes is `paused`. */
 export function statusOf(machine: Machine): string {
   if (machine.desiredState === 'paused' && machine.observedState === 'asleep') return 'paused'
   return machine.observedState

@@ -23,7 +23,7 @@ const INTERRUPTED_DOCUMENT = `${JSON.stringify({ error: 'interrupted', code: 'in
 
 /**
  * Runs one line of the lobby for a caller, with or without a terminal.
- * @returns the exit status of product.md; 130 when interrupted
+ * @returns one of `EXIT`, or 130 when interrupted
  */
 export const runLine: RunLine = async (app, caller, line, io) => {
   if (!io.terminal) return runInSeat(app, caller, line, io, undefined)

@@ -4,7 +4,7 @@ const ACCOUNTS = 1000
 
 /**
  * The lines of one account, oldest first. They stay in this process's memory and nowhere else: a line may carry
- * `--env TOKEN=…`, and secrets at rest are encrypted or hashed (design.md), which a history is not worth. So they are
+ * `--env TOKEN=…`, and secrets at rest are encrypted or hashed, which a history is not worth. So they are
  * there at the next visit, and gone when the gateway is restarted.
  */
 export class History {

@@ -106,7 +106,7 @@ function hasInit(root: DirectoryNode): boolean {
   })
 }
 
-/** product.md, "HTTPS": 80, else the lowest from 1024 on. */
+/** Where its pages come from: the label's port, else of those that it exposes 80, else the lowest from 1024 on. */
 function webPort({ labels, ports }: ImageConfig): number | null {
   const label = Number(labels[PORT_LABEL])
   if (Number.isInteger(label) && label >= 1 && label <= 65535) return label

@@ -1,6 +1,6 @@
 /**
- * Says how far the set-up is: one rewriting line on a terminal, a plain line per event elsewhere (look.md: stage,
- * bytes or seconds, what comes next).
+ * Says how far the set-up is: the stage, bytes or seconds, and what comes next. One rewriting line on a terminal, a
+ * plain line per event elsewhere.
  */
 export type Progress = {
   /** Begins a stage that others may run beside. */

@@ -2,7 +2,7 @@ import type { ActivityKind } from '../../migrations/schema.ts'
 import type { MachineReport } from '../guest/messages.ts'
 
 /**
- * When a machine is idle, and what keeps it from being so: product.md, "A machine's states".
+ * When a machine is idle, and what keeps it from being so, as `doc sleep` says it to its owner.
  *
  *     awake because of something --nothing of it any more--> idle since now --that long--> to be put to sleep
  *     idle --anything--> awake because of it

@@ -49,7 +49,7 @@ export function isOwnImage(name: string): boolean {
   return name === 'base' || name === 'minimal'
 }
 
-/** The kernel's command line: the guest contract of design.md. */
+/** The kernel's command line, which exe-init reads in its turn (init/stage_one.c). */
 export function commandLine(machine: Addressed, guest: GuestNetwork, emulated: boolean): string {
   const line = `console=hvc0 root=/dev/vda init=/exe/bin/exe-init rw ip=${ipSettings(machine, guest)}`
   return emulated ? `${line} mitigations=off` : line

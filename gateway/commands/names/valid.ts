@@ -5,8 +5,8 @@ import { shown } from '../values.ts'
 const MAX_LENGTH = 40
 
 /**
- * Names are 1 to 40 of a-z, 0-9 and single inner hyphens, starting with a letter (product.md), and none of those that
- * ssh clients send by themselves.
+ * Names are 1 to 40 of a-z, 0-9 and single inner hyphens, starting with a letter, and none of those that ssh
+ * clients send by themselves.
  * @returns the name
  * @throws CommandError (usage) that says which rule is broken and what a near name would be
  */

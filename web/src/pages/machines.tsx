@@ -18,7 +18,7 @@ import { listKey, move } from './machines/keyboard.ts'
 import { Row } from './machines/Row.tsx'
 import { Shared } from './machines/Shared.tsx'
 
-/** As style/machines.css has them. */
+/** As machines/machines.css has them. */
 const ROW_PX = { desktop: 40, phone: 68 }
 /** What an open row takes until it was measured. */
 const OPENED_PX = 232
