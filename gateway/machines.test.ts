@@ -31,11 +31,7 @@ describe('a machine that sleeps on a server without memory for it', () => {
   it('is tried once, and whoever came is told', async () => {
     await using world = await startWorld()
     const { sql } = world.gateway
-    await world.run('new demo --no-wait')
-    await expect.poll(() => world.app.machines.find('demo', world.owner)).toMatchObject({ observedState: 'running' })
-    world.vmhost.paused = true
-    const { id = 0 } = (await world.app.machines.find('demo', world.owner)) ?? {}
-    await putToSleep(sql, id)
+    const id = await asleep(world)
     // What an earlier sleep left in the row refuses nobody.
     await sql`update machines set observed_reason = 'It has lost its memory' where id = ${id}`
     await using sleeper = await refuseWhenWanted(sql, id, 'Its server has no memory left for it: all of it is in use')
@@ -53,11 +49,7 @@ describe('a machine that its server cannot restore', () => {
   it('is tried once, and whoever comes is told why and what gives its memory up', async () => {
     await using world = await startWorld()
     const { sql } = world.gateway
-    await world.run('new demo --no-wait')
-    await expect.poll(() => world.app.machines.find('demo', world.owner)).toMatchObject({ observedState: 'running' })
-    world.vmhost.paused = true
-    const { id = 0 } = (await world.app.machines.find('demo', world.owner)) ?? {}
-    await putToSleep(sql, id)
+    const id = await asleep(world)
     const reason = 'Its memory was saved by QEMU 8.2 under KVM, which its server does not use now'
     const sleeper = await refuseWhenWanted(sql, id, reason, cannotRestore)
     const options = { signal: new AbortController().signal, knock: 'a test' }
@@ -85,6 +77,16 @@ describe('a machine that its server cannot restore', () => {
     })
   })
 })
+
+/** @returns a machine that sleeps, on a server that does nothing more by itself */
+async function asleep(world: World): Promise<number> {
+  await world.run('new demo --no-wait')
+  await expect.poll(() => world.app.machines.find('demo', world.owner)).toMatchObject({ observedState: 'running' })
+  world.vmhost.paused = true
+  const { id = 0 } = (await world.app.machines.find('demo', world.owner)) ?? {}
+  await putToSleep(world.gateway.sql, id)
+  return id
+}
 
 /** @returns a machine whose row shows the failure of the start before the one that is wanted */
 async function failedAndRestarted(world: World): Promise<number> {

@@ -217,13 +217,16 @@ describe('the gateway’s process', { timeout: 120_000 }, () => {
     expect(second.child.exitCode).toBeNull()
   })
 
-  it('ends what is left when BERTH_DRAIN has passed, and tells it', async () => {
+  it.each([
+    ['when BERTH_DRAIN has passed', '300ms', 'SIGTERM'],
+    ['at once when its server goes down, however long it may drain', '1h', 'SIGPWR'],
+  ] as const)('ends what is left %s, and tells whoever is connected', async (_when, drain, signal) => {
     const key = starterKey('owner')
-    const gateway = start({ BERTH_DRAIN: '300ms' })
+    const gateway = start({ BERTH_DRAIN: drain })
     await gateway.ready
     const session = open(key)
     await session.said(/SHA256:/)
-    gateway.child.kill('SIGTERM')
+    gateway.child.kill(signal)
     expect(await session.status).toBe(255)
     expect(session.stderr()).toContain('Berth is restarting; connect again in a moment')
     expect(await gateway.ended).toBe(0)
@@ -240,18 +243,6 @@ describe('the gateway’s process', { timeout: 120_000 }, () => {
     gateway.child.kill('SIGTERM')
     expect(await gateway.ended).toBe(0)
     await session.status
-  })
-
-  it('ends at once when its server goes down, however long it may drain, and tells whoever is connected', async () => {
-    const key = starterKey('owner')
-    const gateway = start({ BERTH_DRAIN: '1h' })
-    await gateway.ready
-    const session = open(key)
-    await session.said(/SHA256:/)
-    gateway.child.kill('SIGPWR')
-    expect(await session.status).toBe(255)
-    expect(session.stderr()).toContain('Berth is restarting; connect again in a moment')
-    expect(await gateway.ended).toBe(0)
   })
 
   it('serves again after kill -9 with the same host key', async () => {
