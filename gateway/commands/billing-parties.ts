@@ -1,6 +1,7 @@
+import type { Db } from '../../migrations/connect.ts'
 import type { Party } from '../../migrations/schema.ts'
 import { readBuyer, readSeller, setBuyer, setSeller } from '../billing/parties.ts'
-import type { FlagSpecs, FlagValues } from './command.ts'
+import type { Context, FlagSpecs, FlagValues, Result } from './command.ts'
 import { defineCommand } from './command.ts'
 import { usageError } from './error.ts'
 import { recordEvent } from './machine-steps.ts'
@@ -23,17 +24,15 @@ export const billingDetails = defineCommand({
   description: `Without a flag it shows them. ${KEEPS}`,
   flags: FLAGS,
   examples: ["billing details --name 'Example Ltd' --address '1 High Street, Anytown'"],
-  async run({ app, caller }, { flags }) {
-    const changes = changesIn(flags)
-    const details = await app.sql.begin(async (tx) => {
-      await tx`select from accounts where id = ${caller.accountId} for no key update`
-      const now = changed(await readBuyer(tx, caller.accountId), changes)
-      if (changes.size === 0) return now
-      await setBuyer(tx, caller.accountId, now)
-      await recordEvent(tx, caller, 'billing.details_set', null, Object.fromEntries(changes))
-      return now
+  run: (context, { flags }) => {
+    const { accountId } = context.caller
+    return showOrChange(context, flags, {
+      lock: (tx) => tx`select from accounts where id = ${accountId} for no key update`,
+      read: (tx) => readBuyer(tx, accountId),
+      write: (tx, details) => setBuyer(tx, accountId, details),
+      change: 'billing.details_set',
+      nothing: 'your invoices name your account alone',
     })
-    return { json: document(details), text: (view) => text(details, 'your invoices name your account alone', view) }
   },
 })
 
@@ -45,22 +44,42 @@ export const billingSeller = defineCommand({
   description: `Without a flag it shows them. ${KEEPS}`,
   flags: FLAGS,
   examples: ["billing seller --name 'Berths of Anytown' --tax-id XY987654321"],
-  async run({ app, caller }, { flags }) {
-    const changes = changesIn(flags)
-    const seller = await app.sql.begin(async (tx) => {
-      await tx`select pg_advisory_xact_lock(hashtextextended('berth.billing_seller', 0))`
-      const now = changed(await readSeller(tx), changes)
-      if (changes.size === 0) return now
-      await setSeller(tx, now)
-      await recordEvent(tx, caller, 'billing.seller_set', null, Object.fromEntries(changes))
-      return now
-    })
-    return { json: document(seller), text: (view) => text(seller, 'invoices name no seller', view) }
-  },
+  run: (context, { flags }) =>
+    showOrChange(context, flags, {
+      lock: (tx) => tx`select pg_advisory_xact_lock(hashtextextended('berth.billing_seller', 0))`,
+      read: readSeller,
+      write: setSeller,
+      change: 'billing.seller_set',
+      nothing: 'invoices name no seller',
+    }),
 })
 
 type Given = FlagValues<typeof FLAGS>
 type Changes = ReadonlyMap<keyof Party, string>
+
+type Kept = {
+  /** holds until the end of the transaction: two changes at once lose nothing of each other */
+  lock(tx: Db): Promise<unknown>
+  read(tx: Db): Promise<Party>
+  write(tx: Db, party: Party): Promise<void>
+  /** what `audit` calls it when it is changed */
+  change: string
+  /** said of one without a field */
+  nothing: string
+}
+
+async function showOrChange({ app, caller }: Context, flags: Given, kept: Kept): Promise<Result> {
+  const changes = changesIn(flags)
+  const party = await app.sql.begin(async (tx) => {
+    await kept.lock(tx)
+    const now = changed(await kept.read(tx), changes)
+    if (changes.size === 0) return now
+    await kept.write(tx, now)
+    await recordEvent(tx, caller, kept.change, null, Object.fromEntries(changes))
+    return now
+  })
+  return { json: document(party), text: (view) => text(party, kept.nothing, view) }
+}
 
 /** What was typed, `none` where it is to go. */
 function changesIn(flags: Given): Changes {
