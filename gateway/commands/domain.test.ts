@@ -1,9 +1,7 @@
-import { once } from 'node:events'
-import { connect as connectTls } from 'node:tls'
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from 'vitest'
 import type { Caller } from '../app.ts'
 import { startResolver, type TestResolver } from '../dns/testing/resolver.ts'
-import { type Site, startSite } from '../https/testing/site.ts'
+import { certificateNames, type Site, startSite } from '../https/testing/site.ts'
 import { runLine } from './run.ts'
 import { recordingIo } from './testing/world.ts'
 
@@ -329,13 +327,7 @@ describe('a wildcard', () => {
     for (const host of ['shop.example', 'a.shop.example', 'b.shop.example', 'blog.shop.example']) {
       expect((await browser.get(page(host))).status).toBe(200)
     }
-    const names = async (servername: string) => {
-      const socket = connectTls({ host: '127.0.0.1', port: site.port, servername, ca: site.ca })
-      await once(socket, 'secureConnect')
-      const { subjectaltname } = socket.getPeerCertificate()
-      socket.destroy()
-      return subjectaltname
-    }
+    const names = (host: string) => certificateNames(site, host)
     expect(await names('a.shop.example')).toBe('DNS:*.shop.example')
     expect(await names('blog.shop.example')).toBe('DNS:blog.shop.example')
     await expect(names('deep.a.shop.example')).rejects.toThrow()

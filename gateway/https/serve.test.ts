@@ -6,11 +6,10 @@ import { connect as connectHttp2 } from 'node:http2'
 import { Agent, get } from 'node:https'
 import { connect as connectPlain } from 'node:net'
 import { join } from 'node:path'
-import { connect as connectTls } from 'node:tls'
 import { expect, it } from 'vitest'
 import { openListeners } from '../start/listeners.ts'
 import { serveRedirects } from './redirect.ts'
-import { startSite } from './testing/site.ts'
+import { certificateNames, startSite } from './testing/site.ts'
 
 const PATIENT = { timeout: 60_000, interval: 10 }
 
@@ -65,13 +64,7 @@ it('the root certificate lies in the data directory for everybody to read, and e
 
 it('machines share one certificate where clients take a wildcard, and a mistyped name gets a page', async () => {
   await using site = await startSite({ env: { BERTH_DOMAIN: 'berth.test' } })
-  const names = async (servername: string) => {
-    const socket = connectTls({ host: '127.0.0.1', port: site.port, servername, ca: site.ca })
-    await once(socket, 'secureConnect')
-    const { subjectaltname } = socket.getPeerCertificate()
-    socket.destroy()
-    return subjectaltname
-  }
+  const names = (host: string) => certificateNames(site, host)
   expect(await names('berth.test')).toBe('DNS:berth.test')
   expect(await names('demo.berth.test')).toBe('DNS:*.berth.test')
   expect(await names('demo--3000.berth.test')).toBe('DNS:*.berth.test')

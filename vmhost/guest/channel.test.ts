@@ -292,20 +292,31 @@ test('calls have a limit, a signal, and an end with the channel', async () => {
 })
 
 /** A machine that answers what the test says, for what no real agent would do. */
-async function pretend(answer: (frame: { type: number; id: number; nonce?: Buffer }, socket: Socket) => void) {
-  const server = createServer((socket) => {
-    const reader = new FrameReader()
-    socket.on('error', () => {})
-    socket.on('data', (chunk: Buffer) => {
-      for (const frame of reader.push(chunk)) {
-        const nonce = frame.fields.find((field) => field.tag === fieldTag.nonce)?.bytes
-        answer({ type: frame.type, id: frame.id, ...(nonce ? { nonce } : {}) }, socket)
-      }
-    })
-  })
+type Asked = { type: number; id: number; nonce?: Buffer }
+
+async function pretend(answer: (frame: Asked, socket: Socket) => void) {
+  const server = createServer((socket) => hear(socket, answer))
   server.listen(path)
   await once(server, 'listening')
   return server
+}
+
+function hear(socket: Socket, answer: (frame: Asked, socket: Socket) => void): void {
+  const reader = new FrameReader()
+  socket.on('error', () => {})
+  socket.on('data', (chunk: Buffer) => {
+    for (const frame of reader.push(chunk)) {
+      const nonce = frame.fields.find((field) => field.tag === fieldTag.nonce)?.bytes
+      answer({ type: frame.type, id: frame.id, ...(nonce ? { nonce } : {}) }, socket)
+    }
+  })
+}
+
+/** An agent that has nothing against anything. */
+function answerAll(socket: Socket): void {
+  hear(socket, ({ id, nonce }) => {
+    socket.write(nonce ? helloAnswer(nonce) : encodeFrame({ type: messageType.ok, id, fields: [] }))
+  })
 }
 
 const helloAnswer = (nonce: Buffer) =>
@@ -493,16 +504,10 @@ test('a machine that reads nothing fills nobody’s memory, also after what it w
 test('under Cloud Hypervisor the guest’s port is asked for first', async () => {
   const asked: string[] = []
   const server = createServer((socket) => {
-    const reader = new FrameReader()
     socket.once('data', (chunk: Buffer) => {
       asked.push(chunk.toString())
       socket.write('OK 1073741824\n')
-      socket.on('data', (more: Buffer) => {
-        for (const frame of reader.push(more)) {
-          const nonce = frame.fields.find((field) => field.tag === fieldTag.nonce)?.bytes
-          socket.write(nonce ? helloAnswer(nonce) : encodeFrame({ type: messageType.ok, id: frame.id, fields: [] }))
-        }
-      })
+      answerAll(socket)
     })
   })
   server.listen(path)
@@ -515,19 +520,13 @@ test('under Cloud Hypervisor the guest’s port is asked for first', async () =>
 test('under Cloud Hypervisor a guest whose agent does not listen yet is asked again, soon and not all the time', async () => {
   let refused = 0
   const server = createServer((socket) => {
-    const reader = new FrameReader()
     socket.once('data', () => {
       if (++refused < 12) {
         socket.destroy()
         return
       }
       socket.write('OK 1073741824\n')
-      socket.on('data', (more: Buffer) => {
-        for (const frame of reader.push(more)) {
-          const nonce = frame.fields.find((field) => field.tag === fieldTag.nonce)?.bytes
-          socket.write(nonce ? helloAnswer(nonce) : encodeFrame({ type: messageType.ok, id: frame.id, fields: [] }))
-        }
-      })
+      answerAll(socket)
     })
   })
   server.listen(path)

@@ -7,6 +7,7 @@ import { createServer, type IncomingHttpHeaders, type IncomingMessage, type Requ
 import { request as requestTls } from 'node:https'
 import type { AddressInfo } from 'node:net'
 import type { Duplex } from 'node:stream'
+import { connect as connectTls } from 'node:tls'
 import type { Sql } from '../../../migrations/connect.ts'
 import { startTestGateway, type TestGateway } from '../../../test/gateway.ts'
 import { createSignInLink } from '../../accounts/web-sessions.ts'
@@ -249,6 +250,15 @@ export class Browser {
       else jar.set(name, value)
     }
   }
+}
+
+/** The names that the certificate for a host is good for, as Node shows them: `DNS:a.example, DNS:b.example`. */
+export async function certificateNames(site: Site, host: string): Promise<string | undefined> {
+  const socket = connectTls({ host: '127.0.0.1', port: site.port, servername: host, ca: site.ca })
+  await once(socket, 'secureConnect')
+  const { subjectaltname } = socket.getPeerCertificate()
+  socket.destroy()
+  return subjectaltname
 }
 
 /** The cookie that opens a machine, as a Cookie field has it. */
