@@ -109,9 +109,12 @@ export class CloudHypervisorProcess implements Hypervisor {
       }),
     )
     this.#watch = setInterval(() => {
-      isAlive(this.#identity).then((alive) => {
-        if (!alive) this.#ended('the process is gone')
-      })
+      isAlive(this.#identity).then(
+        (alive) => {
+          if (!alive) this.#ended('the process is gone')
+        },
+        () => {}, // It could not be looked at, and is at the next turn.
+      )
     }, watchEveryMs)
     this.#watch.unref()
   }

@@ -1,3 +1,4 @@
+import type { BigIntStats } from 'node:fs'
 import { readdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { setPriority } from 'node:os'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -15,14 +16,21 @@ const lookAgainMs = 20
 /** Guests go before Postgres and the gateway when the kernel must kill somebody. */
 const oomScoreAdjustment = 300
 
-/** @returns undefined when there is no such process, or only the zombie of one */
+/** @returns undefined when there is no such process, or only the zombie of one, none of whose threads is left */
 export async function identify(pid: number): Promise<ProcessIdentity | undefined> {
-  const text = await readFile(`/proc/${pid}/stat`, 'latin1').catch(() => undefined)
+  const text = await readFile(`/proc/${pid}/stat`, 'latin1').catch(unlessGone)
   if (text === undefined) return undefined
   // The second field is the command's name in parentheses, which may itself hold blanks and parentheses.
   const fields = text.slice(text.lastIndexOf(')') + 2).split(' ')
-  if (fields[0] === 'Z' || fields[0] === 'X') return undefined
+  // Its first thread may have ended before the others, which have its files and memory until they have too.
+  if ((fields[0] === 'Z' || fields[0] === 'X') && Number(fields[17]) <= 1) return undefined
   return { pid, startTicks: Number(fields[19]) }
+}
+
+/** For what went away while it was looked at. What cannot be read for another reason may well be there. */
+function unlessGone(error: NodeJS.ErrnoException): undefined {
+  if (error.code === 'ENOENT' || error.code === 'ESRCH') return undefined
+  throw error
 }
 
 export async function isAlive(one: ProcessIdentity): Promise<boolean> {
@@ -66,16 +74,27 @@ export async function yieldToOom(pid: number): Promise<void> {
  * is this very directory (compared by device and inode, because another mount namespace may show it elsewhere).
  */
 export async function findProcesses(uid: number, directory: string): Promise<ProcessIdentity[]> {
-  const wanted = await stat(directory, { bigint: true }).catch(() => undefined)
+  const wanted = await stat(directory, { bigint: true }).catch(unlessGone)
   if (!wanted) return []
   const found: ProcessIdentity[] = []
   for (const pid of (await lookAtAll()).get(uid) ?? []) {
-    const cwd = await stat(`/proc/${pid}/cwd/`, { bigint: true }).catch(() => undefined)
+    const cwd = await workingDirectory(pid)
     if (cwd?.dev !== wanted.dev || cwd.ino !== wanted.ino) continue
     const identity = await identify(pid)
     if (identity) found.push(identity)
   }
   return found
+}
+
+/** Of any thread that has one still: the first has none when it has ended before the others. */
+async function workingDirectory(pid: number): Promise<BigIntStats | undefined> {
+  const own = await stat(`/proc/${pid}/cwd/`, { bigint: true }).catch(unlessGone)
+  if (own) return own
+  for (const thread of (await readdir(`/proc/${pid}/task`).catch(unlessGone)) ?? []) {
+    const cwd = await stat(`/proc/${pid}/task/${thread}/cwd/`, { bigint: true }).catch(unlessGone)
+    if (cwd) return cwd
+  }
+  return undefined
 }
 
 /** Pids by real uid. */
@@ -101,7 +120,7 @@ async function readEverybody(): Promise<Everybody> {
   await Promise.all(
     pids.map(async (pid) => {
       // The directory's owner is the effective uid of the process (root's when it is not dumpable): Uid: is the truth.
-      const status = await readFile(`/proc/${pid}/status`, 'latin1').catch(() => '')
+      const status = (await readFile(`/proc/${pid}/status`, 'latin1').catch(unlessGone)) ?? ''
       const uid = Number(/^Uid:\t(\d+)\t/m.exec(status)?.[1] ?? Number.NaN)
       const others = everybody.get(uid)
       if (others) others.push(pid)

@@ -69,13 +69,16 @@ export class QemuProcess implements Hypervisor {
     const { enabled } = asObject(await qmp.execute('query-kvm', undefined, timeoutMs))
     this.#stateVersion = stateVersion(type.replace(/-machine$/, ''), enabled === true ? 'kvm' : 'tcg')
     const look = () => {
-      isAlive(this.#identity).then((alive) => {
-        if (!alive) this.#ended('the process is gone')
-      })
+      isAlive(this.#identity).then(
+        (alive) => {
+          if (!alive) this.#ended('the process is gone')
+        },
+        () => {}, // It could not be looked at, and is at the next turn.
+      )
     }
     qmp.closed.then(async () => {
       if (this.#released) return
-      if (await awaitExit(this.#identity, 1_000)) this.#ended('the process is gone')
+      if (await awaitExit(this.#identity, 1_000).catch(() => false)) this.#ended('the process is gone')
     })
     this.#watch = setInterval(look, watchEveryMs)
     this.#watch.unref()
