@@ -124,7 +124,6 @@ const asked = (name: string) => requests().filter((request) => request.name === 
 async function saveFolder(): Promise<string> {
   const folder = join(directory, 'memory')
   await mkdir(folder, { mode: 0o700 })
-  await chown(folder, hypervisorUid(machineId), hypervisorUid(machineId))
   return folder
 }
 

@@ -29,7 +29,7 @@ export async function prepareDirectory(
 ): Promise<void> {
   const run = join(directory, runFolder)
   // Emptied and made anew: no leftover of an earlier run, and no trap laid by one.
-  await rm(run, { recursive: true, force: true })
+  await removeTree(run)
   await mkdir(`${run}.new`, { recursive: true, mode: 0o700 })
   await keepNames(`${run}.new`, uid)
   await rename(`${run}.new`, run)

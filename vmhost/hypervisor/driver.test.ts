@@ -280,7 +280,6 @@ describe('the driver of QEMU', () => {
     await one.pause()
     const restoreFrom = join(directory, 'memory')
     await mkdir(restoreFrom, { mode: 0o700 })
-    await chown(restoreFrom, hypervisorUid(machineId), hypervisorUid(machineId))
     await one.save(restoreFrom)
     await one.quit()
     const { stateVersion } = one

@@ -93,7 +93,7 @@ export type Hypervisor = {
   powerButton(): Promise<void>
   /**
    * Writes all of a guest that stands still (memory without its empty pages, processors, devices; not its disk) into
-   * `directory`: empty, and owned by the machine's uid. The kernel has all of it when this returns, and the disk may not:
+   * `directory`: empty, and root's alone. The kernel has all of it when this returns, and the disk may not:
    * whoever counts on it after a power cut syncs it, and may let the guest go on first. The guest goes on standing still,
    * and `resume` lets it go on whether this succeeded or not.
    * @param compact nobody waits: it may take as much time again to take less space

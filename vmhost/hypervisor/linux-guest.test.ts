@@ -215,12 +215,10 @@ async function untilBalloon(one: Hypervisor, holds: (bytes: number) => boolean):
 }
 
 /** @returns the folder that it is saved to */
-async function saveInto(one: Hypervisor, { machineId, directory }: MachineSpec): Promise<string> {
-  const uid = hypervisorUid(machineId)
+async function saveInto(one: Hypervisor, { directory }: MachineSpec): Promise<string> {
   const folder = join(directory, 'memory')
   await rm(folder, { recursive: true, force: true })
   await mkdir(folder, { mode: 0o700 })
-  await chown(folder, uid, uid)
   await one.save(folder)
   return folder
 }

@@ -1,5 +1,5 @@
 import { ChannelError } from '../guest/channel.ts'
-import { HypervisorError, hypervisorUid } from '../hypervisor/driver.ts'
+import { HypervisorError } from '../hypervisor/driver.ts'
 import type { Draft } from '../storage/checkpoints.ts'
 import { sync } from '../storage/durable.ts'
 import { StorageError } from '../storage/errors.ts'
@@ -46,7 +46,7 @@ export async function takeWithMemory(
   refuseWithoutRoom(await bed.space(), record.memoryBytes, usedBytes)
   // The copy has what is in the disk's file alone, and would write it out first while the guest stands still.
   await sync(files.disk)
-  const folder = await beginMemory(files.directory, hypervisorUid(hypervisor.machineId))
+  const folder = await beginMemory(files.directory)
   let stillMs: number
   try {
     await freeze(bed)

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { type AgentChannel, ChannelError } from '../guest/channel.ts'
-import { type Hypervisor, HypervisorError, hypervisorUid } from '../hypervisor/driver.ts'
+import { type Hypervisor, HypervisorError } from '../hypervisor/driver.ts'
 import { sync } from '../storage/durable.ts'
 import { StorageError } from '../storage/errors.ts'
 import { beginMemory, forgetMemory, keepMemory, type SavedMemory } from '../storage/memory.ts'
@@ -73,13 +73,12 @@ export async function layDown(
 ): Promise<SavedMemory | undefined> {
   const { hypervisor, agent, files, log } = bed
   const { freezeMs } = { ...limits, ...bed.limits }
-  const uid = hypervisorUid(hypervisor.machineId)
   const { memoryTotalBytes, memoryAvailableBytes } = await agent.report({ timeoutMs: reportLimitMs })
   // What it has given back because its server is short, it says it uses: it may take that again by itself.
   const balloonBytes = await hypervisor.balloon()
   const usedBytes = Math.max(0, memoryTotalBytes - memoryAvailableBytes - balloonBytes)
   refuseWithoutRoom(await bed.space(), record.memoryBytes, usedBytes)
-  const folder = await beginMemory(files.directory, uid)
+  const folder = await beginMemory(files.directory)
   const took = stopwatch()
   try {
     await giveBack(bed, balloonBytes + memoryAvailableBytes - marginBytes(record.memoryBytes))
@@ -98,7 +97,7 @@ export async function layDown(
     if (!(await stillWanted())) return await getUp(bed).then(() => undefined)
     const { stateVersion } = hypervisor
     const saved: SavedMemory = { format: 1, ...record, usedBytes, stateVersion, at: new Date().toISOString() }
-    await keepMemory(files.directory, uid, saved)
+    await keepMemory(files.directory, saved)
     log.info({ cachesMs, frozenMs, savedMs, keptMs: took() }, 'saved')
     return saved
   } catch (error) {

@@ -65,9 +65,9 @@ async function files() {
 }
 
 async function fallAsleep(): Promise<void> {
-  const folder = await beginMemory(machine, uid)
+  const folder = await beginMemory(machine)
   writeFileSync(join(folder, 'state'), Buffer.alloc(2 * MiB, 5))
-  await keepMemory(machine, uid, saved)
+  await keepMemory(machine, saved)
 }
 
 async function take(asleep = false): Promise<Checkpoint> {
@@ -133,7 +133,7 @@ test('that of a sleeper has its memory, which the machine goes on having, and it
 })
 
 test('what a guest was saved to is moved into it', async () => {
-  const folder = await beginMemory(machine, uid)
+  const folder = await beginMemory(machine)
   writeFileSync(join(folder, 'state'), Buffer.alloc(MiB, 5))
   const draft = await checkpoints.begin(id)
   await draft.takeDisk(join(machine, 'root.raw'))

@@ -268,11 +268,11 @@ class CheckpointDraft implements Draft {
 
   async moveMemory(folder: string, saved: SavedMemory): Promise<void> {
     await rename(folder, join(this.#work, 'memory.new'))
-    await keepMemory(this.#work, 0, saved)
+    await keepMemory(this.#work, saved)
   }
 
   async copyMemory(directory: string, saved: SavedMemory): Promise<void> {
-    await shareMemory(directory, this.#work, 0, saved)
+    await shareMemory(directory, this.#work, saved)
   }
 
   async keep(token: string, { record: machine }: Pick<MachineFiles, 'record'>): Promise<Checkpoint> {
@@ -320,20 +320,20 @@ async function layDisk({ disk }: Checkpoint, target: string, uid: number, diskBy
 async function layMemory(checkpoint: Checkpoint, directory: string, machine: RestoredMachine): Promise<void> {
   const { saved } = checkpoint
   if (!saved || machine.diskOnly) return
-  await shareMemory(checkpoint.directory, directory, machine.uid, { ...saved, boot: machine.boot })
+  await shareMemory(checkpoint.directory, directory, { ...saved, boot: machine.boot })
 }
 
 /** A memory as another directory's, under its own record. */
-async function shareMemory(from: string, to: string, uid: number, saved: SavedMemory): Promise<void> {
+async function shareMemory(from: string, to: string, saved: SavedMemory): Promise<void> {
   const source = memoryFolder(from)
-  const folder = await beginMemory(to, uid)
+  const folder = await beginMemory(to)
   // The record is the copy's own.
   const names = (await readdir(source)).filter((name) => name !== 'saved.json')
   for (const name of names) {
     await run('cp', ['--reflink=always', '--', join(source, name), join(folder, name)])
     await chmod(join(folder, name), 0o600)
   }
-  await keepMemory(to, uid, saved)
+  await keepMemory(to, saved)
 }
 
 async function readRecord(directory: string): Promise<z.infer<typeof recordSchema>> {

@@ -13,7 +13,6 @@ import {
   spendMemory,
 } from './memory.ts'
 
-const uid = 2_000_007
 const saved: SavedMemory = {
   format: 1,
   stateVersion: 'qemu pc-q35-7.2 tcg',
@@ -33,23 +32,23 @@ beforeEach(() => {
 afterEach(() => rmSync(directory, { recursive: true }))
 
 async function sleeping(): Promise<void> {
-  const folder = await beginMemory(directory, uid)
+  const folder = await beginMemory(directory)
   writeFileSync(join(folder, 'state'), Buffer.alloc(100_000, 1))
-  await keepMemory(directory, uid, saved)
+  await keepMemory(directory, saved)
 }
 
-test('what is being written is no memory yet, belongs to the hypervisor, and starts anew after it was cut off', async () => {
-  const folder = await beginMemory(directory, uid)
-  expect(statSync(folder)).toMatchObject({ uid, gid: uid })
+test('what is being written is no memory yet, is nobody’s but root’s, and starts anew after it was cut off', async () => {
+  const folder = await beginMemory(directory)
+  expect(statSync(folder)).toMatchObject({ uid: 0, mode: 0o40700 })
   writeFileSync(join(folder, 'state'), 'half')
   expect(await findMemory(directory)).toEqual({ ...nothing, unfinished: true })
-  expect(existsSync(join(await beginMemory(directory, uid), 'state'))).toBe(false)
+  expect(existsSync(join(await beginMemory(directory), 'state'))).toBe(false)
 })
 
 test('what was kept is found with what it needs, root’s alone to change, and counted in blocks', async () => {
   await sleeping()
   expect(await findMemory(directory)).toEqual({ ...nothing, saved })
-  expect(statSync(memoryFolder(directory))).toMatchObject({ uid: 0, gid: uid })
+  expect(statSync(memoryFolder(directory))).toMatchObject({ uid: 0, mode: 0o40700 })
   expect(await memoryBytes(directory)).toBeGreaterThanOrEqual(100_000)
 })
 
@@ -65,7 +64,7 @@ test('memory that was spent is never found as memory again', async () => {
 test('everything is forgotten, whatever there is', async () => {
   await sleeping()
   mkdirSync(join(directory, 'memory.used'))
-  await beginMemory(directory, uid)
+  await beginMemory(directory)
   await forgetMemory(directory)
   expect(await findMemory(directory)).toEqual(nothing)
   await forgetMemory(directory)

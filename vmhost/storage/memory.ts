@@ -1,4 +1,4 @@
-import { chmod, chown, mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises'
+import { mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { renameForGood, replaceFile, sync } from './durable.ts'
@@ -71,21 +71,21 @@ export function memoryFolder(directory: string): string {
   return join(directory, names.whole)
 }
 
-/** Makes an empty folder for a hypervisor of this user to be saved to. @returns its path */
-export async function beginMemory(directory: string, uid: number): Promise<string> {
+/**
+ * Makes an empty folder for a guest to be saved to. It is root's, and nobody else comes into it: who took over a hypervisor
+ * can neither lay links where root writes, nor change what is restored.
+ * @returns its path
+ */
+export async function beginMemory(directory: string): Promise<string> {
   const folder = join(directory, names.unfinished)
   await rm(folder, { recursive: true, force: true })
   await mkdir(folder, { mode: 0o700 })
-  await chown(folder, uid, uid)
   return folder
 }
 
 /** What was begun is whole, and from here on it is the machine: its hypervisor may be ended, and must not run on. */
-export async function keepMemory(directory: string, uid: number, saved: SavedMemory): Promise<void> {
+export async function keepMemory(directory: string, saved: SavedMemory): Promise<void> {
   const folder = join(directory, names.unfinished)
-  // Root's from here on: who took over a hypervisor shall not change what is restored.
-  await chown(folder, 0, uid)
-  await chmod(folder, 0o750)
   await writeFile(join(folder, recordName), `${JSON.stringify(saved)}\n`, { mode: 0o600 })
   for (const name of await readdir(folder)) await sync(join(folder, name))
   await sync(folder)

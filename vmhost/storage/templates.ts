@@ -158,7 +158,7 @@ class FolderOfTemplates implements TemplateFiles {
     return {
       directory,
       disk,
-      beginMemory: () => beginMemory(directory, uid),
+      beginMemory: () => beginMemory(directory),
       keep: (key, imageName) => this.#keep(key, imageName),
       drop: () => rm(directory, { recursive: true, force: true }),
     }
@@ -176,7 +176,7 @@ class FolderOfTemplates implements TemplateFiles {
     await rename(join(this.workDirectory, 'memory.new'), join(work, 'memory.new'))
     const madeAt = new Date().toISOString()
     const saved = { format: 1 as const, bootSet, stateVersion, cpus, memoryBytes, commandLine, boot: 1, at: madeAt }
-    await keepMemory(work, 0, saved)
+    await keepMemory(work, saved)
     const record = { format: 1, imageName, imageHash, bootSet, stateVersion, madeAt }
     await writeFile(join(work, recordName), `${JSON.stringify(record)}\n`, { mode: 0o600, flush: true })
     await Promise.all([sync(disk), sync(work)])
