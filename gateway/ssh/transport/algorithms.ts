@@ -46,13 +46,16 @@ export const serverAlgorithms: Algorithms = algorithms([
   'rsa-sha2-256',
 ])
 
-/** For the gateway's own connections to machines, whose host keys are always ed25519. */
-export const machineAlgorithms: Algorithms = algorithms(['ssh-ed25519'])
+/**
+ * For the gateway's own connections to machines, whose host keys are always ed25519. They leave the server's memory for
+ * no wire that somebody could record for a quantum computer to come, and whoever wants a machine waits for them.
+ */
+export const machineAlgorithms: Algorithms = algorithms(['ssh-ed25519'], ['curve25519-sha256', ...kex])
 
 // @types/ssh2 names the algorithms of ssh2 as published; the ones our patch adds are missing from its unions.
-function algorithms(serverHostKey: readonly string[]): Algorithms {
+function algorithms(serverHostKey: readonly string[], preferred: readonly string[] = kex): Algorithms {
   const lists: Record<'kex' | 'cipher' | 'hmac' | 'serverHostKey' | 'compress', readonly string[]> = {
-    kex,
+    kex: [...new Set(preferred)],
     cipher,
     hmac,
     serverHostKey,
