@@ -28,6 +28,8 @@ enum {
   SSHD_TICK_MS = 20,
   RELOAD_LIMIT_MS = 120000, /* emulated beside twenty others: whoever is told too early is turned away */
   RELOAD_POLL_MS = 20,
+  JOURNAL_RELOADS = 4,
+  JOURNAL_MOST_MS = 10000,
   FREEZE_MOST_MS = 60000,
   POWER_DEFAULT_MS = 20000,
   POWER_MOST_MS = 300000,
@@ -121,40 +123,68 @@ static void hello(struct agent *agent, const struct frame *frame) {
   channel_send(&agent->channel);
 }
 
+static bool has_other(const struct listeners *now, const struct listeners *before) {
+  for (size_t i = 0; i < now->count; i++) {
+    bool is_known = false;
+    for (size_t k = 0; k < before->count; k++) is_known |= now->inodes[i] == before->inodes[k];
+    if (!is_known) return true;
+  }
+  return false;
+}
+
 /*
  * The supervisor passes the signal on to sshd, which reads its host key and its variables again; it starts itself anew
- * for that and listens on a new socket. Whoever asked must not connect to the old one.
+ * for that and listens on new sockets, an IPv4 one and an IPv6 one, closing the old ones one after the other. Whoever
+ * asked must not connect to those.
  */
 static void reload_sshd(void) {
-  uint64_t before = report_listener(SSH_PORT);
+  struct listeners before;
+  struct listeners now;
+  report_listeners(SSH_PORT, &before);
   uint64_t until = uptime_ms() + RELOAD_LIMIT_MS;
   kill(getppid(), SIGHUP);
   for (;;) {
-    uint64_t now = report_listener(SSH_PORT);
-    if (now != 0 && now != before) return;
+    report_listeners(SSH_PORT, &now);
+    if (has_other(&now, &before)) return;
     if (uptime_ms() >= until) break;
     sleep_ms(RELOAD_POLL_MS);
   }
   log_line("sshd does not come back with its new keys");
 }
 
+/*
+ * The journal's start is work, of seconds where the guest is emulated, and whoever made the machine is about to sign in:
+ * it waits some times as long as it took sshd to start.
+ */
+static void journal_waits(struct agent *agent, uint64_t reload_ms) {
+  uint64_t wait_ms = reload_ms * JOURNAL_RELOADS;
+  agent->journal_at = uptime_ms() + (wait_ms < JOURNAL_MOST_MS ? wait_ms : JOURNAL_MOST_MS);
+}
+
+static void begin_journal(struct agent *agent) {
+  agent->journal_at = 0;
+  systemd_begin_journal();
+}
+
 static void identify(struct agent *agent, const struct frame *frame) {
   char reason[256];
   struct identity_result result = {0};
   uint32_t id = frame->id;
-  bool is_running = !agent->booting && !agent->rehearsing;
   struct field field;
+  bool is_running = !agent->booting && !agent->rehearsing;
+  /* One that boots has not drawn its boot id yet, and has written nothing down. */
+  bool is_new = is_running && field_find(frame, TAG_BOOT_ID, &field);
   char former[33];
   identity_machine_id(former);
   bool applied = identity_apply(frame, agent->rehearsing, &result, reason, sizeof reason);
-  /* One that boots has not drawn its boot id yet, and has written nothing down. */
-  if (applied && is_running && field_find(frame, TAG_BOOT_ID, &field))
-    applied = identity_begin(frame, former, reason, sizeof reason);
+  if (applied && is_new) applied = identity_begin(frame, former, reason, sizeof reason);
   if (!applied) {
     answer_error(agent, id, reason);
     return;
   }
+  uint64_t reloads_at = uptime_ms();
   if (result.sshd_changed && is_running) reload_sshd();
+  if (is_new) journal_waits(agent, uptime_ms() - reloads_at);
   if (result.services_changed && is_running) systemd_reload();
   agent->identified = true;
   frame_number(start(agent, MSG_OK, id), TAG_LOGIN_UID, result.login_uid);
@@ -222,6 +252,7 @@ static void shut_down(struct agent *agent, const struct frame *frame, enum power
   if (agent->rehearsing) return;
   thaw(agent);
   if (agent->booting) power_now(how);
+  begin_journal(agent);
   agent->power = how;
   agent->power_at = uptime_ms() + limit_ms;
   agent->power_ask_at = 0;
@@ -314,6 +345,12 @@ static unsigned int tick(struct agent *agent) {
       wait_ms = (unsigned int)(agent->thaw_at - now);
     }
   }
+  if (agent->journal_at != 0) {
+    if (now >= agent->journal_at)
+      begin_journal(agent);
+    else if (agent->journal_at - now < wait_ms)
+      wait_ms = (unsigned int)(agent->journal_at - now);
+  }
   if (agent->power != POWER_NONE) {
     if (now >= agent->power_at) {
       log_line("the shutdown takes too long; switching off");
@@ -328,7 +365,9 @@ static unsigned int tick(struct agent *agent) {
   }
   if (!agent->sshd_seen) {
     wait_ms = SSHD_TICK_MS;
-    if (report_listener(SSH_PORT) != 0) {
+    struct listeners found;
+    report_listeners(SSH_PORT, &found);
+    if (found.count > 0) {
       agent->sshd_seen = true;
       agent_stage(agent, "sshd");
       agent_stage(agent, "init");
@@ -341,5 +380,7 @@ void agent_run(struct agent *agent) {
   signal(SIGPIPE, SIG_IGN);
   signal(SIGTERM, SIG_IGN);
   signal(SIGHUP, SIG_IGN);
+  /* An agent before this one may have held it. */
+  if (!agent->rehearsing) systemd_begin_journal();
   for (;;) agent_serve(agent, tick(agent));
 }

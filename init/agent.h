@@ -20,6 +20,7 @@ struct agent {
   bool sshd_seen;
   int frozen_fd; /* -1, or the root while it is frozen */
   uint64_t thaw_at;
+  uint64_t journal_at; /* 0, or when the journal that waits begins */
   enum power power;
   uint64_t power_at;
   uint64_t power_ask_at;

@@ -366,7 +366,7 @@ bool identity_begin(const struct frame *frame, const char *former_machine_id, ch
   if (put_shown(RUN "/etc/boot_id", line, (size_t)length) != 0) return fail(reason, capacity, "write the boot id");
   if (mount_bare_proc() != 0) log_line("cannot keep a bare /proc: %s", strerror(errno));
   show(RUN "/etc/boot_id", "/proc/sys/kernel/random/boot_id", false);
-  if (former_machine_id[0]) systemd_new_journal(former_machine_id);
+  if (former_machine_id[0]) systemd_hold_journal(former_machine_id);
   return true;
 }
 

@@ -22,10 +22,10 @@ struct listener {
 /* Calls back for every listening TCP socket until told to stop. See Documentation/networking/proc_net_tcp.rst. */
 static void each_listener(bool (*visit)(const struct listener *listener, void *context), void *context) {
   static const char *const files[] = {"/proc/net/tcp", "/proc/net/tcp6"};
-  for (size_t i = 0; i < 2; i++) {
+  bool more = true;
+  for (size_t i = 0; i < 2 && more; i++) {
     FILE *file = fopen(files[i], "re");
     char line[256];
-    bool more = true;
     while (file && more && fgets(line, sizeof line, file)) {
       char address[33];
       unsigned int state;
@@ -59,19 +59,20 @@ static bool write_port(const struct listener *listener, void *context) {
 
 struct wanted {
   unsigned int port;
-  uint64_t inode;
+  struct listeners *found;
 };
 
-static bool match_port(const struct listener *listener, void *context) {
+static bool keep_port(const struct listener *listener, void *context) {
   struct wanted *wanted = context;
-  if (listener->port == wanted->port) wanted->inode = listener->inode;
-  return wanted->inode == 0;
+  struct listeners *found = wanted->found;
+  if (listener->port == wanted->port) found->inodes[found->count++] = listener->inode;
+  return found->count < LISTENERS_MOST;
 }
 
-uint64_t report_listener(unsigned int port) {
-  struct wanted wanted = {.port = port};
-  each_listener(match_port, &wanted);
-  return wanted.inode;
+void report_listeners(unsigned int port, struct listeners *found) {
+  struct wanted wanted = {.port = port, .found = found};
+  found->count = 0;
+  each_listener(keep_port, &wanted);
 }
 
 static void write_cpu(struct frame_writer *writer) {

@@ -1,5 +1,6 @@
 #ifndef BERTH_REPORT_H
 #define BERTH_REPORT_H
+#include <stddef.h>
 #include <stdint.h>
 
 #include "frame.h"
@@ -7,7 +8,15 @@
 /* Adds the readings of a REPORT: CPU, memory, load, listening ports, network card, disk, processes. */
 void report_write(struct frame_writer *writer);
 
-/* Identifies the socket that listens on that TCP port (its inode), whatever the address; 0 when none does. */
-uint64_t report_listener(unsigned int port);
+enum { LISTENERS_MOST = 16 };
+
+/* Sockets that listen, by their inodes. */
+struct listeners {
+  uint64_t inodes[LISTENERS_MOST];
+  size_t count;
+};
+
+/* Those on that TCP port, whatever the address. */
+void report_listeners(unsigned int port, struct listeners *found);
 
 #endif

@@ -5,7 +5,10 @@
 /* Has it, and those of its users, read their settings again: what they start from now on has the new variables. */
 void systemd_reload(void);
 
-/* Begins a journal under the machine id and the boot id as they are now, and removes the one that there was under `former`. */
-void systemd_new_journal(const char *former);
+/* Removes the journal that there was under `former`, and has what is written from now on wait for the next one. */
+void systemd_hold_journal(const char *former);
+
+/* Begins the journal that waits, if one does, under the machine id and the boot id as they are now. */
+void systemd_begin_journal(void);
 
 #endif
