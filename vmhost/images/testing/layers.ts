@@ -60,7 +60,7 @@ export function rawHeader(entry: RawEntry): Buffer {
   return header
 }
 
-function rawRecord(key: string, value: string | Buffer): Buffer {
+export function rawRecord(key: string, value: string | Buffer): Buffer {
   const rest = Buffer.concat([Buffer.from(` ${key}=`), Buffer.from(value), Buffer.from('\n')])
   let length = rest.length + 1
   while (length !== rest.length + String(length).length) length = rest.length + String(length).length

@@ -194,7 +194,7 @@ function watchSockets(): void {
   const toAgent = new WeakMap<net.Socket, FrameReader>()
   const toDatabase = new WeakMap<net.Socket, Map<string, string>>()
   const connect = (options: net.NetConnectOpts, ...more: []) => {
-    const path = 'path' in options ? options.path : ''
+    const path = 'path' in options ? socketAt(options.path) : ''
     if (basename(path) === 'agent.sock') {
       const pid = hypervisorIn(dirname(dirname(path)))
       const socket = real.connect({ path: pid === undefined ? path : join(folder, 'agents.sock') })
@@ -228,6 +228,9 @@ function watchSockets(): void {
     return reports(Buffer.from(chunk), statements)
   }
 }
+
+/** Where a socket lies that is connected to by a descriptor of it, see own-socket.ts. */
+const socketAt = (path: string) => (path.startsWith('/proc/self/fd/') ? fs.readlinkSync(path) : path)
 
 function ofHypervisor(chunk: string | Uint8Array): string[] {
   const command = /"execute":"([a-z_-]+)"/.exec(String(chunk))?.[1] ?? ''
