@@ -25,9 +25,10 @@ export type QemuSettings = {
 
 /**
  * Translation buffer under emulation. The default is a quarter of the guest's memory and at most 1 GiB, all of which
- * gets used; 32 MiB cost a boot of a 512 MiB machine nothing that could be measured (4.7-6.3 s against 4.2-6.0 s).
+ * gets used; 28 MiB cost a boot of a 512 MiB machine nothing that could be measured (6.6-7.0 s against 6.7-6.8 s with
+ * 32 MiB), 24 MiB cost it about a twentieth.
  */
-const translationBufferMiB = 32
+const translationBufferMiB = 28
 
 /**
  * QEMU 7.2's emulation leaves garbage in the flags after an unlocked cmpxchg16b, which Debian 13's kernel uses in every
