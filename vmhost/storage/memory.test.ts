@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process'
 import { existsSync, mkdirSync, mkdtempSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -50,6 +51,22 @@ test('what was kept is found with what it needs, root’s alone to change, and c
   expect(await findMemory(directory)).toEqual({ ...nothing, saved })
   expect(statSync(memoryFolder(directory))).toMatchObject({ uid: 0, mode: 0o40700 })
   expect(await memoryBytes(directory)).toBeGreaterThanOrEqual(100_000)
+})
+
+test('who has not what it takes to look does not say that there is none, nor that it is damaged', async () => {
+  await sleeping()
+  const script = `import { closeSync, openSync } from 'node:fs'
+    const { findMemory } = await import('${new URL('./memory.ts', import.meta.url).href}')
+    const words = () => findMemory('${directory}').then(JSON.stringify, (error) => error.code)
+    const opened = []
+    try { for (;;) opened.push(openSync('/dev/null', 'r')) } catch {}
+    const all = await words()
+    closeSync(opened.pop())
+    const kept = await words()
+    process.stdout.write(all + ' ' + kept)`
+  const command = 'ulimit -n 40; exec "$0" --input-type=module -e "$1"'
+  const said = execFileSync('sh', ['-c', command, process.execPath, script], { encoding: 'utf8' })
+  expect(said).toMatch(/^EMFILE \{"saved":\{.*"damaged":false.*\}$/)
 })
 
 test('memory that was spent is never found as memory again', async () => {

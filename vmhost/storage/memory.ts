@@ -53,9 +53,12 @@ export type FoundMemory = {
   readonly unfinished: boolean
 }
 
-/** @param directory the machine's own */
+/**
+ * @param directory the machine's own
+ * @throws an ErrnoException when this process has not now what it takes to look, which says nothing of what is there
+ */
 export async function findMemory(directory: string): Promise<FoundMemory> {
-  const there = new Set(await readdir(directory).catch(() => []))
+  const there = new Set(await readdir(directory).catch(unlessShort(() => [])))
   const whole = there.has(names.whole)
   const saved = whole ? await readRecord(join(directory, names.whole, recordName)) : undefined
   return {
@@ -138,9 +141,20 @@ export async function memoryBytes(directory: string): Promise<number> {
 }
 
 async function readRecord(path: string): Promise<SavedMemory | undefined> {
+  const text = await readFile(path, 'utf8').catch(unlessShort(() => ''))
   try {
-    return savedSchema.parse(JSON.parse(await readFile(path, 'utf8')))
+    return savedSchema.parse(JSON.parse(text))
   } catch {
     return undefined
+  }
+}
+
+/** @see errno(3) */
+const shortages = ['EMFILE', 'ENFILE', 'ENOMEM', 'EAGAIN']
+
+function unlessShort<T>(instead: () => T): (error: NodeJS.ErrnoException) => T {
+  return (error) => {
+    if (shortages.includes(error.code ?? '')) throw error
+    return instead()
   }
 }
