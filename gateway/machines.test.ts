@@ -56,7 +56,7 @@ describe('a machine that its server cannot restore', () => {
     const refusal = {
       code: 'machine.cannot_restore',
       message:
-        'demo cannot wake now: its memory was saved by QEMU 8.2 under KVM, which its server does not use now; it wakes when its server has that again; to give its memory up and start it from its disk: restart demo',
+        'demo cannot wake now: its memory was saved by QEMU 8.2 under KVM, which its server does not use now; its memory is kept, and whatever comes for it later has it tried again; to give its memory up and start it from its disk: restart demo',
     }
     await expect(world.app.machines.whenReady(id, world.owner, options)).rejects.toMatchObject(refusal)
     await sql`update machines set observed_at = now() + interval '1 hour' where id = ${id}`

@@ -72,7 +72,7 @@ const RECHECK_MS = 5_000
 /** A server whose lease has run out may be a vmhost that is being replaced: for so long it is believed to come back. */
 const SERVER_BACK_MS = 10_000
 
-/** What a server lacks to restore a machine, it will not have within this time; it wakes the machine itself when it has. */
+/** What a server lacks to restore a machine, it will not have within this time; one that starts and has it wakes the machine itself. */
 const CANNOT_RESTORE_MS = 10_000
 
 /** A row that the news overtook is read again; beyond so often it is taken as it is. */
@@ -285,7 +285,7 @@ function cannotWake({ name, observedReason }: Machine): MachineNotReadyError {
   const reason = (observedReason ?? '').replace(/^Its /, 'its ')
   return new MachineNotReadyError(
     'machine.cannot_restore',
-    `${name} cannot wake now: ${reason}; it wakes when its server has that again; to give its memory up and start it from its disk: restart ${name}`,
+    `${name} cannot wake now: ${reason}; its memory is kept, and whatever comes for it later has it tried again; to give its memory up and start it from its disk: restart ${name}`,
   )
 }
 

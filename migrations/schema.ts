@@ -144,7 +144,8 @@ export type DesiredState = 'running' | 'stopped' | 'asleep' | 'paused' | 'trashe
 export type ObservedState = 'creating' | 'running' | 'asleep' | 'stopped' | 'trashed' | 'gone' | 'failed'
 /**
  * `observed_asleep_because` of a machine that was wanted awake, and that its server has not now what it takes to
- * restore: `observed_reason` says what. It wakes as soon as a vmhost starts that has it.
+ * restore, or has failed to: `observed_reason` says what. Whoever wants it awake has it tried again, as does a vmhost
+ * that starts and has what it takes.
  */
 export const cannotRestore = 'its server cannot restore its memory now'
 export type StartStage = 'waiting' | 'image' | 'disk' | 'network' | 'boot' | 'ssh' | 'ready'

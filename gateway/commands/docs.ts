@@ -123,7 +123,7 @@ export const DOCS: Record<string, Page> = {
         '',
         'pause is a sleep that only resume ends. A server short of memory puts the machines to sleep that were idle longest, whatever their time; why and audit say so.',
         '',
-        'A machine that its server cannot restore, after an update of QEMU that was taken back or a start without KVM, sleeps on with all its memory until it can; restart gives that up and starts it from its disk.',
+        'A machine that its server cannot restore, after an update of QEMU that was taken back, a start without KVM or for want of memory, sleeps on with all its memory, and whatever comes for it has that tried again; restart gives it up and starts it from its disk. Only memory that is missing or damaged is given up without being asked, and the machine says so.',
       ].join('\n'),
   },
   images: {

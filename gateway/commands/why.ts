@@ -89,7 +89,7 @@ function rest(machine: Machine, idle: IdleTime, activity: Activity | undefined):
 
 function leftAsleep(name: string): string[] {
   return [
-    'it wakes when its server has that again',
+    'its memory is kept, and whatever comes for it has it tried again',
     `to give its memory up and start it from its disk: restart ${name}`,
   ]
 }

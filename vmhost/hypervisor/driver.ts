@@ -143,7 +143,8 @@ export type HypervisorDriver = {
   obstacle(stateVersion: string): Promise<string | undefined>
   /**
    * @throws HypervisorError with a sentence when it does not come up; nothing is left running then. `hypervisor.gone`:
-   * somebody killed it meanwhile, and another try may do
+   * somebody killed it meanwhile, and another try may do. `hypervisor.unreadable`: what it was to be restored from is
+   * proved to be of no use; any other failure says nothing about that
    */
   start(spec: MachineSpec): Promise<Hypervisor>
   /**
@@ -162,7 +163,13 @@ export type HypervisorDriver = {
   destroy(machineId: number, directory: string): Promise<number>
 }
 
-export type HypervisorErrorCode = 'hypervisor.start' | 'hypervisor.timeout' | 'hypervisor.gone' | 'hypervisor.refused'
+export type HypervisorErrorCode =
+  | 'hypervisor.start'
+  | 'hypervisor.timeout'
+  | 'hypervisor.gone'
+  | 'hypervisor.refused'
+  /** what a guest was to be restored from is missing or damaged, which no other try will change */
+  | 'hypervisor.unreadable'
 
 export class HypervisorError extends Error {
   override readonly name = 'HypervisorError'

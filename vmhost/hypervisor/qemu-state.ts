@@ -1,5 +1,5 @@
 import { type ChildProcess, spawn } from 'node:child_process'
-import { closeSync, constants, fstatSync, openSync, readSync, unlinkSync } from 'node:fs'
+import { closeSync, constants, createReadStream, fstatSync, openSync, readSync, unlinkSync } from 'node:fs'
 import { type FileHandle, lchown, open, rm } from 'node:fs/promises'
 import { createServer } from 'node:net'
 import { join } from 'node:path'
@@ -191,6 +191,8 @@ export type SavedState = {
   readonly descriptor: number
   /** rejects when it cannot be unpacked; QEMU waits for ever for the first byte of a pipe that nobody writes to */
   readonly failed: Promise<never>
+  /** somebody ended whoever unpacks it: QEMU has seen its beginning alone, and may say anything about that */
+  readonly isCutOff: boolean
   /** The new process has it, or there will be none; may be called again. */
   close(): void
 }
@@ -206,14 +208,16 @@ export function openState(directory: string, pipe: string): SavedState {
   try {
     descriptor = openSync(join(directory, stateFile), constants.O_RDONLY | constants.O_NOFOLLOW)
   } catch (error) {
-    throw new HypervisorError('hypervisor.start', 'There is no saved guest to restore', { cause: error })
+    const code = (error as NodeJS.ErrnoException).code === 'ENOENT' ? 'hypervisor.unreadable' : 'hypervisor.start'
+    throw new HypervisorError(code, 'There is no saved guest to restore', { cause: error })
   }
   const sizeBytes = fstatSync(descriptor).size
   const magic = Buffer.alloc(4)
   readSync(descriptor, magic, 0, magic.length, 0)
   const { promise: failed, reject } = Promise.withResolvers<never>()
   failed.catch(() => {})
-  if (magic.readUInt32LE() !== zstdMagic) return { sizeBytes, descriptor, failed, close: closingOnce(descriptor) }
+  if (magic.readUInt32LE() !== zstdMagic)
+    return { sizeBytes, descriptor, failed, isCutOff: false, close: closingOnce(descriptor) }
   try {
     // In this order neither waits for the other. QEMU makes its end what it wants it to be.
     const out = openSync(pipe, constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOFOLLOW)
@@ -223,17 +227,66 @@ export function openState(directory: string, pipe: string): SavedState {
     // That QEMU has ended, zstd hears from the pipe; that this process has, from nobody.
     const unpacking = spawn('zstd', ['-dcq'], { stdio: [descriptor, into, 'ignore'], detached: true })
     unpacking.once('error', reject)
-    unpacking.once('exit', (status) => {
+    let isCutOff = false
+    unpacking.once('exit', (status, signal) => {
+      // A QEMU that reads no further ends it by this one.
+      isCutOff = signal !== null && signal !== 'SIGPIPE'
       if (status !== 0) reject(new Error('zstd could not unpack the saved guest'))
     })
     unpacking.unref()
     closeSync(into)
     closeSync(descriptor)
-    return { sizeBytes, descriptor: out, failed, close: closingOnce(out) }
+    const close = closingOnce(out)
+    return {
+      sizeBytes,
+      descriptor: out,
+      failed,
+      get isCutOff() {
+        return isCutOff
+      },
+      close,
+    }
   } catch (error) {
     closeSync(descriptor)
     throw new HypervisorError('hypervisor.start', 'The saved guest cannot be unpacked', { cause: error })
   }
+}
+
+/** What QEMU says of a stream that is not one, is of something else than its machine, or ends before its end. */
+const refusal = /load of migration failed: (Invalid argument|Operation not supported|Input\/output error)/
+const readAtOnceBytes = 2 ** 20
+
+/**
+ * Whether QEMU has refused a saved guest for what is in it, so that every other try would fail too. That it ends too
+ * early QEMU says as well where what unpacks it was ended, or the disk could not be read: so it is read once more.
+ * @param said QEMU's last words; it has ended by itself
+ */
+export async function isUnreadable(directory: string, said: string): Promise<boolean> {
+  const path = join(directory, stateFile)
+  try {
+    let isPacked: boolean | undefined
+    for await (const chunk of createReadStream(path, { highWaterMark: readAtOnceBytes })) {
+      isPacked ??= (chunk as Buffer).length >= 4 && (chunk as Buffer).readUInt32LE() === zstdMagic
+    }
+    if (isPacked && !(await unpacks(path))) return true
+    const [, why] = refusal.exec(said) ?? []
+    return why !== undefined && !(isPacked && why === 'Input/output error')
+  } catch {
+    return false
+  }
+}
+
+/** @returns false when it is damaged. @throws when that was not to be found out */
+function unpacks(path: string): Promise<boolean> {
+  return new Promise((resolve, reject) => {
+    const testing = spawn('zstd', ['-tq', '--', path], { stdio: 'ignore' })
+    testing.once('error', reject)
+    // Any other failure is the server's, as is the signal of whoever ended it.
+    testing.once('exit', (status) => {
+      if (status === 0 || status === 1) resolve(status === 0)
+      else reject(new Error(`zstd ended with ${status}`))
+    })
+  })
 }
 
 function closingOnce(descriptor: number): () => void {

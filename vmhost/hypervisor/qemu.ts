@@ -20,7 +20,7 @@ import { noProcessors, type Processors } from './processor.ts'
 import { files, type QemuSettings, qemuArguments } from './qemu-command.ts'
 import { machineTypesOf } from './qemu-machine-types.ts'
 import { QemuProcess } from './qemu-process.ts'
-import { machineType, openState, type SavedState, stateVersion } from './qemu-state.ts'
+import { isUnreadable, machineType, openState, type SavedState, stateVersion } from './qemu-state.ts'
 import { readSavedBy, saverInWords, saverIsAway } from './saved-by.ts'
 
 const execFileAsync = promisify(execFile)
@@ -168,7 +168,10 @@ async function start(spec: MachineSpec, options: QemuDriverOptions): Promise<Hyp
       if (identity) await endProcess(identity)
       if (killed) throw new HypervisorError('hypervisor.gone', 'QEMU was killed while it started', { cause: error })
       const said = await lastWords(spec.directory)
-      throw new HypervisorError('hypervisor.start', `QEMU did not start${said ? `: ${said}` : ''}`, { cause: error })
+      const isRefusal = spec.restoreFrom !== undefined && saved?.isCutOff === false
+      const isLost = isRefusal && (await isUnreadable(spec.restoreFrom, said))
+      const code = isLost ? 'hypervisor.unreadable' : 'hypervisor.start'
+      throw new HypervisorError(code, `QEMU did not start${said ? `: ${said}` : ''}`, { cause: error })
     }
   } finally {
     closeSync(log)

@@ -1,8 +1,9 @@
 import { execFileSync } from 'node:child_process'
-import { existsSync, readFileSync, truncateSync, writeFileSync } from 'node:fs'
+import { existsSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { afterEach, beforeEach, describe, expect, test } from 'vitest'
 import { cannotRestore } from '../../migrations/schema.ts'
+import { HypervisorError } from '../hypervisor/driver.ts'
 import { qemuVersion } from '../hypervisor/qemu.ts'
 import { machineType } from '../hypervisor/qemu-state.ts'
 import { olderRelease } from '../hypervisor/testing/older-qemu.ts'
@@ -207,7 +208,13 @@ describe('a sleeper that cannot be restored boots from its disk and says why', (
       () => writeFileSync(join(lab.directory, 'memory/saved.json'), '{'),
       /what was kept of its memory is damaged$/,
     ],
-    ['a damaged state', () => truncateSync(join(lab.directory, 'memory/state'), 10_000), /QEMU did not start/],
+    [
+      'a state that ends too early',
+      () => truncateSync(join(lab.directory, 'memory/state'), 10_000),
+      /QEMU did not start/,
+    ],
+    ['a state of something else', () => writeFileSync(join(lab.directory, 'memory/state'), 'nothing'), /QEMU did not/],
+    ['no state', () => rmSync(join(lab.directory, 'memory/state')), /There is no saved guest to restore$/],
   ])('%s', async (_, spoil, sentence) => {
     await lab.sleeps()
     lab.killVmhost()
@@ -287,6 +294,46 @@ describe('a sleeper whose server has not what it takes to restore it', () => {
     await lab.asleep()
     await expect.poll(() => lab.seen.observedReason, { timeout: 60_000 }).toBe(says)
     expect(lab.seen).toMatchObject({ observedAsleepAt: expect.any(Date), observedSavedBytes: expect.any(Number) })
+  })
+})
+
+describe('a sleeper whose restore fails for what is not its memory', () => {
+  test.each<[string, () => Error]>([
+    ['no memory', () => new HypervisorError('hypervisor.start', 'QEMU did not start: Cannot allocate memory')],
+    ['no answer', () => new HypervisorError('hypervisor.timeout', 'QEMU does not listen on its control socket')],
+    ['killed again and again', () => new HypervisorError('hypervisor.gone', 'QEMU was killed while it started')],
+    ['no more files', () => Object.assign(new Error('too many open files'), { code: 'EMFILE' })],
+  ])('%s: sleeps on with it and says why, and wakes when somebody comes and that is over', async (_, failure) => {
+    await lab.sleeps()
+    lab.startFailure = failure
+    for (let times = 0; times < 2; times++) {
+      lab.want({ desiredState: 'running' })
+      await expect.poll(() => lab.row.desiredState, { timeout: 60_000 }).toBe('asleep')
+      await lab.vmhosts.at(-1)?.machine.poke()
+      await lab.asleep()
+      expect(lab.seen).toMatchObject({
+        observedReason: `Its memory could not be restored: ${failure().message}`,
+        observedAsleepBecause: cannotRestore,
+        observedSavedBytes: expect.any(Number),
+        observedReadyAt: null,
+      })
+    }
+    lab.startFailure = undefined
+    lab.want({ desiredState: 'running' })
+    await lab.awake()
+    expect(lab.recorded.at(-1)).toBe('machine.woke')
+    expect(lab.recorded).not.toContain('machine.memory-lost')
+  })
+
+  test('once: is tried again', async () => {
+    await lab.sleeps()
+    lab.startFailure = () => {
+      lab.startFailure = undefined
+      return new HypervisorError('hypervisor.start', 'QEMU did not start')
+    }
+    lab.want({ desiredState: 'running' })
+    await lab.awake()
+    expect(lab.recorded.at(-1)).toBe('machine.woke')
   })
 })
 

@@ -102,7 +102,8 @@ export class Life {
         signal.throwIfAborted()
         // What is wrong with the machine and not with its template is said when it does not boot either.
         this.#log.warn({ err: error, template: template.id }, 'does not go on from its template, and boots')
-        if (error instanceof HypervisorError && error.code === 'hypervisor.start') await templates?.distrust(template)
+        const distrusted = ['hypervisor.start', 'hypervisor.unreadable']
+        if (error instanceof HypervisorError && distrusted.includes(error.code)) await templates?.distrust(template)
       }
     }
     return bootFromDisk(this.starting(row, image))

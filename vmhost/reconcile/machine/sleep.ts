@@ -30,12 +30,13 @@ import { type MachineState, offline } from './state.ts'
  *     guest, ready --sleep wanted--> saved (sleeping.ts) --> memory
  *     guest --it cannot be saved--> guest, and tried again, later each time
  *     memory --wanted running, and there is room--> restored --> guest
- *     memory --wanted running, and its server has not what that takes--> memory: it is said, and its sleep wanted again
- *     memory, left so --a vmhost starts that has what it takes--> wanted running
- *     memory --it is damaged--> no guest: only its processes are lost, and that is said
+ *     memory --wanted running, and its server has not what that takes, or fails some times--> memory: it is said, and its
+ *         sleep wanted again
+ *     memory, left so --somebody comes for it, or a vmhost starts that has what it takes--> wanted running
+ *     memory --it is proved to be damaged--> no guest: only its processes are lost, and that is said
  *
- * What its server has not now (the release of its hypervisor, KVM, a feature of the processor) it may have again: an
- * update can be taken back, and a try of KVM fails on a server that is busy. Only its owner gives such a memory up.
+ * What its server has not now (the release of its hypervisor, KVM, a feature of the processor, memory) it may have again:
+ * an update can be taken back, and a try of KVM fails on a server that is busy. Only its owner gives such a memory up.
  */
 export class Sleep {
   readonly #state: MachineState
@@ -165,7 +166,7 @@ export class Sleep {
       slot[Symbol.dispose]()
       await started?.hypervisor.kill()
       this.#world.signal.throwIfAborted()
-      await this.#notWoken(error, saved.boot)
+      await this.#notWoken(error, row, saved.boot)
     }
   }
 
@@ -255,10 +256,11 @@ export class Sleep {
     const { rows, outbox, store } = this.#world
     this.#log.warn({ because }, 'is left asleep')
     await this.#life.disconnect()
-    // A vmhost before may have been ended when it had begun to wake it.
-    if (row.observedState !== 'asleep') {
+    // This vmhost has begun to wake it, or one before that was ended.
+    if (this.#state.said !== 'asleep') {
       this.#state.observe({
         observedState: 'asleep',
+        observedReason: null,
         ...offline,
         observedAsleepBecause: row.asleepBecause,
         observedAsleepAt: new Date(saved.at),
@@ -268,6 +270,8 @@ export class Sleep {
     }
     // Wanted by a newer start, it is given up instead.
     await rows.leaveAsleep(this.#state.id, row.desiredBoot, oneLine(because))
+    // The reason is this one from here on.
+    this.#state.saysTrouble = false
     this.#state.again = true
   }
 
@@ -284,8 +288,11 @@ export class Sleep {
     return found
   }
 
-  /** What cannot be restored boots from its disk; what may be another time is tried again. */
-  async #notWoken(error: unknown, boot: number): Promise<void> {
+  /**
+   * What is proved not to be restorable boots from its disk. Whatever else fails says nothing of the memory: it is tried
+   * again, and it sleeps on when that has failed some times too.
+   */
+  async #notWoken(error: unknown, row: MachineRow, boot: number): Promise<void> {
     const directory = this.#world.store.directoryOf(this.#state.id)
     const memory = await findMemory(directory)
     this.#state.saved = memory.saved
@@ -299,12 +306,16 @@ export class Sleep {
       const space = await this.#world.store.space()
       // A hypervisor on a full disk cannot even say what is wrong.
       if (isShortOfSpace(space, false)) throw new StorageError('storage.full', fullDisk, { cause: error })
-      const isFull = messageOf(error).includes('Cannot allocate memory')
-      if (!(error instanceof HypervisorError) || isFull) throw error
-      // Somebody ended it, and nothing is wrong with what it was restored from.
-      if (error.code === 'hypervisor.gone' && this.#life.crashed() === undefined) return
-      if (++this.#wakeFailures < wakesMost) {
-        this.#log.warn({ err: error }, 'was not restored, which is tried again')
+      const code = error instanceof HypervisorError ? error.code : undefined
+      const isProved = code === 'hypervisor.unreadable'
+      if (code === 'hypervisor.gone') {
+        // Somebody ended it, and nothing is wrong with what it was restored from.
+        if (this.#life.crashed() === undefined) return
+      } else if (++this.#wakeFailures < (isProved ? wakesProving : wakesMost)) throw error
+      if (!isProved) {
+        this.#wakeFailures = 0
+        this.#log.warn({ err: error }, 'was not restored')
+        await this.#leaveAsleep(row, memory.saved, `Its memory could not be restored: ${messageOf(error)}`)
         return
       }
     }
@@ -323,8 +334,10 @@ export class Sleep {
 const fullDisk = "Its server's disk is full, and it sleeps on"
 /** What a hypervisor takes that has just been started, beside its guest. */
 const wakeOverheadBytes = 64 * 2 ** 20
-/** A memory that could not be restored so often never will be. */
-const wakesMost = 2
+/** Whoever waits for it is told after so many tries. */
+const wakesMost = 3
+/** What is there and cannot be read is looked at once more before it is given up. */
+const wakesProving = 2
 const signInMs = { kvm: 300, tcg: 3_000 }
 const sleepAgainFirstMs = 30_000
 const sleepAgainMostMs = 600_000

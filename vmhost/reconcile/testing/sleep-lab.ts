@@ -83,6 +83,8 @@ export class SleepLab implements AsyncDisposable {
   failedSleeps = 0
   /** why the next vmhost cannot restore what was saved */
   obstacle: string | undefined
+  /** what comes of starting a hypervisor instead, as often as it is called */
+  startFailure: (() => Error) | undefined
   /** of the QEMU that the next vmhost believes to have; undefined: the installed one's */
   version: string | undefined
   keepsBoot = true
@@ -147,7 +149,10 @@ export class SleepLab implements AsyncDisposable {
           this.agent.hostname = undefined
           this.agent.frozen = false
         }
-        return this.#step('start', async () => wrap(await real.start(spec)))
+        return this.#step('start', async () => {
+          if (this.startFailure) throw this.startFailure()
+          return wrap(await real.start(spec))
+        })
       },
       adopt: async (...of) => {
         const found = await real.adopt(...of)
