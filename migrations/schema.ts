@@ -209,6 +209,8 @@ export const machines = pgTable('machines', {
   desiredRestore: integer('desired_restore').notNull().default(0),
   observedRestore: integer('observed_restore').notNull().default(0),
   observedRestoreProblem: text('observed_restore_problem'),
+  restoreCpusBefore: integer('restore_cpus_before'),
+  restoreMemoryBytesBefore: int8('restore_memory_bytes_before'),
 })
 
 export type CheckpointState = 'waiting' | 'kept' | 'failed' | 'gone'

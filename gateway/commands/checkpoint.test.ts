@@ -12,6 +12,7 @@ afterAll(() => world?.[Symbol.asyncDispose]())
 beforeEach(async () => {
   world.vmhost.checkpointFailures.clear()
   world.vmhost.paused = false
+  await world.gateway.sql`update machines set memory_bytes = ${2 ** 29}, cpus = 2 where name = 'demo'`
   const { status, stderr } = await world.run('start demo')
   expect(status, stderr).toBe(0)
   for (const { vm_name } of (await world.json('ls')).document.vms as { vm_name: string }[])
@@ -148,12 +149,31 @@ describe('restore', () => {
   it('that cannot keep what was before leaves the machine as it is, and says why', async () => {
     const id = await take()
     world.vmhost.checkpointFailures.set('demo', 'There is no room for 300 MiB of memory')
+    await world.gateway.sql`update machines set memory_bytes = ${2 ** 30}, cpus = 3 where name = 'demo'`
     expect(await world.run(`restore demo ${id}`)).toMatchObject({
       status: 1,
       stderr: 'demo is as it was: There is no room for 300 MiB of memory\ncheckpoints demo\n',
     })
-    expect(await row()).toMatchObject({ observed_state: 'running' })
+    expect(await row()).toMatchObject({ observed_state: 'running', memory_bytes: 2 ** 30, cpus: 3 })
     expect((await world.run('ssh demo echo here')).stdout).toBe('here\n')
+  })
+
+  it('that fails leaves it the size that was asked for meanwhile', async () => {
+    const id = await take()
+    world.vmhost.checkpointFailures.set('demo', 'There is no room for 300 MiB of memory')
+    world.vmhost.paused = true
+    await world.gateway.sql`update machines set memory_bytes = ${2 ** 30}, cpus = 3 where name = 'demo'`
+    expect((await world.run(`restore demo ${id} --no-wait`)).status).toBe(0)
+    expect((await world.run('resize demo --memory 768M --no-wait')).status).toBe(0)
+    world.vmhost.paused = false
+    world.vmhost.look()
+    const isOver = async () => {
+      const [seen] = await world.gateway
+        .sql`select observed_restore = desired_restore as over from machines where name = 'demo'`
+      return seen?.over
+    }
+    await expect.poll(isOver, { timeout: 50_000 }).toBe(true)
+    expect(await row()).toMatchObject({ memory_bytes: 768 * 2 ** 20, cpus: 3 })
   })
 
   it('--as makes another machine of it, which stays when the checkpoint goes', async () => {

@@ -106,7 +106,8 @@ async function wantRestore({ app, caller }: Context, machine: Machine, checkpoin
     const rows = held.length
       ? await tx<{ restore: number }[]>`
           update machines set desired_state = 'running', restore_from = ${checkpoint.id}, restore_keeps = ${keeps},
-            desired_restore = desired_restore + 1, memory_bytes = ${memoryBytes}, cpus = ${cpus}
+            desired_restore = desired_restore + 1, memory_bytes = ${memoryBytes}, cpus = ${cpus},
+            restore_cpus_before = cpus, restore_memory_bytes_before = memory_bytes
           where id = ${machine.id} and desired_state not in ('trashed', 'gone') and observed_restore = desired_restore
           returning desired_restore as restore`
       : []
