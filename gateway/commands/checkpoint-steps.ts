@@ -124,8 +124,10 @@ export async function untilTaken(
     },
     TAKEN_TIMEOUT_MS,
   )
+  // One that failed and was removed before anybody looked has its reason still.
+  if (found?.state === 'failed' || (found?.state === 'gone' && found.reason !== null))
+    throw notTaken(machine.name, found.reason)
   if (found?.state === 'kept' || found?.state === 'gone') return found
-  if (found?.state === 'failed') throw notTaken(machine.name, found.reason)
   throw new CommandError('checkpoint.not_found', 3, `checkpoint ${id} of ${machine.name} was removed meanwhile`)
 }
 

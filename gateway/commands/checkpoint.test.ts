@@ -242,6 +242,20 @@ describe('cp', () => {
     expect(await machineRow(world, 'big')).toMatchObject({ memory_bytes: 2 ** 30 })
   })
 
+  it('says why its checkpoint failed, though that was removed before anybody looked', async () => {
+    world.vmhost.paused = true
+    const copying = world.run('cp demo twin')
+    const waiting = () =>
+      world.gateway.database.as('owner')`select id from checkpoints where for_copy and observed_state = 'waiting'`
+    await expect.poll(async () => (await waiting()).length, { timeout: 60_000 }).toBe(1)
+    await world.gateway.database.as('owner')`update checkpoints set desired_state = 'gone', observed_state = 'gone',
+      observed_reason = 'There is no room for it' where for_copy and observed_state = 'waiting'`
+    expect(await copying).toMatchObject({
+      status: 1,
+      stderr: 'the checkpoint of demo failed: There is no room for it\ndemo itself is as it was\n',
+    })
+  })
+
   it('that cannot be taken fails with the reason, and leaves nothing behind', async () => {
     world.vmhost.checkpointFailures.set('demo', "The server's disk is full")
     expect(await world.run('cp demo twin')).toMatchObject({

@@ -463,6 +463,19 @@ test('a checkpoint that fails says why; a machine that was to be made of it fail
   expect(told(id)).toMatchObject({ hostname: 'demo', frozen: false })
 })
 
+test('a copy whose checkpoint failed says so when the machine that it was to be made of is deleted meanwhile', async () => {
+  const id = await create('demo')
+  whileSaving = () => {
+    throw new Error('There is no room for it')
+  }
+  expect(await take(id, { forCopy: true })).toMatchObject({ observed_state: 'failed' })
+  const [from] = await gateway<Row[]>`select * from checkpoints where machine_id = ${id}`
+  await gateway`update machines set desired_state = 'gone' where id = ${id}`
+  await settle(async () => expect((await machineRow(id))?.observed_state).toBe('gone'))
+  expect(await checkpoint(from?.id ?? 0)).toMatchObject({ observed_state: 'gone' })
+  await expect(create('twin', from?.id)).rejects.toThrow('The checkpoint failed: There is no room for it')
+})
+
 test('a vmhost that is killed while it takes one: the guest goes on, and the next one takes it', async () => {
   const id = await create('demo')
   const pid = machines.get(id)?.pid

@@ -41,7 +41,9 @@ export async function findSource(
 }
 
 function notThere({ observedState, observedReason, desiredState }: CheckpointRow): string | undefined {
-  if (observedState === 'failed') return `The checkpoint failed: ${observedReason ?? 'no reason was reported'}`
+  // One that was removed since keeps why it failed, and only such a one has a reason.
+  if (observedState === 'failed' || (observedState === 'gone' && observedReason !== null))
+    return `The checkpoint failed: ${observedReason ?? 'no reason was reported'}`
   return observedState === 'gone' || desiredState === 'gone' ? 'The checkpoint was removed' : undefined
 }
 
