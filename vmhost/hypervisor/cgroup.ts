@@ -1,7 +1,8 @@
 import { createHash } from 'node:crypto'
 import { mkdir, readFile, rmdir, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { hypervisorOverheadBytes, type MachineSize } from './driver.ts'
+import { setTimeout as sleep } from 'node:timers/promises'
+import { HypervisorError, hypervisorOverheadBytes, type MachineSize } from './driver.ts'
 
 const root = '/sys/fs/cgroup'
 const home = join(root, 'berth')
@@ -9,6 +10,8 @@ const wanted = ['cpu', 'memory', 'pids'] as const
 /** vCPU threads, up to 64 I/O workers, the main loop; a hypervisor never starts processes. */
 const threadsMost = 512
 const periodUs = 100_000
+const killLimitMs = 10_000
+const lookAgainMs = 20
 
 /**
  * Makes the parent of all machines' groups.
@@ -63,7 +66,36 @@ export async function setWeight(name: string, weight: number): Promise<void> {
   await writeFile(join(home, name, 'cpu.weight'), String(weight)).catch(() => {})
 }
 
+/**
+ * Ends by SIGKILL all that is in a group, which nothing in it can leave, and returns when it is gone. Nothing happens
+ * without a group, or on a kernel before 5.14.
+ * @param parent of the machines' groups
+ * @returns pids of what was in it
+ * @throws HypervisorError `hypervisor.timeout`
+ * @see https://docs.kernel.org/admin-guide/cgroup-v2.html "cgroup.kill"
+ */
+export async function killGroup(name: string, parent = home): Promise<number[]> {
+  const group = join(parent, name)
+  const text = await readFile(join(group, 'cgroup.procs'), 'utf8').catch(() => '')
+  const pids = text.split('\n').filter(Boolean).map(Number)
+  try {
+    await writeFile(join(group, 'cgroup.kill'), '1', { flag: 'r+' })
+  } catch {
+    return []
+  }
+  for (const deadline = performance.now() + killLimitMs; await isPopulated(group); await sleep(lookAgainMs)) {
+    if (performance.now() > deadline)
+      throw new HypervisorError('hypervisor.timeout', `What is in ${group} does not end, even by SIGKILL`)
+  }
+  return pids
+}
+
+async function isPopulated(group: string): Promise<boolean> {
+  const events = await readFile(join(group, 'cgroup.events'), 'utf8').catch(() => '')
+  return /^populated 1$/m.test(events)
+}
+
 /** Removes the group of a process that has ended; nothing happens when there is none. */
-export async function unconfine(name: string): Promise<void> {
-  await rmdir(join(home, name)).catch(() => {})
+export async function unconfine(name: string, parent = home): Promise<void> {
+  await rmdir(join(parent, name)).catch(() => {})
 }

@@ -2,7 +2,7 @@ import { execFile } from 'node:child_process'
 import { chmod, chown, lchown, mkdir, rename, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
-import { groupName, unconfine } from './cgroup.ts'
+import { groupName, killGroup, unconfine } from './cgroup.ts'
 import { hypervisorUid } from './driver.ts'
 import { endProcess, findProcesses } from './process.ts'
 
@@ -59,10 +59,16 @@ export async function removeTree(path: string): Promise<void> {
   await execFileAsync('rm', ['-rf', '--one-file-system', '--', path])
 }
 
-/** As every driver's `destroy`: whatever runs in a machine's directory under its uid is ended by SIGKILL. */
-export async function destroy(machineId: number, directory: string): Promise<number> {
+/**
+ * As every driver's `destroy`: whatever runs in a machine's directory under its uid is ended by SIGKILL, and whatever is
+ * in its cgroup where it has one, which one that was taken over cannot leave as it can its directory.
+ * @param groups the parent of the machines' cgroups; see cgroup.ts
+ */
+export async function destroy(machineId: number, directory: string, groups?: string): Promise<number> {
   const found = await findProcesses(hypervisorUid(machineId), directory)
+  const group = groupName(machineId, directory)
+  const confined = await killGroup(group, groups)
   await Promise.all(found.map(endProcess))
-  await unconfine(groupName(machineId, directory))
-  return found.length
+  await unconfine(group, groups)
+  return new Set([...found.map(({ pid }) => pid), ...confined]).size
 }
