@@ -1,5 +1,5 @@
 import { execFileSync, spawn } from 'node:child_process'
-import { randomBytes } from 'node:crypto'
+import { createHash, randomBytes } from 'node:crypto'
 import { once } from 'node:events'
 import { existsSync, lstatSync, readdirSync, readFileSync, utimesSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
@@ -393,6 +393,30 @@ test('without room nothing is begun, and layers that are only kept make some', a
     message: expect.stringMatching(/are left$|is full/),
   })
   expect(blobs()).toEqual([])
+})
+
+test('images that do not fit in together are fetched one after the other', async () => {
+  const layers = [1, 2].map(() => rawTar([{ path: 'x', content: randomBytes(2 * MiB).toString('hex') }]))
+  const digests = layers.map((bytes) => createHash('sha256').update(bytes).digest('hex'))
+  const go = Promise.withResolvers<void>()
+  await using held = await badNetwork(registry, async (path) => {
+    if (digests.some((digest) => path.endsWith(digest))) await go.promise
+    return undefined
+  })
+  list([held.host])
+  for (const [index, layer] of layers.entries())
+    await registry.push('beside', `v${index}`, { layers: [layer], compression: 'none' })
+  lab.freeBytes = 7 * MiB
+  const progress: ImageProgress[][] = [[], []]
+  const both = progress.map((steps, index) =>
+    ensure(`${held.host}/beside:v${index}`, { accountId: index + 1, progress: steps }),
+  )
+  // What is told first is that it waits for its turn.
+  const waiting = () => progress.filter((steps) => steps.slice(1).some(({ step }) => step === 'waiting')).length
+  await expect.poll(waiting, patience).toBe(1)
+  lab.freeBytes = 2 ** 40
+  go.resolve()
+  await Promise.all(both)
 })
 
 test('where its space is needed, all goes that can be fetched again, but for what machines were made of or are about to be', async () => {

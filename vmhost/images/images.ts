@@ -8,12 +8,13 @@ import { Slots } from '../reconcile/slots.ts'
 import { renameForGood, sync } from '../storage/durable.ts'
 import { StorageError } from '../storage/errors.ts'
 import { type ImageSettings, imageSettingsSchema } from '../storage/image-settings.ts'
-import { type Space, spaceProblem } from '../storage/space.ts'
+import type { Space } from '../storage/space.ts'
 import { readRegistries } from './credentials.ts'
 import { ImageError, sayBytes } from './errors.ts'
 import { pullsAtOnce, pullsOfAccount } from './limits.ts'
 import { type Pull, startPull } from './process.ts'
 import { parseReference, type Reference } from './reference.ts'
+import { Room } from './room.ts'
 import type { Inspected, Progress, Resolved } from './worker.ts'
 
 /**
@@ -132,9 +133,11 @@ class ImageStore implements Images {
   readonly #slots = new Slots(pullsAtOnce)
   readonly #slotsOf = new Map<number, Slots>()
   readonly #making = new Map<string, Making>()
+  readonly #room: Room
 
   constructor(directory: string, options: ImagesOptions) {
     this.#directory = directory
+    this.#room = new Room(options.space)
     this.#options = options
   }
 
@@ -250,14 +253,17 @@ class ImageStore implements Images {
     at: { work: string; tree: string; say: (progress: ImageProgress) => void },
   ): Promise<OciImage> {
     const { signal } = making.abort
+    const onWait = () => at.say({ step: 'waiting' })
     // That it is itself under way keeps nothing.
-    if (!(await this.#hasRoom(resolved.packedBytes))) await this.#removeBlobs(0, 0, 1)
-    await this.#assertRoom(resolved.packedBytes)
-    await pull.fetch()
+    if (!(await this.#room.has(resolved.packedBytes))) await this.#removeBlobs(0, 0, 1)
+    {
+      using _packed = await this.#room.take(resolved.packedBytes, signal, onWait)
+      await pull.fetch()
+    }
     const inspected = await pull.merge()
     this.#refuseLarger(reference, making, inspected)
     // The files, and the disk that is made of them.
-    await this.#assertRoom(inspected.contentBytes * 2 + inspected.inodes * 512)
+    using _files = await this.#room.take(inspected.contentBytes * 2 + inspected.inodes * 512, signal, onWait)
     await pull.unpack()
     signal.throwIfAborted()
     at.say({ step: 'making' })
@@ -323,20 +329,6 @@ class ImageStore implements Images {
 
   #pathOf(digest: string): string {
     return join(this.#directory, 'images', hexOf(digest))
-  }
-
-  async #hasRoom(bytes: number): Promise<boolean> {
-    const { freeBytes, reserveBytes } = await this.#options.space()
-    return freeBytes - reserveBytes >= bytes
-  }
-
-  /** @throws StorageError `storage.full` */
-  async #assertRoom(bytes: number): Promise<void> {
-    if (await this.#hasRoom(bytes)) return
-    const space = await this.#options.space()
-    const free = sayBytes(Math.max(0, space.freeBytes - space.reserveBytes))
-    const needs = `The image needs ${sayBytes(bytes)} on the server, and ${free} are left`
-    throw new StorageError('storage.full', spaceProblem(space) ?? needs)
   }
 
   #explained(error: unknown): unknown {
