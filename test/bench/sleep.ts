@@ -5,6 +5,8 @@
  *   - what its memory takes on the disk against what its guest used just before
  *   - for how long a program in it that speaks every 20 ms is silent at a checkpoint, against writing the checkpoint's
  *     memory once more to the same filesystem, until it is on the disk
+ *   - for how long its filesystem is frozen then beyond the writing of its memory, as the vmhost saw it: from asking its
+ *     agent to freeze it until the agent has said that it thawed
  *
  *   node test/bench/sleep.ts [rounds, default 5]
  */
@@ -73,6 +75,8 @@ for (let round = 0; round < rounds + 1; round++) {
   book.add('silence at a checkpoint, ms', taken.silentMs)
   book.add('of that, standing still, ms', taken.stillMs)
   book.add('writing its memory, ms', writingMs)
+  book.add('filesystem frozen, ms', taken.frozenMs)
+  book.add('frozen beyond the memory write, ms', taken.frozenMs - taken.savingMs)
 }
 book.ratio('silence at a checkpoint to writing its memory', 'silence at a checkpoint, ms', 'writing its memory, ms')
 await book.close(`Sleep, wake and checkpoint, ${rounds} rounds`)
@@ -111,7 +115,9 @@ async function savedBytes(folder: string): Promise<number> {
   return Number(stdout.split('\t')[0])
 }
 
-async function checkpoint(): Promise<{ id: number; silentMs: number; stillMs: number }> {
+type Taken = { id: number; silentMs: number; stillMs: number; frozenMs: number; savingMs: number }
+
+async function checkpoint(): Promise<Taken> {
   const talk = `perl -e '$| = 1; print "x" while 1 + select undef, undef, undef, ${TICK_S}'`
   const talker = spawn(
     'ip',
@@ -131,10 +137,19 @@ async function checkpoint(): Promise<{ id: number; silentMs: number; stillMs: nu
     silentMs = 0
     const taken = JSON.parse(await lobby(product, 'checkpoint napper --json')) as { id: number; still_ms: number }
     await wait(1_000)
-    return { id: taken.id, silentMs, stillMs: taken.still_ms }
+    return { id: taken.id, silentMs, stillMs: taken.still_ms, ...(await heldUp(taken.id)) }
   } finally {
     talker.kill()
   }
+}
+
+/** What the vmhost has recorded of a checkpoint. */
+async function heldUp(checkpointId: number): Promise<{ frozenMs: number; savingMs: number }> {
+  const [event] = await product.sql()<{ frozenMs: number; savingMs: number }[]>`
+    select (detail ->> 'frozenMs')::int as "frozenMs", (detail ->> 'savingMs')::int as "savingMs" from events
+    where kind = 'machine.checkpoint-taken' and detail ->> 'checkpoint' = ${String(checkpointId)}`
+  if (!event) throw new Error(`nothing was recorded of checkpoint ${checkpointId}`)
+  return event
 }
 
 /** @returns ms that writing what a folder has of memory takes, read from the kernel's cache, until it is on the disk */

@@ -282,6 +282,14 @@ test('a checkpoint of a machine that runs has its memory, and the machine runs o
     observed_saved_bytes: expect.toSatisfy((bytes) => bytes > 4096),
     observed_still_ms: expect.any(Number),
   })
+  const stillMs = taken.observed_still_ms as number
+  await settle(async () => {
+    const told = await gateway<{ detail: Record<string, number> }[]>`
+      select detail from events where kind = 'machine.checkpoint-taken' and machine_id = ${id}`
+    expect(told).toMatchObject([{ detail: { checkpoint: taken.id, stillMs } }])
+    const { frozenMs = 0, savingMs = 0 } = told[0]?.detail ?? {}
+    expect([frozenMs >= stillMs, stillMs >= savingMs, savingMs > 0]).toEqual([true, true, true])
+  })
   await is(id, 'running')
   expect(machines.get(id)?.pid).toBe(pid)
   expect(told(id)).toMatchObject({ frozen: false })

@@ -28,6 +28,10 @@ const limits = {
 export type Taken = {
   /** for how long it stood still, or, without its memory, could not write */
   readonly stillMs: number
+  /** from asking it to freeze its filesystem until that had thawed; null: it cannot be frozen */
+  readonly frozenMs: number | null
+  /** of that, until its memory was written; 0 without */
+  readonly savingMs: number
   readonly saved?: SavedMemory
 }
 
@@ -48,19 +52,28 @@ export async function takeWithMemory(
   await sync(files.disk)
   const folder = await beginMemory(files.directory)
   let stillMs: number
+  let frozenMs: number | null
+  let savingMs = 0
   try {
-    await freeze(bed)
+    const frozenAt = performance.now()
+    const isFrozen = await freeze(bed)
     // What that has had written: its hypervisor waits for it when it stands still.
     await sync(files.disk)
     const stillAt = performance.now()
     await hypervisor.pause()
-    await bothOf(hypervisor.save(folder), draft.takeDisk(files.disk))
+    const saving = async () => {
+      const savingAt = performance.now()
+      await hypervisor.save(folder)
+      savingMs = since(savingAt)
+    }
+    await bothOf(saving(), draft.takeDisk(files.disk))
     await hypervisor.resume().catch((error: unknown) => {
       // Whose checkpoint is whole all the same.
       if (!(error instanceof HypervisorError && error.code === 'hypervisor.gone')) throw error
     })
-    stillMs = Math.round(performance.now() - stillAt)
+    stillMs = since(stillAt)
     await thaw(bed)
+    frozenMs = isFrozen ? since(frozenAt) : null
   } catch (error) {
     await getUp(bed)
     throw error
@@ -79,7 +92,7 @@ export async function takeWithMemory(
     await forgetMemory(files.directory)
     throw error
   }
-  return { stillMs, saved }
+  return { stillMs, frozenMs, savingMs, saved }
 }
 
 /** @throws StorageError or ChannelError; its filesystem is thawed then, or thaws by itself */
@@ -97,7 +110,13 @@ export async function takeDiskOfRunning(bed: Omit<Bed, 'hypervisor' | 'space'>, 
   const held = await thaw(bed)
   if (isFrozen && !held)
     throw new StorageError('storage.failed', 'Its filesystem could not be held still for as long as the copy took')
-  return { stillMs: Math.round(performance.now() - stillAt) }
+  const stillMs = since(stillAt)
+  return { stillMs, frozenMs: isFrozen ? stillMs : null, savingMs: 0 }
+}
+
+/** @param at a time of `performance.now()` */
+function since(at: number): number {
+  return Math.round(performance.now() - at)
 }
 
 /** @returns false for a filesystem that cannot be frozen: its copy is as after a power cut */

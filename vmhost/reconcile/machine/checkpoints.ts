@@ -116,9 +116,9 @@ export class MachineCheckpoints {
     if (!guest && !this.#state.saved && comesUp) return false
     let outcome: CheckpointObservation
     try {
-      outcome = await this.#taken(row, wanted)
-      if (!wanted.forCopy)
-        this.#state.record('checkpoint-taken', { checkpoint: wanted.id, stillMs: outcome.observedStillMs })
+      const { seen, held } = await this.#taken(row, wanted)
+      outcome = seen
+      if (!wanted.forCopy) this.#state.record('checkpoint-taken', { checkpoint: wanted.id, ...held })
     } catch (error) {
       signal.throwIfAborted()
       this.#log.warn({ err: error, checkpoint: wanted.id }, 'a checkpoint could not be taken')
@@ -128,21 +128,24 @@ export class MachineCheckpoints {
     return true
   }
 
-  async #taken(row: MachineRow, wanted: CheckpointRow): Promise<CheckpointObservation> {
+  /** @returns what is reported of it, and for how long the machine was held up for it: null where it was not */
+  async #taken(row: MachineRow, wanted: CheckpointRow): Promise<{ seen: CheckpointObservation; held: Held }> {
     const { checkpoints, store } = this.#world
     const guest = this.#state.guest
     const files = guest?.files ?? (await ownFiles(store, row))
     if (!files) throw new MachineError('It has no disk yet')
     // By whoever was cut off before it could be reported.
     let kept = await checkpoints.find(wanted.id, wanted.token)
-    let stillMs: number | null = null
+    let held: Held = { stillMs: null, frozenMs: null, savingMs: null }
     if (!kept) {
       const problem = spaceProblem(await store.space())
       if (problem) throw new StorageError('storage.full', problem)
       const draft = await checkpoints.begin(wanted.id)
       try {
-        if (guest) ({ stillMs } = await this.#takeRunning(guest, draft, wanted.diskOnly))
-        else {
+        if (guest) {
+          const { stillMs, frozenMs, savingMs } = await this.#takeRunning(guest, draft, wanted.diskOnly)
+          held = { stillMs, frozenMs, savingMs }
+        } else {
           await draft.takeDisk(files.disk)
           if (this.#state.saved && !wanted.diskOnly) await draft.copyMemory(files.directory, this.#state.saved)
         }
@@ -153,7 +156,7 @@ export class MachineCheckpoints {
       }
     }
     const { saved } = kept
-    return {
+    const seen: CheckpointObservation = {
       observedState: 'kept',
       observedTakenAt: kept.takenAt,
       observedDiskBytes: kept.diskBytes,
@@ -162,8 +165,9 @@ export class MachineCheckpoints {
       observedSavedBytes: saved ? await memoryBytes(kept.directory) : null,
       // One for a copy is gone before anybody asks, and its copy waits.
       observedHeldBytes: wanted.forCopy ? null : await checkpoints.heldBytes(kept),
-      observedStillMs: stillMs,
+      observedStillMs: held.stillMs,
     }
+    return { seen, held }
   }
 
   async #takeRunning(guest: Guest, draft: Draft, diskOnly: boolean): Promise<Taken> {
@@ -230,6 +234,8 @@ export class MachineCheckpoints {
     return false
   }
 }
+
+type Held = { readonly [name in 'stillMs' | 'frozenMs' | 'savingMs']: number | null }
 
 const standsStill =
   'It stands still, as it says itself: restore it when it goes on, or stop it first, which ends all that it was doing'
