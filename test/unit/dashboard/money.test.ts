@@ -84,6 +84,15 @@ describe('usage', () => {
     expect(await page.locator('.sums').textContent()).toMatch(/\d{4}-\d{2}-\d{2} 00:00 to .* UTC/)
     expect(await desk.faults(page)).toEqual([])
     await desk.pictures(page, 'usage')
+    // What stands at the plot can be read however narrow the window is.
+    for (const width of [360, 700, 1000, 1280]) {
+      await page.setViewportSize({ width, height: 800 })
+      const letters = page.locator('svg.bars text').first()
+      await expect
+        .poll(async () => Math.round((await letters.boundingBox())?.height ?? 0), PATIENT)
+        .toBeGreaterThanOrEqual(13)
+      expect(await desk.faults(page)).toEqual([])
+    }
     // By the keyboard alone.
     await page.getByRole('radio', { name: 'By machine' }).focus()
     await page.keyboard.press('ArrowRight')

@@ -159,11 +159,16 @@ function cellColumns<T extends Cells>(rows: readonly T[]): { columns: Column<T>[
   const shown = KINDS.filter(([key]) => sum(key) !== 0)
   return {
     columns: [
-      ...shown.map(([key, title]) => ({ title, right: true, value: (row: T) => <Money micros={row[key]} /> })),
+      ...shown.map(([key, title]) => ({ title, right: true, value: (row: T) => <Part micros={row[key]} /> })),
       { title: 'Cost', right: true, value: (row: T) => <Money micros={row.amount_micros} /> },
     ],
     foot: [...shown.map(([key]) => <Money key={key} micros={sum(key)} />), <Money micros={sum('amount_micros')} />],
   }
+}
+
+/** What costs nothing is not in the way of what does. */
+function Part({ micros }: { micros: number }) {
+  return micros === 0 ? <span class="dim">–</span> : <Money micros={micros} />
 }
 
 /** So many are drawn before somebody wants the rest: they are the dearest. */

@@ -1,3 +1,5 @@
+import { useSignal } from '@preact/signals'
+import { useLayoutEffect, useRef } from 'preact/hooks'
 import { isPhone } from '../../parts/media.ts'
 import { sayMoney } from '../../parts/words.ts'
 
@@ -8,25 +10,39 @@ export type DayCost = {
   aheadMicros: number
 }
 
-/** Pixels, or nearly: the picture is as wide as the page. */
-const SIZES = { desktop: { WIDTH: 1200, HEIGHT: 200 }, phone: { WIDTH: 360, HEIGHT: 160 } }
+const HEIGHTS = { desktop: 200, phone: 160 }
 const EDGE = { top: 16, right: 8, bottom: 24, left: 56 }
 
 /**
  * What each day cost, with what the days to come would as outlines. The table behind it says the same for whoever cannot
- * see it, so to a screen reader it is one picture with a name.
+ * see it, so to a screen reader it is one picture with a name. It is drawn as wide as the page is, in pixels: letters that
+ * were scaled could not be read on a narrow one.
  */
 export function DayBars({ days, label }: { days: readonly DayCost[]; label: string }) {
-  const { WIDTH, HEIGHT } = isPhone.value ? SIZES.phone : SIZES.desktop
+  const picture = useRef<SVGSVGElement>(null)
+  const width = useSignal(0)
+  useLayoutEffect(() => {
+    const drawn = picture.current
+    if (!drawn) return
+    const measure = () => {
+      width.value = Math.round(drawn.getBoundingClientRect().width)
+    }
+    measure()
+    const observer = new ResizeObserver(measure)
+    observer.observe(drawn)
+    return () => observer.disconnect()
+  }, [width])
+  const WIDTH = Math.max(200, width.value)
+  const HEIGHT = isPhone.value ? HEIGHTS.phone : HEIGHTS.desktop
   const most = days.reduce((top, { micros }) => Math.max(top, micros), 0)
   const top = niceCeiling(most)
   const [plotWidth, plotHeight] = [WIDTH - EDGE.left - EDGE.right, HEIGHT - EDGE.top - EDGE.bottom]
   const step = plotWidth / Math.max(1, days.length)
   const y = (micros: number) => EDGE.top + plotHeight * (1 - micros / top)
   const barWidth = Math.max(2, Math.min(24, step - 4))
-  const every = Math.ceil(days.length / 10)
+  const every = Math.ceil(days.length / (WIDTH < 600 ? 8 : 16))
   return (
-    <svg class="bars" role="img" aria-label={label} viewBox={`0 0 ${WIDTH} ${HEIGHT}`}>
+    <svg ref={picture} class="bars" role="img" aria-label={label} height={HEIGHT} viewBox={`0 0 ${WIDTH} ${HEIGHT}`}>
       {[0, top / 2, top].map((micros) => (
         <g key={micros}>
           <line class="grid" x1={EDGE.left} x2={WIDTH - EDGE.right} y1={y(micros)} y2={y(micros)} />
