@@ -1,9 +1,10 @@
 /**
  * Machines that look lived in, for the dashboard's pictures and measurements: rows as a vmhost has them, what they did in
- * the last hour, what the month has cost. Nothing is behind them, and nobody starts them.
+ * the last hour, what the months have cost. Nothing is behind them, and nobody starts them.
  */
-import { monthOf, startOfMonth } from '../gateway/billing/calendar.ts'
-import { cut, ledgerOver, type Span } from '../gateway/billing/testing/ledger.ts'
+import { randomUUID } from 'node:crypto'
+import { addMonths, monthOf, startOfMonth } from '../gateway/billing/calendar.ts'
+import { cut, ledgerOver, type Reading, type Span } from '../gateway/billing/testing/ledger.ts'
 import type { World } from '../gateway/commands/testing/world.ts'
 
 export type FleetMachine = {
@@ -22,17 +23,24 @@ export type FleetMachine = {
   ageDays?: number
   /** processors in use so many minutes ago; none: it did not run then */
   load?: (minutesAgo: number) => number | undefined
+  /** the part of a day that it is awake; some of each unless given. @param day its midnight, in UTC */
+  awake?: (day: Date) => number
+  /** what leaves it in a day that it is awake: GB to the outside, and a quarter as much through the gateway */
+  sendsGb?: number
 }
 
 const GIB = 2 ** 30
 const DAY_MS = 86_400_000
 
-/** @param everySeconds how often their load was looked at */
+/**
+ * @param everySeconds how often their load was looked at
+ * @param months that they have cost something in, this one included
+ */
 export async function addFleet(
   { gateway, vmhost }: Pick<World, 'gateway' | 'vmhost'>,
   accountId: number,
   fleet: readonly FleetMachine[],
-  { everySeconds = 300 }: { everySeconds?: number } = {},
+  { everySeconds = 300, months = 1 }: { everySeconds?: number; months?: number } = {},
 ): Promise<Map<string, number>> {
   vmhost.paused = true
   const { sql, database } = gateway
@@ -53,7 +61,7 @@ export async function addFleet(
     select id, name from made`
   const ids = new Map(rows.map(({ id, name }) => [name, id]))
   await addLoad(vmhost.hostId, database.as('berth_vmhost'), fleet, ids, everySeconds)
-  await addCosts(gateway, fleet, ids, now)
+  await addCosts(gateway, fleet, ids, now, months)
   return ids
 }
 
@@ -106,26 +114,37 @@ async function addLoad(
     from hosts where id = ${hostId}`
 }
 
-/** They ran a part of each day, some more than others. */
 async function addCosts(
   gateway: World['gateway'],
   fleet: readonly FleetMachine[],
   ids: ReadonlyMap<string, number>,
   now: number,
+  months: number,
 ): Promise<void> {
   const ledger = await ledgerOver(gateway.database)
-  const month = startOfMonth(monthOf(new Date(now)))
-  const spans = fleet.flatMap(({ name, cpus = 2, memoryGib = 4, diskGib = 20 }, index): Span[] => {
+  const first = startOfMonth(addMonths(monthOf(new Date(now)), 1 - months)).getTime()
+  const spans: Span[] = []
+  const readings: Reading[] = []
+  for (const [index, machine] of fleet.entries()) {
+    const { name, cpus = 2, memoryGib = 4, diskGib = 20, ageDays = 60, awake = someOf(index), sendsGb } = machine
     const size = { cpus, memoryBytes: memoryGib * GIB, diskBytes: diskGib * GIB, checkpointBytes: 0 }
-    const whole: Span = { machineId: ids.get(name) ?? 0, from: month, to: new Date(now), state: 'running', ...size }
-    return cut(whole, () => new Date(8.64e15)).flatMap((day): Span[] => {
-      const part = 0.1 + ((index * 7 + day.from.getUTCDate() * 3) % 17) / 20
+    const [machineId, series] = [ids.get(name) ?? 0, randomUUID()]
+    const [from, to] = [new Date(Math.max(first, now - ageDays * DAY_MS)), new Date(now)]
+    let sentBytes = 0
+    for (const day of cut({ machineId, from, to, state: 'running', ...size }, () => new Date(8.64e15))) {
+      const part = awake(new Date(Math.floor(day.from.getTime() / DAY_MS) * DAY_MS))
       const slept = new Date(Math.round(day.from.getTime() + (day.to.getTime() - day.from.getTime()) * part))
-      return [
-        { ...day, to: slept },
-        { ...day, from: slept, state: 'asleep' },
-      ]
-    })
-  })
+      spans.push({ ...day, to: slept }, { ...day, from: slept, state: 'asleep' })
+      if (sendsGb === undefined) continue
+      sentBytes += Math.round((sendsGb * 1e9 * part * (day.to.getTime() - day.from.getTime())) / DAY_MS)
+      const at = new Date(day.to.getTime() - 1)
+      const [direct, through] = [sentBytes, Math.round(sentBytes / 4)]
+      readings.push({ machineId, series, sequence: readings.length, at, direct, gateway: through })
+    }
+  }
   await ledger.spans(spans.filter(({ from, to }) => from < to))
+  await ledger.readings(readings)
 }
+
+/** Some ran for more of the day than others, and on some days more. */
+const someOf = (index: number) => (day: Date) => 0.1 + ((index * 7 + day.getUTCDate() * 3) % 17) / 20
