@@ -334,6 +334,16 @@ describe('audit', () => {
     const page = await desk.open('/audit', { accountId: many.accountId, phone: true })
     await expect.poll(() => page.locator('tbody tr').count(), PATIENT).toBe(50)
     expect(await desk.faults(page)).toEqual([])
+    // Nothing of a record is for wide screens alone.
+    await page.locator('td[data-title=Detail]', { hasText: 'because an SSH session' }).first().waitFor()
+    const said = 'a record whose end stands below the part that one sees at first '.repeat(4)
+    await desk.world.gateway.sql`insert into events (account_id, actor, kind, detail)
+      values (${many.accountId}, 'gateway', 'machine.woken', ${desk.world.gateway.sql.json({ because: `${said}, here` })})`
+    const long = page.locator('details.detail').first()
+    await long.getByText(/^because a record.*…$/).tap()
+    await long.getByText(/, here$/).waitFor()
+    await long.getByText('Less').waitFor()
+    expect(await desk.faults(page)).toEqual([])
     await page.getByRole('button', { name: 'Older' }).click()
     await page.getByRole('button', { name: 'Newest' }).waitFor()
     await expect.poll(() => page.locator('tbody tr').count(), PATIENT).toBe(50)

@@ -237,7 +237,7 @@ function Trail({ events }: { events: readonly Event[] }) {
     },
     { title: 'Who', value: ({ who }) => who },
     ...(installation.isOperator
-      ? [{ title: 'Account', right: true, wideOnly: true, value: (event: Event) => event.account_id ?? '' } as const]
+      ? [{ title: 'Account', right: true, value: (event: Event) => event.account_id ?? '' } as const]
       : []),
     {
       title: 'From',
@@ -250,7 +250,7 @@ function Trail({ events }: { events: readonly Event[] }) {
         ),
     },
     { title: 'Command', value: ({ command }) => command !== null && <Code text={command} /> },
-    { title: 'Detail', wideOnly: true, value: ({ detail }) => <span class="dim">{sayDetail(detail)}</span> },
+    { title: 'Detail', value: ({ detail }) => <Detail text={sayDetail(detail)} /> },
   ]
   return (
     <div class="trail">
@@ -261,6 +261,24 @@ function Trail({ events }: { events: readonly Event[] }) {
         columns={columns}
       />
     </div>
+  )
+}
+
+/** As many characters as are two or three lines of a phone. */
+const DETAIL_FIRST = 120
+
+/** A long one is opened by whoever wants to read on. */
+function Detail({ text }: { text: string }) {
+  if (text === '') return null
+  if (text.length <= DETAIL_FIRST) return <span class="dim">{text}</span>
+  return (
+    <details class="detail dim">
+      <summary>
+        <span class="short">{text.slice(0, DETAIL_FIRST - 20)}…</span>
+        <span class="less">Less</span>
+      </summary>
+      {text}
+    </details>
   )
 }
 
