@@ -9,6 +9,7 @@ const CHANNELS = [
   'settings',
   'hosts',
   'accounts',
+  'rates',
   'mails',
   'grants',
   'shares',

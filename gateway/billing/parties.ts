@@ -2,8 +2,8 @@
 import type { Db } from '../../migrations/connect.ts'
 import type { Buyer, Party } from '../../migrations/schema.ts'
 
-/** In `settings`, as JSON. */
-const SELLER = 'billing_seller'
+/** The seller in `settings`, as JSON. */
+export const SELLER = 'billing_seller'
 
 /** @returns without fields as long as nothing was set */
 export async function readSeller(db: Db): Promise<Party> {

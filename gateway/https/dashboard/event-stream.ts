@@ -1,8 +1,8 @@
 import type { ServerResponse } from 'node:http'
 import type { Feed } from './feed.ts'
 
-/** What else is worth another look; servers and accounts for operators alone. `day`: another one has begun, in UTC. */
-export const TOPICS = ['keys', 'shares', 'audit', 'notices', 'day', 'hosts', 'accounts'] as const
+/** What else is worth another look; servers, accounts and rates for operators alone. `day`: another one has begun, in UTC. */
+export const TOPICS = ['keys', 'shares', 'audit', 'notices', 'day', 'hosts', 'accounts', 'rates'] as const
 export type Topic = (typeof TOPICS)[number]
 
 /**

@@ -156,7 +156,7 @@ it('one that comes back is told what it missed and no more, by either way of say
 
 const newsOf = (what: string) => (event: ServerEvent) => event.name === 'news' && event.said.what === what
 
-it('what servers and accounts are is news for operators and for nobody else', async () => {
+it('what servers, accounts and rates are is news for operators and for nobody else', async () => {
   const [mine, hers] = [await open(await signIn()), await open(await signIn(eve.accountId))]
   await Promise.all([mine.until(isFull), hers.until(isFull)])
   const vmhost = world.gateway.database.as('berth_vmhost')
@@ -164,10 +164,19 @@ it('what servers and accounts are is news for operators and for nobody else', as
   await mine.until(newsOf('hosts'))
   await world.account()
   await mine.until(newsOf('accounts'))
+  for (const line of [
+    'billing set-plan lab --machines 3',
+    'billing set-rate lab fee 5',
+    'billing seller --name none',
+  ]) {
+    const told = mine.events.filter(newsOf('rates')).length
+    await world.run(line)
+    await expect.poll(() => mine.events.filter(newsOf('rates')).length, { timeout: 60_000 }).toBeGreaterThan(told)
+  }
   // Her own is told after all of that.
   await world.run('comment hers for Tuesday', { caller: eve })
   await hers.until(newsOf('audit'))
-  expect(hers.events.filter((event) => newsOf('hosts')(event) || newsOf('accounts')(event))).toEqual([])
+  expect(hers.events.filter((event) => ['hosts', 'accounts', 'rates'].some((what) => newsOf(what)(event)))).toEqual([])
 })
 
 it('a server that goes silent, and is heard again, is news, though nothing is written when it does', async () => {

@@ -5,7 +5,7 @@
  *     costs     {NUMBER: millionths of a dollar}                              this month, looked at each minute
  *     news      {what: keys|shares|audit|notices}                             worth another look
  *               {what: day}                                                   another one begins, in UTC
- *               {what: hosts|accounts}                                        the same, for operators alone
+ *               {what: hosts|accounts|rates}                                  the same, for operators alone
  *     stale     {since}                                                       the database is not heard
  *     alive     {}                                                            each 15 s, and when it is heard again
  *     end       {}                                                            this browser was signed out
@@ -23,6 +23,7 @@ import type { IncomingMessage, ServerResponse } from 'node:http'
 import { findSession } from '../../accounts/web-sessions.ts'
 import type { App } from '../../app.ts'
 import { type Day, dayOf } from '../../billing/calendar.ts'
+import { SELLER } from '../../billing/parties.ts'
 import { answerWithin, faultOf } from '../../fault.ts'
 import { COOKIE, cookieOf } from '../access/fields.ts'
 import { askerOf, ownOrigin } from '../access/foreign.ts'
@@ -43,7 +44,7 @@ export type EventLimits = {
   all: number
   beatMs: number
   costsMs: number
-  /** between two news of servers, and two of accounts */
+  /** between two news of servers, two of accounts, and two of rates */
   operatorsMs: number
   /** how long a feed is kept that nobody hears, for those who come back */
   idleMs: number
@@ -65,7 +66,7 @@ const GATHER_MS = 20
 const AGAIN_MS = 1_000
 const LOOK_UP_MS = 10_000
 const RETRY_S = 5
-const OPERATORS: ReadonlySet<Topic> = new Set(['hosts', 'accounts'])
+const OPERATORS: ReadonlySet<Topic> = new Set(['hosts', 'accounts', 'rates'])
 
 type Channel = {
   accountId: number
@@ -122,6 +123,8 @@ export class Events {
       news.on('notices', (id) => this.#tell('notices', ({ accountId }) => accountId === Number(id))),
       news.on('hosts', () => this.#tellOperators('hosts')),
       news.on('accounts', () => this.#tellOperators('accounts')),
+      news.on('rates', () => this.#tellOperators('rates')),
+      news.on('settings', (key) => key === SELLER && this.#tellOperators('rates')),
       news.on('events', (id) => this.#tell('audit', ({ accountId, isOwner }) => isOwner || accountId === Number(id))),
       news.onRescan((isAgain) => {
         for (const channel of this.#channels.values()) this.#readAll(channel)

@@ -123,6 +123,29 @@ describe('what happens elsewhere', () => {
     await Promise.all([list.context().close(), one.context().close()])
   })
 
+  it('the rates follow plans, rates and the seller, ask only then, and keep what is typed', async () => {
+    const page = await desk.open('/rates')
+    await page.getByRole('row', { name: /disk \$0\.08 per GiB-month/ }).waitFor()
+    const [address, seller] = [
+      page.getByLabel('Address', { exact: true }),
+      page.getByLabel('Name', { exact: true }).last(),
+    ]
+    await address.fill('1 Quay Street')
+    const lines = asked(page)
+    await desk.world.run('billing set-rate usage disk 0.09 --from 2099-02-01')
+    await page.getByRole('row', { name: /disk \$0\.09 per GiB-month – 2099-02-01/ }).waitFor()
+    await desk.world.run('billing set-plan follower --machines 2')
+    await page.getByRole('row', { name: /follower yes none none 2 machines/ }).waitFor()
+    await desk.world.run("billing seller --name 'Berths of Anytown'")
+    await expect.poll(() => seller.inputValue(), { timeout: 60_000 }).toBe('Berths of Anytown')
+    expect(await address.inputValue()).toBe('1 Quay Street')
+    await desk.world.run('comment demo of no rate', { caller: ada })
+    await desk.world.run('billing seller --name none')
+    await expect.poll(() => seller.inputValue(), { timeout: 60_000 }).toBe('')
+    expect(new Set(lines)).toEqual(new Set(['billing plans', 'billing rates --plan usage', 'billing seller']))
+    await page.context().close()
+  })
+
   it('a stream that was cut is taken up, and what may have happened meanwhile is looked at', async () => {
     const page = await desk.open('/hosts')
     const used = page.locator('.host .said').nth(1)

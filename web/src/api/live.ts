@@ -43,10 +43,10 @@ export type Machine = {
 export type Live = { state: 'connecting' | 'live' | 'stale'; sinceMs: number | undefined }
 
 /**
- * What may be news beside machines; servers and accounts for operators alone. `shares`: what others share; `notices`:
+ * What may be news beside machines; servers, accounts and rates for operators alone. `shares`: what others share; `notices`:
  * what the account is told, and that it was read; `day`: another one has begun, in UTC, and plans and rates with it.
  */
-export type Topic = 'machines' | 'keys' | 'shares' | 'audit' | 'notices' | 'day' | 'hosts' | 'accounts'
+export type Topic = 'machines' | 'keys' | 'shares' | 'audit' | 'notices' | 'day' | 'hosts' | 'accounts' | 'rates'
 
 /** The gateway says something each 15 s. */
 const SILENT_MS = 35_000

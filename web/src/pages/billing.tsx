@@ -42,7 +42,7 @@ export function Page() {
       )}
       {value?.takes_payments && <Payments />}
       <InvoiceList />
-      <Party title="On your invoices" label="Set it" command={['billing', 'details']} />
+      <Party title="On your invoices" label="Set it" command={['billing', 'details']} topics={['audit']} />
       <CreditList />
       <RateList />
     </Frame>

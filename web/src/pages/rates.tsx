@@ -41,7 +41,7 @@ const UNITS: Record<string, string> = {
 
 /** What plans cost, and since when and until when they do. */
 export function Page() {
-  const { value, error, reload } = useExec<{ plans: Plan[] }>(['billing', 'plans'], ['day'])
+  const { value, error, reload } = useExec<{ plans: Plan[] }>(['billing', 'plans'], ['rates', 'day'])
   const asked = query.value.get('plan') ?? 'usage'
   const plan = value?.plans.find((one) => one.plan === asked)
   return (
@@ -59,7 +59,7 @@ export function Page() {
             </p>
           )}
           <NewPlan onChanged={reload} />
-          <Party title="The seller on invoices" label="Set it" command={['billing', 'seller']} />
+          <Party title="The seller on invoices" label="Set it" command={['billing', 'seller']} topics={['rates']} />
         </>
       )}
     </Frame>
@@ -114,7 +114,10 @@ function capsOf(plan: Plan) {
 }
 
 function Rates({ plan, onChanged }: { plan: Plan; onChanged: () => void }) {
-  const { value, error, reload } = useExec<{ rates: Rate[] }>(['billing', 'rates', '--plan', plan.plan], ['day'])
+  const { value, error, reload } = useExec<{ rates: Rate[] }>(
+    ['billing', 'rates', '--plan', plan.plan],
+    ['rates', 'day'],
+  )
   return (
     <section>
       <h2>

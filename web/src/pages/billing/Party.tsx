@@ -1,5 +1,7 @@
 import '../operator/operator.css'
 import { useSignal } from '@preact/signals'
+import { useEffect, useRef } from 'preact/hooks'
+import type { Topic } from '../../api/live.ts'
 import { type Asked, useExec } from '../../api/use-exec.ts'
 import { CommandForm } from '../../parts/CommandForm.tsx'
 import { Failed } from '../../parts/Failed.tsx'
@@ -14,15 +16,21 @@ const FIELDS = [
   { key: 'tax_id', flag: '--tax-id', label: 'Tax number', most: 40 },
 ] as const
 
-/** Who buys, or for the operator who sells: what the next invoices say of them. @param command without flags it shows them */
-export function Party({ title, label, command }: { title: string; label: string; command: readonly string[] }) {
-  const asked = useExec<Details>(command)
+type PartyProps = { title: string; label: string; command: readonly string[]; topics: readonly Topic[] }
+
+/**
+ * Who buys, or for the operator who sells: what the next invoices say of them.
+ * @param command without flags it shows them
+ * @param topics whose news say that they may be other than before
+ */
+export function Party({ title, label, command, topics }: PartyProps) {
+  const asked = useExec<Details>(command, topics)
   return (
     <section>
       <h2>{title}</h2>
       <p class="dim">An invoice keeps what is set when it is closed. No tax is computed.</p>
       {asked.error && <Failed error={asked.error} wayOn={{ label: 'Try again', act: asked.reload }} />}
-      {asked.value && <Form key={JSON.stringify(asked.value)} label={label} command={command} asked={asked} />}
+      {asked.value && <Form label={label} command={command} asked={asked} />}
     </section>
   )
 }
@@ -31,6 +39,12 @@ function Form({ label, command, asked }: { label: string; command: readonly stri
   const { name, address, tax_id: taxId } = asked.value ?? { name: null, address: null, tax_id: null }
   const is = { name: name ?? '', address: address ?? '', tax_id: taxId ?? '' }
   const typed = { name: useSignal(is.name), address: useSignal(is.address), tax_id: useSignal(is.tax_id) }
+  const was = useRef(is)
+  useEffect(() => {
+    // A field that nobody has typed in follows; what is typed stays.
+    for (const { key } of FIELDS) if (typed[key].peek() === was.current[key]) typed[key].value = is[key]
+    was.current = is
+  }, [is.name, is.address, is.tax_id])
   const changed = FIELDS.filter(({ key }) => typed[key].value.trim() !== is[key])
   const flags = changed.map(({ key, flag }) => `${flag}=${typed[key].value.trim() || 'none'}`)
   return (
