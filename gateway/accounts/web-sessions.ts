@@ -158,6 +158,15 @@ export async function listSessions(sql: Sql, accountId: number): Promise<SignedI
     from web_sessions where account_id = ${accountId} and expires_at > now() order by last_used_at desc, id desc`
 }
 
+/** How many browsers are signed in as the same person, this one too. Index: web_sessions_by_account. */
+export async function countSessions(sql: Sql, { accountId, emails }: WebSession): Promise<number> {
+  const isTheirs =
+    accountId === null ? sql`account_id is null and email = any(${emails})` : sql`account_id = ${accountId}`
+  const [row] = await sql<{ count: number }[]>`
+    select count(*)::int as count from web_sessions where ${isTheirs} and expires_at > now()`
+  return row?.count ?? 0
+}
+
 /** Signs one browser of an account out. @returns whether there was such a one */
 export async function endSessionOf(sql: Db, accountId: number, sessionId: number): Promise<boolean> {
   const rows = await sql`delete from web_sessions where id = ${sessionId} and account_id = ${accountId} returning id`

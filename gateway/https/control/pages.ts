@@ -105,7 +105,28 @@ ${pending.length > 0 && html`<h2>Offered to you</h2><ul class="rows">${pending.m
 ${session.accountId === null && shared.length + pending.length === 0 && html`<p>Nothing is shared with you any more.</p>`}
 <h2>This browser</h2>
 <form class="inline" method="post" action="/signout"><button class="plain">Sign out</button></form>
-<form class="inline" method="post" action="/signout/everywhere"><button class="plain">Sign out everywhere</button></form>`,
+${EVERYWHERE}`,
+  })
+}
+
+/** Leads to the page that asks. */
+export const EVERYWHERE: Html = html`<a class="button plain" href="/signout/everywhere">Sign out everywhere</a>`
+
+/** Asked before every browser of a person is signed out: there is no way back to what was open in them. */
+export function everywherePage({ domain, lobby }: Installation, session: WebSession, browsers: number): string {
+  const [who, they, them] =
+    browsers === 1
+      ? ['This browser alone is', 'it sees', 'it']
+      : [`${browsers} browsers, this one too, are`, 'they see', 'them']
+  return page({
+    title: 'Sign out everywhere',
+    domain,
+    corner: corner(session),
+    body: html`<h1>Sign out everywhere?</h1>
+<p>${who} signed in as <b>${nameOf(session)}</b>. Signed out, ${they} nothing of your machines until you sign in there again, and terminals that are open in ${them} close. What runs in machines goes on${session.accountId !== null && ', and SSH keys and tokens stay good'}.</p>
+<form class="inline" method="post" action="/signout/everywhere"><button>Sign out everywhere</button></form>
+<a class="button plain" href="/list">Leave it</a>
+${session.accountId !== null && html`<p class="dim">In a terminal: <code>${lobby} browser --sign-out-everywhere</code></p>`}`,
   })
 }
 

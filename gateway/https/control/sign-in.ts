@@ -8,6 +8,7 @@ import { checkCode, EmailCodeError, mailCode } from '../../accounts/email-codes.
 import { noteEvent } from '../../accounts/events.ts'
 import { isEmail } from '../../accounts/people.ts'
 import {
+  countSessions,
   createSession,
   endAllSessions,
   endAllSessionsOfReader,
@@ -23,7 +24,7 @@ import { addressGroup } from '../../ssh/limits.ts'
 import { COOKIE, nextPath, setCookie } from '../access/fields.ts'
 import { html } from '../pages/html.ts'
 import type { Control, ControlContext } from './control.ts'
-import { codePage, confirmPage, messagePage, signInPage } from './pages.ts'
+import { codePage, confirmPage, EVERYWHERE, everywherePage, messagePage, signInPage } from './pages.ts'
 import { cookieIn, formOf } from './request.ts'
 
 /** Which browser a mailed code is for. */
@@ -148,6 +149,12 @@ export function addSignIn(control: Control): void {
     return await signedOut(context)
   })
 
+  app.get('/signout/everywhere', async (context) => {
+    const session = context.get('session')
+    if (!session) return context.redirect('/signin', 303)
+    return show(context, 200, everywherePage(installation, session, await countSessions(sql, session)))
+  })
+
   app.post('/signout/everywhere', async (context) => {
     const session = context.get('session')
     const accountId = session?.accountId
@@ -169,7 +176,7 @@ export function addSignIn(control: Control): void {
         detail: 'This browser is still signed in here, so opening the machine again signs it in again.',
         session,
         more: html`<form class="inline" method="post" action="/signout"><button>Sign out</button></form>
-<form class="inline" method="post" action="/signout/everywhere"><button class="plain">Sign out everywhere</button></form>
+${EVERYWHERE}
 <p><a href="/">Machines</a></p>`,
       }),
     )

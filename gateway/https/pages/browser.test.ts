@@ -83,14 +83,23 @@ describe('in a browser', () => {
     expect(await page.textContent('body')).toContain('machine says GET /some/page?a=1')
   })
 
-  it('a link signs in, the list leads to the machine, and signing out everywhere ends both', async () => {
+  it('a link signs in, the list leads to the machine, and signing out everywhere, which is asked once, ends both', async () => {
     const page = await browser.open()
     await signIn(page)
     await page.goto(`${site.control}/list`)
     await page.getByRole('link', { name: 'demo', exact: true }).click()
     expect(await page.textContent('body')).toContain('machine says GET /')
     await page.goto(`${site.control}/list`)
+    await page.getByRole('link', { name: 'Sign out everywhere' }).click()
+    await page.getByRole('heading', { name: 'Sign out everywhere?' }).waitFor()
+    await page.getByRole('link', { name: 'Leave it' }).click()
+    await page.getByRole('heading', { name: 'Machines' }).waitFor()
+    await page.goto(site.machine())
+    expect(await page.textContent('body')).toContain('machine says GET /')
+    await page.goto(`${site.control}/signed-out`)
+    await page.getByRole('link', { name: 'Sign out everywhere' }).click()
     await page.getByRole('button', { name: 'Sign out everywhere' }).click()
+    await page.getByRole('heading', { name: 'Sign in' }).waitFor()
     await page.goto(site.machine())
     await page.getByRole('heading', { name: 'Sign in' }).waitFor()
   })
@@ -182,6 +191,12 @@ describe('in a browser', () => {
       heading: /demo is shared with you/,
     },
     { name: 'signed-out', as: 'owner', open: (page) => page.goto(`${site.control}/signed-out`), heading: /Signed out/ },
+    {
+      name: 'everywhere',
+      as: 'owner',
+      open: (page) => page.goto(`${site.control}/signout/everywhere`),
+      heading: /Sign out everywhere\?/,
+    },
     {
       name: 'link-over',
       open: (page) => page.goto(`${site.machine()}/__berth/link/${'a'.repeat(43)}`),
