@@ -33,6 +33,17 @@ it('shows a key’s fingerprint before it is let in, and lets it out and in agai
   expect(await desk.faults(page)).toEqual([])
   await desk.pictures(page, 'keys')
   await press(page, 'Rename the key you@laptop')
+  // Esc leaves it, and the keyboard is where it was.
+  await page.keyboard.press('Escape')
+  const focused = "document.activeElement.tagName + ' ' + document.activeElement.getAttribute('aria-label')"
+  await expect.poll(() => page.evaluate(focused)).toBe('BUTTON Rename the key you@laptop')
+  await page.keyboard.press('Enter')
+  // News of the list takes it from nobody who has gone on.
+  await keys.getByLabel('Another key').focus()
+  const { gateway } = desk.world
+  await desk.world.run(`ssh-key add --name=another ${gateway.publicKey(gateway.makeKey('another'))}`)
+  await keys.locator('li', { hasText: 'another' }).waitFor()
+  expect(await page.evaluate('document.activeElement.tagName')).toBe('TEXTAREA')
   await keys.getByLabel('Another name for the key you@laptop').fill('the old laptop')
   await press(page, 'Rename the key you@laptop')
   await keys.locator('li', { hasText: 'the old laptop' }).waitFor()
@@ -101,6 +112,9 @@ it('lists the browsers that are signed in, and signs out another one, this one a
   const dialog = other.getByRole('dialog', { name: 'Sign out everywhere' })
   await dialog.getByText(/^Every browser of yours is signed out, this one too/).waitFor()
   expect(await desk.faults(other)).toEqual([])
+  // What is to be typed can be typed at once.
+  await other.keyboard.type('some')
+  expect(await dialog.getByLabel(/^Type everywhere/).inputValue()).toBe('some')
   await dialog.getByRole('button', { name: 'Leave it' }).click()
   await dialog.waitFor({ state: 'detached' })
   // Asked anew, so still signed in.

@@ -1,5 +1,5 @@
 import { signal } from '@preact/signals'
-import { useRef } from 'preact/hooks'
+import { useEffect, useRef } from 'preact/hooks'
 import { CommandLine } from './CommandLine.tsx'
 import { Dialog } from './Dialog.tsx'
 
@@ -39,6 +39,8 @@ export function ask(question: Question, words: readonly string[]): Promise<boole
 export function Confirm() {
   const input = useRef<HTMLInputElement>(null)
   const one = asked.value
+  // What is to be done comes first; the dialog itself would begin with the button that closes it.
+  useEffect(() => input.current?.focus(), [one])
   if (!one) return null
   const isRight = () => input.current?.value.trim() === one.confirm
   return (

@@ -1,5 +1,5 @@
 import { useSignal } from '@preact/signals'
-import { useEffect } from 'preact/hooks'
+import { useEffect, useRef } from 'preact/hooks'
 import { useExec } from '../../api/use-exec.ts'
 import { CommandButton } from '../../parts/CommandButton.tsx'
 import { Failed } from '../../parts/Failed.tsx'
@@ -66,12 +66,23 @@ function List({ keys }: { keys: readonly KeyDocument[] }) {
   )
 }
 
+/** Once, when it comes: what happens to the list meanwhile takes the keyboard from nobody. */
+const focus = (input: HTMLInputElement | null) => input?.focus()
+
 function Rename({ of }: { of: KeyDocument }) {
   const name = useSignal('')
   const isOpen = useSignal(false)
+  const button = useRef<HTMLButtonElement>(null)
+  const close = () => {
+    isOpen.value = false
+    name.value = ''
+    // The keyboard goes on where it was.
+    requestAnimationFrame(() => button.current?.focus())
+  }
   if (!isOpen.value) {
     return (
       <button
+        ref={button}
         type="button"
         class="plain"
         aria-label={`Rename the key ${of.name}`}
@@ -88,10 +99,13 @@ function Rename({ of }: { of: KeyDocument }) {
       <input
         aria-label={`Another name for the key ${of.name}`}
         placeholder={of.name}
-        ref={(input) => input?.focus()}
+        ref={focus}
         value={name.value}
         onInput={(event) => {
           name.value = event.currentTarget.value
+        }}
+        onKeyDown={(event) => {
+          if (event.key === 'Escape') close()
         }}
       />
       <CommandButton
@@ -99,10 +113,7 @@ function Rename({ of }: { of: KeyDocument }) {
         undo={['ssh-key', 'rename', name.value, of.name]}
         disabled={name.value.trim() === ''}
         label={`Rename the key ${of.name}`}
-        onDone={() => {
-          isOpen.value = false
-          name.value = ''
-        }}
+        onDone={close}
       >
         Rename
       </CommandButton>
