@@ -311,6 +311,9 @@ describe('audit', () => {
         [],
       ])
       expect(await desk.faults(page)).toEqual([])
+      const hidden =
+        "(({ scrollWidth, clientWidth }) => scrollWidth - clientWidth)(document.querySelector('.trail .table'))"
+      expect([width, await page.evaluate<number>(hidden)]).toEqual([width, 0])
     }
     await page.getByLabel('Machine', { exact: true }).fill('build')
     await page.keyboard.press('Enter')

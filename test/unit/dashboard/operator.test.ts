@@ -238,6 +238,8 @@ describe('accounts', () => {
   it('one that is not there says so', async () => {
     const page = await desk.open('/accounts/4711')
     await page.getByText('No account 4711').waitFor()
+    // It follows the accounts, and would ask, and be refused, again.
+    await page.context().close()
     desk.complaints.splice(0)
   })
 })
@@ -307,6 +309,26 @@ it('on a phone and in the dark they fit and nothing is wrong', async () => {
     expect(await desk.faults(page), path).toEqual([])
     await page.context().close()
   }
+})
+
+it('on a tablet every page is in sight, and so is what machines cost', async () => {
+  await desk.world.run('new tablet --memory 1G --no-wait')
+  const page = await desk.open('/')
+  await page.getByRole('row', { name: /tablet/ }).waitFor()
+  const beyond = `[...document.querySelectorAll('.bar nav a, .machines [role=columnheader]')]
+    .filter((one) => one.getClientRects().length > 0)
+    .filter((one) => {
+      const { left, right } = one.getBoundingClientRect()
+      const within = (one.closest('nav') ?? one.closest('main')).getBoundingClientRect()
+      return left < within.left || right > within.right
+    }).map((one) => one.textContent)`
+  for (const width of [641, 700, 768, 834, 960, 961, 1024]) {
+    await page.setViewportSize({ width, height: 1024 })
+    expect([width, await page.evaluate<string[]>(beyond)]).toEqual([width, []])
+    expect(await page.getByRole('columnheader', { name: 'This month' }).isVisible()).toBe(true)
+    expect(await desk.faults(page)).toEqual([])
+  }
+  await page.context().close()
 })
 
 it('no browser complained', () => {

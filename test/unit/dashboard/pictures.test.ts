@@ -148,11 +148,11 @@ it('the list of machines, one of them open', async () => {
 
 it('a machine with its plots', async () => {
   const page = await desk.open('/machines/builder')
-  await page.setViewportSize({ width: 900, height: 860 })
+  await page.setViewportSize({ width: 900, height: 904 })
   for (const title of ['CPU', 'Memory', 'Disk', 'Network']) {
     await page.getByRole('region', { name: title, exact: true }).locator('canvas').waitFor()
   }
-  await picture(page, 'machine', { width: 900, height: 1240 })
+  await picture(page, 'machine', { width: 900, height: 1284 })
 })
 
 it('what was used, and what it costs', async () => {
@@ -160,14 +160,14 @@ it('what was used, and what it costs', async () => {
   await page.locator('svg.bars rect.was').first().waitFor()
   await page.locator('tfoot', { hasText: 'Sum' }).waitFor()
   await page.getByText(/^About \$/).waitFor()
-  await picture(page, 'usage', { width: 900, height: 860 })
+  await picture(page, 'usage', { width: 900, height: 892 })
 })
 
 it('billing: the plan, the limit and the invoices', async () => {
   const page = await desk.open('/billing', { accountId: grace.accountId })
   for (const text of ['What things cost', 'the outage of the second']) await page.getByText(text).waitFor()
   await expect.poll(() => page.locator('tbody a[href^="/invoices/"]').count()).toBe(MONTHS_CLOSED * 3)
-  await picture(page, 'billing', { width: 800, height: 792 })
+  await picture(page, 'billing', { width: 800, height: 836 })
 })
 
 it('an invoice, whose lines sum to it', async () => {

@@ -4,6 +4,7 @@ import { Dot } from '../parts/Dot.tsx'
 import { Empty } from '../parts/Empty.tsx'
 import { Failed } from '../parts/Failed.tsx'
 import { Frame } from '../parts/Frame.tsx'
+import { isPhone } from '../parts/media.ts'
 import { Skeleton } from '../parts/Skeleton.tsx'
 import { Table } from '../parts/Table.tsx'
 import { Ago } from '../parts/time.tsx'
@@ -39,7 +40,7 @@ export function Page() {
             id="filter"
             type="search"
             aria-label="Filter"
-            placeholder="Filter: address, number, plan, state"
+            placeholder={isPhone.value ? 'Filter' : 'Filter: address, number, plan, state'}
             autocomplete="off"
             autocapitalize="none"
             spellcheck={false}

@@ -75,7 +75,7 @@ function Filter() {
       id="filter"
       type="search"
       aria-label="Filter"
-      placeholder="Filter: name, status, tag, image"
+      placeholder={isPhone.value ? 'Filter' : 'Filter: name, status, tag, image'}
       autocomplete="off"
       autocapitalize="none"
       spellcheck={false}
