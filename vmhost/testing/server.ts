@@ -237,6 +237,8 @@ async function unmount(path: string): Promise<void> {
       await new Promise((resolve) => setTimeout(resolve, 100))
     }
   }
+  // A namespace that another test began meanwhile holds what is mounted in it for as long as that test takes.
+  execFileSync('umount', ['--lazy', path])
 }
 
 /** An empty folder for artifacts of the test's own. */
