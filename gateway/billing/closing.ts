@@ -11,7 +11,7 @@
  */
 import type { Db, Sql } from '../../migrations/connect.ts'
 import type { Log } from '../log.ts'
-import { addMonths, firstDay, type Month, monthOf, monthsBetween, startOfMonth } from './calendar.ts'
+import { addMonths, firstDay, type Month, monthOf, monthsBetween, sayMonth, startOfMonth } from './calendar.ts'
 import { forgetFailure, noteFailure, noteWaiting, readFailures } from './failures.ts'
 import type { Where } from './invoice-letter.ts'
 import { type Closing, closeMonth } from './invoices.ts'
@@ -76,8 +76,9 @@ async function closeAll({ sql, now, signal, log, where }: Run, month: Month): Pr
     for (const accountId of accounts) {
       if (signal.aborted) return
       const earlier = failing.get(accountId)
-      if (earlier !== undefined) await noteWaiting(sql, accountId, month, earlier, now)
-      else {
+      if (earlier !== undefined) {
+        await noteWaiting(sql, accountId, month, `waits for the invoice for ${sayMonth(earlier)}`, now)
+      } else {
         const number = await closeOne(sql, accountId, month, { list, now, lateSince, where }, log)
         if (typeof number === 'number') numbers.push(number)
       }
@@ -138,7 +139,7 @@ async function closeOne(
  * Facts that came in since then may be on no invoice yet: since the run before the last one. The last may have begun
  * by a clock that was ahead; months that are looked at twice give nothing the second time.
  */
-async function lateSinceOf(db: Db, month: Month, now: Date): Promise<Date> {
+export async function lateSinceOf(db: Db, month: Month, now: Date): Promise<Date> {
   const [before] = await db<{ at: Date | null }[]>`
     select least(started_at, ${now}) as at from invoice_runs where month < ${firstDay(month)}::date
     order by month desc offset 1 limit 1`

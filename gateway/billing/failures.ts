@@ -57,13 +57,22 @@ export async function noteFailure(
   })
 }
 
-/** Its turn comes when what it waits for is done: no failure of its own, and nothing to tell anybody. */
-export async function noteWaiting(db: Db, accountId: number, month: Month, forMonth: Month, now: Date): Promise<void> {
-  await db`
+/**
+ * An invoice that is still to be closed: no failure of its own, and nothing to tell anybody.
+ * @param because what it waits for @returns whether it was not noted before
+ */
+export async function noteWaiting(
+  db: Db,
+  accountId: number,
+  month: Month,
+  because: string,
+  now: Date,
+): Promise<boolean> {
+  const noted = await db`
     insert into billing_failures (account_id, task, month, attempts, problem, first_at, last_at, next_attempt_at)
-    values (${accountId}, 'invoice', ${firstDay(month)}::date, 0, ${`waits for the invoice for ${sayMonth(forMonth)}`},
-      ${now}, ${now}, ${now})
+    values (${accountId}, 'invoice', ${firstDay(month)}::date, 0, ${because}, ${now}, ${now}, ${now})
     on conflict do nothing`
+  return noted.count > 0
 }
 
 export async function forgetFailure(db: Db, accountId: number, task: Task, month?: Month): Promise<void> {

@@ -1,17 +1,16 @@
 import type { RateKind } from '../../migrations/schema.ts'
 import type { App } from '../app.ts'
 import { announced, announcedCaps } from '../billing/announce.ts'
-import { type Day, dayOf, sayMonth, startOfDay } from '../billing/calendar.ts'
+import { type Day, dayOf, startOfDay } from '../billing/calendar.ts'
 import { RATE_KINDS, sayUnits, unitName } from '../billing/meters.ts'
 import { parseMoney, sayExactly } from '../billing/money.ts'
 import { type Caps, readPlans, setPlan, setRate, soonest } from '../billing/plans.ts'
-import { missingNumbers, type Proof, proveInvoices } from '../billing/recompute.ts'
 import { FIRST_PLAN, rateOn, readPriceList } from '../billing/terms.ts'
 import { noSuchPlan } from './billing.ts'
-import { invoiceNumber, sayCaps, sayPrice, sayTold } from './billing-words.ts'
+import { sayCaps, sayPrice, sayTold } from './billing-words.ts'
 import type { Completer } from './command.ts'
 import { defineCommand } from './command.ts'
-import { CommandError, usageError } from './error.ts'
+import { usageError } from './error.ts'
 import { recordEvent } from './machine-steps.ts'
 import { nearest } from './nearest.ts'
 import { table } from './text.ts'
@@ -191,74 +190,4 @@ export async function dayToCome(app: App, typed: string | undefined): Promise<Da
     throw usageError(`--from wants a day such as ${first}, not ${shown(typed)}`)
   if (typed < first) throw usageError(`--from is ${first} at the soonest: what a day costs is settled when it begins`)
   return typed
-}
-
-export const billingRecompute = defineCommand({
-  name: 'billing recompute',
-  group: 'operator',
-  operator: true,
-  summary: 'prove every invoice from the facts again, or one',
-  description:
-    'Each line is computed from the ledger, not from what was added up of it, under the rates that held then; the daily sums are compared with their facts; numbers have no gap. Exit status 1 when anything differs by a millionth. With NUMBER it is that invoice alone.',
-  arguments: { number: { label: 'NUMBER', optional: true } },
-  examples: ['billing recompute', 'billing recompute 12'],
-  async run({ app, progress, signal }, { args }) {
-    const { sql } = app
-    const one = args.number === undefined ? undefined : invoiceNumber(args.number)
-    const { last, missing } = one === undefined ? await missingNumbers(sql) : { last: one, missing: [] }
-    const proofs: Proof[] = []
-    for await (const proof of proveInvoices(sql, signal, one)) {
-      proofs.push(proof)
-      progress.show(`invoice ${proof.invoice.number} of ${last}`)
-    }
-    if (one !== undefined && proofs.length === 0) {
-      throw new CommandError('invoice.not_found', 3, `no invoice ${one}`, {
-        wayOn: 'billing recompute proves them all',
-      })
-    }
-    const wrong = proofs.filter(({ problems }) => problems.length > 0)
-    const late = proofs.filter(({ pending }) => pending)
-    const right = proofs.length - wrong.length
-    const failures = [
-      ...wrong.map(
-        ({ invoice, problems }) =>
-          new CommandError(
-            'invoice.unproved',
-            1,
-            `invoice ${invoice.number}, ${sayMonth(invoice.month)}: ${sayList(problems, 4, 'and')}`,
-          ),
-      ),
-      ...(missing.length > 0
-        ? [new CommandError('invoice.missing', 1, `there is no invoice ${sayList(missing.map(String), 8, 'and')}`)]
-        : []),
-    ]
-    return {
-      json: {
-        ...{ invoices: proofs.length, proved: right, missing },
-        ...{ billed_micros: Number(totals(proofs, 'billed')), computed_micros: Number(totals(proofs, 'computed')) },
-        pending: late.map(({ invoice }) => invoice.number),
-        problems: wrong.map(({ invoice, problems }) => ({ invoice: invoice.number, problems })),
-      },
-      text:
-        proofs.length === 0
-          ? 'no invoice yet\n'
-          : `${sayProved(one, right, proofs)}, ${sayExactly(totals(proofs, 'billed'))} in all\n` +
-            late
-              .map(({ invoice, billed, computed }) => {
-                const more = sayExactly(computed - billed)
-                return `invoice ${invoice.number}: facts came in later, and the next one corrects it by ${more}\n`
-              })
-              .join(''),
-      failures,
-    }
-  },
-})
-
-function sayProved(one: number | undefined, right: number, proofs: readonly Proof[]): string {
-  if (one === undefined) return `${right} of ${proofs.length} invoices are what the facts give`
-  return `invoice ${one} is ${right === 1 ? '' : 'not '}what the facts give`
-}
-
-function totals(proofs: readonly Proof[], key: 'billed' | 'computed'): bigint {
-  return proofs.reduce((sum, proof) => sum + proof[key], 0n)
 }

@@ -1,7 +1,10 @@
-import { dayOf, sayMonth } from '../billing/calendar.ts'
+import type { Sql } from '../../migrations/connect.ts'
+import type { Caller } from '../app.ts'
+import { dayOf, monthOf, sayMonth } from '../billing/calendar.ts'
 import { readWaiting, sayMonths, sayOver, type Waiting } from '../billing/clock.ts'
 import { type Failure, readFailures, retryAll } from '../billing/failures.ts'
 import { sayMoney } from '../billing/money.ts'
+import { closeMissed, type Unbilled, unbilledMonths } from '../billing/unbilled.ts'
 import { defineCommand } from './command.ts'
 import { usageError } from './error.ts'
 import { recordEvent } from './machine-steps.ts'
@@ -16,13 +19,17 @@ export const billingRuns = defineCommand({
   operator: true,
   summary: 'the months that were closed, and accounts whose invoice or limit failed',
   description:
-    'A month is closed in the first hours of the next, in UTC. An account whose invoice cannot be closed holds up nobody else: it is tried again by itself, after 5 minutes at first and every 6 hours at last, and its later months wait for it. Where it is not sure that a month is over (the clock jumped by days, the clocks of gateway and database differ, or more than two months are due at once) nothing is closed before the clock is set right, or --close says that this month and those before it are over.',
+    'A month is closed in the first hours of the next, in UTC. An account whose invoice cannot be closed holds up nobody else: it is tried again by itself, after 5 minutes at first and every 6 hours at last, and its later months wait for it. Where it is not sure that a month is over (the clock jumped by days, the clocks of gateway and database differ, or more than two months are due at once) nothing is closed before the clock is set right, or --close says that this month and those before it are over. Of a month that was closed, --close has invoices made up for that billing recompute finds to be missing.',
   flags: {
     retry: { type: 'boolean', summary: 'try all that failed at the next look, within a minute' },
-    close: { type: 'string', value: 'MONTH', summary: 'close months that wait, up to this one; the clock is right' },
+    close: {
+      type: 'string',
+      value: 'MONTH',
+      summary: 'close months that wait, up to this one; or what was missed of one',
+    },
   },
   examples: ['billing runs', 'billing runs --retry', 'billing runs --close 2026-11'],
-  async run({ app, caller }, { flags }) {
+  async run({ app, caller, signal }, { flags }) {
     const { sql } = app
     const retry = async () =>
       await sql.begin(async (tx) => {
@@ -30,13 +37,7 @@ export const billingRuns = defineCommand({
         if (failures > 0) await recordEvent(tx, caller, 'billing.retried', null, { failures })
         return failures
       })
-    if (flags.close !== undefined) {
-      const month = flags.close
-      await sql.begin(async (tx) => {
-        await sayOver(tx, knownToWait(month, await readWaiting(tx)))
-        await recordEvent(tx, caller, 'billing.months_over', null, { month })
-      })
-    }
+    const closing = flags.close === undefined ? 0 : await closeByWord(sql, caller, flags.close, signal)
     const retried = flags.retry ? await retry() : 0
     const runs = await sql<Run[]>`
       select to_char(month, 'YYYY-MM') as month, started_at as "startedAt", finished_at as "finishedAt",
@@ -54,7 +55,7 @@ export const billingRuns = defineCommand({
         waiting: waiting
           ? { since: waiting.since.toISOString(), because: waiting.because, months: waiting.months }
           : null,
-        ...(flags.close === undefined ? {} : { said_over: flags.close }),
+        ...(flags.close === undefined ? {} : closing > 0 ? { closing } : { said_over: flags.close }),
         ...(flags.retry ? { retried } : {}),
       },
       text: (view) => {
@@ -72,7 +73,8 @@ export const billingRuns = defineCommand({
                 ],
                 view,
               )
-        const closed = `${listed}${waiting ? `\n${view.style.failure('waiting')}\n${sayWaiting(waiting, flags.close)}` : ''}`
+        const made = closing > 0 ? `${sayClosing(closing)}\n` : ''
+        const closed = `${listed}${made}${waiting ? `\n${view.style.failure('waiting')}\n${sayWaiting(waiting, flags.close)}` : ''}`
         if (failures.length === 0) return closed
         const failed = table(
           failures,
@@ -92,11 +94,37 @@ export const billingRuns = defineCommand({
   },
 })
 
-/** @throws CommandError (usage) */
-function knownToWait(typed: string, waiting: Waiting | undefined): string {
-  if (!waiting) throw usageError('no month waits for a word', 'billing runs')
-  if (waiting.months.includes(typed)) return typed
-  throw usageError(`${shown(typed)} is none of the months that wait`, `billing runs --close ${waiting.months[0]}`)
+/**
+ * Months that wait are over by the operator's word; of one that was closed, what was missed is made up for.
+ * @returns how many invoices are made up for @throws CommandError (usage)
+ */
+async function closeByWord(sql: Sql, caller: Caller, month: string, signal: AbortSignal): Promise<number> {
+  if (!/^\d{4}-(?:0[1-9]|1[0-2])$/.test(month)) {
+    throw usageError(`--close wants a month such as ${monthOf(new Date())}, not ${shown(month)}`)
+  }
+  const waiting = await readWaiting(sql)
+  if (waiting?.months.includes(month)) {
+    await sql.begin(async (tx) => {
+      await sayOver(tx, month)
+      await recordEvent(tx, caller, 'billing.months_over', null, { month })
+    })
+    return 0
+  }
+  const missed: Unbilled[] = []
+  for await (const one of unbilledMonths(sql, signal, month)) if (one.because === 'missed') missed.push(one)
+  if (missed.length === 0) {
+    throw waiting
+      ? usageError(`${month} is none of the months that wait`, `billing runs --close ${waiting.months[0]}`)
+      : usageError(`${sayMonth(month)} waits for no word, and no invoice of it was missed`, 'billing runs')
+  }
+  return await sql.begin(async (tx) => {
+    await recordEvent(tx, caller, 'billing.missed_closed', null, { month, accounts: missed.length })
+    return await closeMissed(tx, missed, new Date())
+  })
+}
+
+function sayClosing(count: number): string {
+  return `${count === 1 ? 'one invoice that was missed is' : `${count} invoices that were missed are`} closed at the next look, within a minute`
 }
 
 function sayWaiting({ months, because }: Waiting, said: string | undefined): string {

@@ -45,7 +45,7 @@ describe('billing', () => {
   })
 
   const run = (line: string) => world.run(line, { caller: ada })
-  const document = async (line: string) => (await world.json(line, { caller: ada })).document
+  const document = async (line: string, caller = ada) => (await world.json(line, { caller })).document
   const onTerminal = async (line: string, caller: Caller, columns = 80) => {
     const terminal = { term: 'dumb', columns, rows: 24, onResize: () => () => {} }
     const io = recordingIo({ terminal })
@@ -324,6 +324,53 @@ describe('billing', () => {
     ])
     await world.gateway.sql`update billing_clock set waits_since = null, waits_because = null, waits_from = null,
       waits_to = null, over_month = null`
+  })
+
+  it('a month that should have an invoice and has none is found, and closed by the operator’s word', async () => {
+    const { sql } = world.gateway
+    await sql`insert into invoice_runs (month, started_at, finished_at) values ('2026-01-01', '2026-02-01', '2026-02-01')`
+    const [bob] = await sql<{ id: number }[]>`
+      insert into accounts (email, created_at) values ('bob@example.com', '2026-01-01') returning id`
+    const id = bob?.id ?? 0
+    await sql`alter table account_plans disable trigger user`
+    await sql`alter table rates disable trigger user`
+    await sql`insert into rates (plan, kind, micros, effective) values ('lab', 'fee', 7000000, '[2026-01-01,2026-02-01)')`
+    await sql`insert into account_plans (account_id, plan, effective) values (${id}, 'lab', '[2026-01-01,2026-02-01)')`
+    await sql`alter table account_plans enable trigger user`
+    await sql`alter table rates enable trigger user`
+    const lacking = await world.run('billing recompute')
+    expect([lacking.status, lacking.stderr]).toEqual([
+      1,
+      'no invoice has January 2026 of bob@example.com ($7.000000)\nto have it closed: billing runs --close 2026-01\n',
+    ])
+    expect(await document('billing recompute', world.owner)).toMatchObject({
+      unbilled: [
+        { account: id, email: 'bob@example.com', month: '2026-01', amount_micros: 7_000_000, because: 'missed' },
+      ],
+      months_not_closed: [],
+    })
+    expect(await world.run('billing recompute 1')).toMatchObject({ status: 0 })
+    expect(await world.run('billing runs --close 2026-13')).toMatchObject({ status: 2 })
+    expect(await world.run('billing runs --close 2026-02')).toMatchObject({ status: 2 })
+    expect((await world.run('billing runs --close 2026-01')).stdout).toContain(
+      '\none invoice that was missed is closed at the next look, within a minute\n',
+    )
+    const asked = await world.run('billing recompute')
+    expect([asked.status, asked.stderr]).toEqual([
+      1,
+      expect.stringMatching(/; when that is mended: billing runs --retry\n$/),
+    ])
+    await closeDueMonths(world.app.sql, new Date('2026-03-01T04:00:00Z'), never, world.app.log)
+    expect((await world.run('billing recompute')).status).toBe(0)
+    expect(await world.run('billing runs --close 2026-01')).toMatchObject({ status: 2 })
+    await sql`update billing_clock set waits_since = now(), waits_because = 'the clock jumped',
+      waits_from = '2026-03-01', waits_to = '2026-04-01'`
+    const waits = await world.run('billing recompute')
+    expect([waits.status, waits.stderr.replaceAll(/\s+/g, ' ')]).toEqual([
+      1,
+      'March 2026 to April 2026 (2 months) were not closed: the clock jumped set the clock right, or if it is: billing runs --close 2026-04 ',
+    ])
+    await sql`update billing_clock set waits_since = null, waits_because = null, waits_from = null, waits_to = null`
   })
 
   it('a hard limit that is reached pauses, and every way back says why', async () => {
