@@ -4,12 +4,12 @@
  */
 import type { Db } from '../../migrations/connect.ts'
 import { type Message, tellAccounts } from '../accounts/notices.ts'
-import { sayCaps, sayPrice } from '../commands/billing-words.ts'
 import { type Day, dayOf } from './calendar.ts'
 import { sayUnits } from './meters.ts'
 import { type Change, chargeableChanges, differ, outlookOf, type Step } from './outlook.ts'
 import { type Caps, readPlans } from './plans.ts'
 import { type PriceList, type Rate, readPriceList, readSubscribers, type Subscriber } from './terms.ts'
+import { sayCaps, sayPrice } from './words.ts'
 
 type Outlook = [Step, ...Step[]]
 

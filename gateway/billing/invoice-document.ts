@@ -1,7 +1,6 @@
 /** An invoice as it is shown: with names, rates and words. The same for the command, the page, CSV and JSON. */
 import type { Db } from '../../migrations/connect.ts'
 import type { Party } from '../../migrations/schema.ts'
-import { csv, csvText, sayPayment, sayWhat } from '../commands/billing-words.ts'
 import { harmless } from '../commands/text.ts'
 import type { StripeSettings } from '../settings.ts'
 import { addMonths, firstDay, sayMonth } from './calendar.ts'
@@ -13,6 +12,7 @@ import { dayShares, machineShares } from './pricing.ts'
 import { isLive } from './stripe/client.ts'
 import { type Payment, readPayments } from './stripe/payments.ts'
 import { type Rate, readPriceList } from './terms.ts'
+import { csv, csvText, sayPayment, sayWhat } from './words.ts'
 
 export type Row = {
   line: InvoiceLine

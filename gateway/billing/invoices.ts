@@ -12,14 +12,11 @@ import { tellAccounts } from '../accounts/notices.ts'
 import { divideHalfEven, sum } from './arithmetic.ts'
 import { firstDay, type Month, monthOf, sayMonth } from './calendar.ts'
 import { invoiceLetter, type Where } from './invoice-letter.ts'
-import { sayMoney } from './money.ts'
+import { CENT, sayMoney } from './money.ts'
 import { kept, readSeller } from './parties.ts'
 import { type Line, totalOf } from './pricing.ts'
 import { type PriceList, readSubscriber, type Subscriber } from './terms.ts'
 import { monthLines, type Source } from './usage.ts'
-
-/** What is paid is in whole ones. */
-export const CENT = 10_000n
 
 export type InvoiceLine = {
   kind: InvoiceLineKind

@@ -4,7 +4,8 @@ import { decimal } from './arithmetic.ts'
 
 /** Amounts are whole millionths of a USD. */
 export const MICROS = 1_000_000n
-const CENT = 10_000n
+/** What is paid is in whole ones. */
+export const CENT = 10_000n
 
 /** `$4.94`, as lists show it: to the cent, half to even. */
 export function sayMoney(micros: bigint): string {

@@ -2,17 +2,9 @@
 import type { Db } from '../../migrations/connect.ts'
 import { divideHalfEven, sum } from './arithmetic.ts'
 import { addMonths, firstDay, type Month, startOfMonth } from './calendar.ts'
-import {
-  billedLines,
-  CENT,
-  differences,
-  type Invoice,
-  type InvoiceLine,
-  linesOfFacts,
-  readInvoice,
-} from './invoices.ts'
+import { billedLines, differences, type Invoice, type InvoiceLine, linesOfFacts, readInvoice } from './invoices.ts'
 import { unitOf } from './meters.ts'
-import { sayExactly } from './money.ts'
+import { CENT, sayExactly } from './money.ts'
 import { amountOf, totalOf } from './pricing.ts'
 import { type PriceList, type Rate, readPriceList } from './terms.ts'
 

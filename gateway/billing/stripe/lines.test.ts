@@ -2,7 +2,8 @@ import { expect, it } from 'vitest'
 import { random } from '../../commands/testing/random.ts'
 import { divideHalfEven, sum } from '../arithmetic.ts'
 import type { Invoice, InvoiceLine } from '../invoices.ts'
-import { CENT_MICROS, stripeLines } from './lines.ts'
+import { CENT } from '../money.ts'
+import { stripeLines } from './lines.ts'
 
 function invoiceOf(amounts: readonly bigint[]): { invoice: Invoice; lines: InvoiceLine[] } {
   const line = (kind: InvoiceLine['kind'], amount: bigint, creditId: number | null = null): InvoiceLine => ({
@@ -11,7 +12,7 @@ function invoiceOf(amounts: readonly bigint[]): { invoice: Invoice; lines: Invoi
   })
   const lines = amounts.map((amount) => (amount < 0n ? line('credit', amount, 1) : line('cpu', amount)))
   const due = sum(amounts)
-  const total = divideHalfEven(due, CENT_MICROS) * CENT_MICROS
+  const total = divideHalfEven(due, CENT) * CENT
   if (total !== due) lines.push(line('rounding', total - due))
   return {
     invoice: { number: 1, accountId: 1, month: '2026-02', closedAt: new Date(0), total, seller: null, buyer: null },
@@ -31,14 +32,14 @@ it('whatever an invoice’s lines are, at Stripe each is to the cent, and they s
     if (pick(3) === 0) amounts.push(-sum(amounts) / BigInt(1 + pick(4)))
     const { invoice, lines } = invoiceOf(amounts)
     const there = stripeLines(invoice, lines, [], reasons)
-    expect(there.reduce((cents, line) => cents + line.cents, 0)).toBe(Number(invoice.total / CENT_MICROS))
+    expect(there.reduce((cents, line) => cents + line.cents, 0)).toBe(Number(invoice.total / CENT))
     expect(there.length).toBeLessThanOrEqual(250)
     const rounding = there.at(-1)?.metadata.berth_line === 'rounding' ? (there.at(-1)?.cents ?? 0) : 0
     expect(Math.abs(rounding)).toBeLessThanOrEqual(there.length / 2)
     for (const { cents, metadata } of there.slice(0, Math.min(count, 248))) {
       const ours = lines[Number(metadata.berth_line) - 1]?.amount ?? 0n
-      const off = BigInt(cents) * CENT_MICROS - ours
-      expect(2n * (off < 0n ? -off : off) <= CENT_MICROS).toBe(true)
+      const off = BigInt(cents) * CENT - ours
+      expect(2n * (off < 0n ? -off : off) <= CENT).toBe(true)
     }
   }
 })

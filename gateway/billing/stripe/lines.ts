@@ -9,15 +9,14 @@
  * The total is Berth's to the cent, always. Nothing is added to it at Stripe.
  */
 
-import { sayQuantity, sayWhat } from '../../commands/billing-words.ts'
 import { harmless } from '../../commands/text.ts'
 import { divideHalfEven, sum } from '../arithmetic.ts'
 import { sayMonth } from '../calendar.ts'
 import type { Invoice, InvoiceLine } from '../invoices.ts'
-import { sayExactly } from '../money.ts'
+import { CENT, sayExactly } from '../money.ts'
 import type { Rate } from '../terms.ts'
+import { sayQuantity, sayWhat } from '../words.ts'
 
-export const CENT_MICROS = 10_000n
 /** Stripe takes so many of one invoice; Berth has a few for each rate that held in its month. */
 const LINES_MOST = 250
 const DESCRIPTION_MOST = 500
@@ -26,7 +25,7 @@ export type StripeLine = { cents: number; description: string; metadata: Record<
 
 /** What is to be paid. */
 export function centsOf({ total }: Pick<Invoice, 'total'>): number {
-  return Number(total / CENT_MICROS)
+  return Number(total / CENT)
 }
 
 /** @param reasons of the credits that it takes */
@@ -60,7 +59,7 @@ export function stripeLines(
 }
 
 function toCents(micros: bigint): number {
-  return Number(divideHalfEven(micros, CENT_MICROS))
+  return Number(divideHalfEven(micros, CENT))
 }
 
 function describe(

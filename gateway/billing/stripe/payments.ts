@@ -2,7 +2,7 @@
 import type { Db } from '../../../migrations/connect.ts'
 import type { StripeStatus } from '../../../migrations/schema.ts'
 import type { Month } from '../calendar.ts'
-import { CENT_MICROS } from './lines.ts'
+import { CENT } from '../money.ts'
 
 export type Payment = {
   invoice: number
@@ -47,10 +47,10 @@ export async function readPayments(
   return rows.map((row) => ({
     ...row,
     total: BigInt(row.total),
-    paid: BigInt(row.paid) * CENT_MICROS,
-    carried: BigInt(row.carried) * CENT_MICROS,
-    refunded: BigInt(row.refunded) * CENT_MICROS,
-    lost: BigInt(row.lost) * CENT_MICROS,
+    paid: BigInt(row.paid) * CENT,
+    carried: BigInt(row.carried) * CENT,
+    refunded: BigInt(row.refunded) * CENT,
+    lost: BigInt(row.lost) * CENT,
   }))
 }
 

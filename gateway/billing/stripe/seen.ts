@@ -2,10 +2,9 @@ import type { Db } from '../../../migrations/connect.ts'
 import type { StripeStatus } from '../../../migrations/schema.ts'
 import { tellAccounts } from '../../accounts/notices.ts'
 import { sayMonth } from '../calendar.ts'
-import { sayMoney } from '../money.ts'
+import { CENT, sayMoney } from '../money.ts'
 import type { Mode } from './client.ts'
 import type { Row } from './invoices.ts'
-import { CENT_MICROS } from './lines.ts'
 
 /** An invoice as Stripe had it when it was looked at. */
 export type Seen = {
@@ -38,7 +37,7 @@ export async function keepSeen(tx: Db, { livemode }: Mode, before: Row, seen: Se
   for (const { kind, amountCents, because } of newsOf(before, seen)) {
     const detail = {
       invoice: before.invoice,
-      amount: sayMoney(BigInt(amountCents) * CENT_MICROS),
+      amount: sayMoney(BigInt(amountCents) * CENT),
       ...(because ? { because } : {}),
     }
     await tx`insert into events (account_id, actor, kind, detail)
@@ -79,7 +78,7 @@ async function tellOfFailure(tx: Db, { invoice, accountId, totalCents }: Row, fa
   const [about] = await tx<{ month: string }[]>`
     select to_char(month, 'YYYY-MM') as month from invoices where number = ${invoice}`
   if (!about) return
-  const amount = sayMoney(BigInt(totalCents) * CENT_MICROS)
+  const amount = sayMoney(BigInt(totalCents) * CENT)
   const body = [
     `Invoice ${invoice} of ${amount}, for ${sayMonth(about.month)} (UTC), could not be collected: ${failure}`,
     'To give something else to pay with: billing method --add. To try again: billing pay.',
