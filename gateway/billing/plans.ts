@@ -48,6 +48,35 @@ export async function setPlan(tx: Db, name: string, caps: Partial<Caps>): Promis
   return made.length > 0
 }
 
+/** Who keeps a plan: what was used on it is computed by it. */
+export type Holder = {
+  /** null: all that no plan is named for, but the operator's own */
+  accountId: number | null
+  email: string | null
+  from: Day
+  /** nothing was used on it yet, and another plan can take its place */
+  isToCome: boolean
+}
+
+/** Those that are on a plan, were or will be; the first of each. */
+export async function readHolders(db: Db, plan: string): Promise<Holder[]> {
+  return await db<Holder[]>`
+    select distinct on (coalesce(account_id, 0)) account_id as "accountId", email, lower(effective) > now() as "isToCome",
+      coalesce(to_char(lower(effective) at time zone 'utc', 'YYYY-MM-DD'), '') as from
+    from account_plans left join accounts on accounts.id = account_id
+    where plan = ${plan} order by coalesce(account_id, 0), lower(effective)`
+}
+
+/**
+ * Removes a plan with its rates, what was in force of them too: nobody can have used anything at them. The database
+ * refuses it when somebody is on the plan, was or will be, or an invoice names it.
+ * @returns whether there was one
+ */
+export async function removePlan(tx: Db, name: string): Promise<boolean> {
+  const removed = await tx`delete from plans where name = ${name}`
+  return removed.count > 0
+}
+
 /** From that day on, in place of all that was to come. Two operators at once take turns, in transactions of their own. */
 export async function setRate(
   tx: Db,

@@ -4,17 +4,26 @@ import { announced, announcedCaps } from '../billing/announce.ts'
 import { type Day, dayOf, startOfDay } from '../billing/calendar.ts'
 import { RATE_KINDS, sayUnits, unitName } from '../billing/meters.ts'
 import { parseMoney, sayExactly } from '../billing/money.ts'
-import { type Caps, readPlans, setPlan, setRate, soonest } from '../billing/plans.ts'
-import { FIRST_PLAN, rateOn, readPriceList } from '../billing/terms.ts'
+import {
+  type Caps,
+  type Holder,
+  readHolders,
+  readPlans,
+  removePlan,
+  setPlan,
+  setRate,
+  soonest,
+} from '../billing/plans.ts'
+import { DEFAULT_RATES, FIRST_PLAN, type Held, heldRates, readPriceList } from '../billing/terms.ts'
 import { sayCaps, sayPrice } from '../billing/words.ts'
 import { noSuchPlan } from './billing.ts'
 import { sayTold } from './billing-words.ts'
 import type { Completer } from './command.ts'
 import { defineCommand } from './command.ts'
-import { usageError } from './error.ts'
+import { CommandError, usageError } from './error.ts'
 import { recordEvent } from './machine-steps.ts'
 import { nearest } from './nearest.ts'
-import { table } from './text.ts'
+import { harmless, table } from './text.ts'
 import { parseSize, sayList, shown } from './values.ts'
 
 export const planNames: Completer = async ({ app }) => (await readPlans(app.sql)).map(({ name }) => name)
@@ -30,14 +39,20 @@ export const billingPlans = defineCommand({
     const today = dayOf(new Date())
     const plans = (await readPlans(app.sql)).map((plan) => ({
       plan,
-      fee: rateOn(list, plan.name, 'fee', today),
-      own: RATE_KINDS.filter((kind) => kind !== 'fee' && rateOn(list, plan.name, kind, today)?.plan === plan.name),
+      // One that begins tomorrow is what the plan was made for.
+      own: heldRates(list, plan.name, today).filter(({ rate }) => rate.plan === plan.name),
     }))
+    const feesOf = (own: readonly Held[]) => own.filter(({ rate }) => rate.kind === 'fee')
     return {
       json: {
         currency: 'USD',
-        plans: plans.map(({ plan, fee, own }) => ({
-          ...{ plan: plan.name, charged: plan.charged, fee_micros: Number(fee?.micros ?? 0n), rates_of_its_own: own },
+        plans: plans.map(({ plan, own }) => ({
+          ...{ plan: plan.name, charged: plan.charged },
+          fee_micros: Number(feesOf(own).find(({ isNow }) => isNow)?.rate.micros ?? 0n),
+          fees_to_come: feesOf(own).flatMap(({ rate, from, isNow }) =>
+            isNow ? [] : [{ fee_micros: Number(rate.micros), from }],
+          ),
+          rates_of_its_own: own.flatMap(({ rate, isNow }) => (isNow && rate.kind !== 'fee' ? [rate.kind] : [])),
           ...{ machines_most: plan.machinesMost, cpus_most: plan.cpusMost },
           ...{ memory_bytes_most: plan.memoryBytesMost, disk_bytes_most: plan.diskBytesMost },
         })),
@@ -49,12 +64,18 @@ export const billingPlans = defineCommand({
             { title: 'plan', value: ({ plan }) => plan.name },
             {
               title: 'fee',
-              value: ({ plan, fee }) =>
-                plan.charged ? (fee ? sayPrice('fee', fee.micros) : 'none') : 'nothing is charged',
+              value: ({ plan, own }) => {
+                if (!plan.charged) return 'nothing is charged'
+                return feesOf(own).map(sayFee).join(', ') || 'none'
+              },
+              flexible: true,
             },
             {
               title: 'rates of its own',
-              value: ({ own }) => (own.length ? sayList(own) : ''),
+              value: ({ own }) => {
+                const usage = own.filter(({ rate }) => rate.kind !== 'fee')
+                return usage.length > 0 ? sayList(usage.map(sayOwn)) : ''
+              },
               flexible: true,
               optional: 1,
             },
@@ -66,13 +87,23 @@ export const billingPlans = defineCommand({
   },
 })
 
+/** `$20.00 per month`, `$30.00 per month from 2027-01-01` */
+function sayFee({ rate, from, isNow }: Held): string {
+  return `${sayPrice('fee', rate.micros)}${isNow ? '' : ` from ${from}`}`
+}
+
+/** `cpu`, `cpu from 2027-01-01` */
+function sayOwn({ rate, from, isNow }: Held): string {
+  return `${rate.kind}${isNow ? '' : ` from ${from}`}`
+}
+
 export const billingSetPlan = defineCommand({
   name: 'billing set-plan',
   group: 'operator',
   operator: true,
   summary: 'make a plan, or say what accounts on it may have',
   description:
-    'Caps are for all machines of an account together, those that are off too, and hold from now on; machines that are there stay, and accounts that are on the plan or will be are told. A new plan has the rates of plan usage and no fee until billing set-rate says otherwise.',
+    'Caps are for all machines of an account together, those that are off too, and hold from now on; machines that are there stay, and accounts that are on the plan or will be are told. A new plan has the rates of plan usage and no fee until billing set-rate says otherwise. One that was made by mistake goes with billing remove-plan.',
   flags: {
     machines: { type: 'string', value: 'N|none', summary: 'machines at most' },
     cpu: { type: 'string', value: 'N|none', summary: 'vCPUs at most' },
@@ -112,6 +143,48 @@ export const billingSetPlan = defineCommand({
     }
   },
 })
+
+export const billingRemovePlan = defineCommand({
+  name: 'billing remove-plan',
+  group: 'operator',
+  operator: true,
+  summary: 'remove a plan that nobody was ever on, with its rates',
+  description: `A plan that an account was on for a day stays for ever, since what was used on it is computed by it; so do ${FIRST_PLAN} and ${DEFAULT_RATES}, where accounts begin and whose rates others have. Whoever is only to come to it is put on another first.`,
+  arguments: { plan: { label: 'PLAN', complete: planNames } },
+  examples: ['billing remove-plan taem'],
+  async run({ app, caller }, { args }) {
+    const plan = await knownPlan(app, args.plan)
+    if (plan === FIRST_PLAN || plan === DEFAULT_RATES) {
+      const because = plan === FIRST_PLAN ? 'accounts begin on it' : 'other plans have its rates'
+      throw new CommandError('plan.in_use', 1, `plan ${plan} stays: ${because}`, {
+        wayOn:
+          plan === FIRST_PLAN ? 'account plan others PLAN puts accounts on another' : 'billing set-rate changes it',
+      })
+    }
+    await app.sql.begin(async (tx) => {
+      // Nobody is put on it meanwhile.
+      await tx`select from plans where name = ${plan} for update`
+      const [holder] = (await readHolders(tx, plan)).sort((a, b) => Number(a.isToCome) - Number(b.isToCome))
+      if (holder) throw isHeld(plan, holder)
+      if (!(await removePlan(tx, plan))) throw noSuchPlan(plan)
+      await recordEvent(tx, caller, 'billing.plan_removed', null, { plan })
+    })
+    return { json: { plan, removed: true }, text: `plan ${plan} is gone, with its rates\n` }
+  },
+})
+
+function isHeld(plan: string, { accountId, email, from, isToCome }: Holder): CommandError {
+  const who = accountId === null ? 'every account that no plan is named for' : harmless(email ?? `account ${accountId}`)
+  if (isToCome) {
+    const named = accountId === null ? 'others' : harmless(email ?? String(accountId))
+    return new CommandError('plan.in_use', 1, `${who} is on plan ${plan} from ${from} on`, {
+      wayOn: `put them on another first: account plan ${named} PLAN`,
+    })
+  }
+  return new CommandError('plan.in_use', 1, `${who} was on plan ${plan}, and what was used then is computed by it`, {
+    wayOn: `it stays, and nobody has to be on it; what it has room for and costs: billing set-plan, billing set-rate`,
+  })
+}
 
 const MOST_INCLUDED = 1_000_000_000
 

@@ -130,6 +130,18 @@ describe('billing', () => {
     )
     expect((await run('billing credits')).stdout).toMatch(/1 +\S+ +the outage of Tuesday +\$5\.00 +\$5\.00\n/)
     expect((await world.run('account ls')).stdout).toMatch(/ada@example\.com +1 of 10 +house/)
+    // What begins tomorrow is shown with its day.
+    expect((await world.run('billing plans')).stdout).toMatch(
+      new RegExp(`\\nteam +\\$20\\.00 per month from ${tomorrow} +cpu from ${tomorrow} +one machine`),
+    )
+    expect(await document('billing plans', world.owner)).toMatchObject({
+      plans: expect.arrayContaining([
+        expect.objectContaining({
+          ...{ plan: 'team', fee_micros: 0, fees_to_come: [{ fee_micros: 20_000_000, from: tomorrow }] },
+          rates_of_its_own: [],
+        }),
+      ]),
+    })
     await world.run('billing set-plan lab')
     for (const rate of ['transfer 0.05 --included 10', 'memory 0.005 --included 1', 'cpu 0.03 --included 500'])
       await world.run(`billing set-rate lab ${rate}`)
@@ -153,6 +165,50 @@ describe('billing', () => {
         .slice(-3)
         .map((line) => line.split(' ')[0]),
     ).toEqual(['cpu', 'memory', 'transfer'])
+  })
+
+  it('a plan that was made by mistake is removed, and one that somebody was on or is to be on stays', async () => {
+    const { sql } = world.gateway
+    await world.run('billing set-plan taem --machines 1')
+    await world.run('billing set-rate taem fee 20')
+    // In force since yesterday, but nobody's.
+    await sql`alter table rates disable trigger user`
+    await sql`update rates set effective = '[2026-02-19,)' where plan = 'taem'`
+    await sql`alter table rates enable trigger user`
+    expect(await run('billing remove-plan taem')).toMatchObject({ status: 4 })
+    const tomorrow = await soonest(world.app.sql)
+    await world.run('account plan ada@example.com taem')
+    expect(await world.run('billing remove-plan taem')).toMatchObject({
+      status: 1,
+      stderr: `ada@example.com is on plan taem from ${tomorrow} on\nput them on another first: account plan ada@example.com PLAN\n`,
+    })
+    await world.run('account plan ada@example.com team')
+    await expect(world.app.sql`delete from rates where plan = 'taem'`).rejects.toThrow(/never what was/)
+    expect(await world.run('billing remove-plan taem')).toMatchObject({
+      status: 0,
+      stdout: 'plan taem is gone, with its rates\n',
+    })
+    expect((await world.run('billing plans')).stdout).not.toContain('taem')
+    expect(await sql`select from rates where plan = 'taem'`).toEqual([])
+    expect((await world.run('audit --kind billing.plan_removed')).stdout).toMatch(/plan taem/)
+    expect(await world.run('billing remove-plan taem')).toMatchObject({ status: 3 })
+    await sql`alter table account_plans disable trigger user`
+    await sql`insert into account_plans (account_id, plan, effective) values (${ada.accountId}, 'lab', '[2026-01-02,2026-01-03)')`
+    expect(await world.run('billing remove-plan lab')).toMatchObject({
+      status: 1,
+      stderr: expect.stringMatching(/^ada@example\.com was on plan lab, and what was used then is computed by it\n/),
+    })
+    // Whoever forgets to look is refused by the database.
+    await expect(world.app.sql`delete from plans where name = 'lab'`).rejects.toThrow(/foreign key/)
+    await expect(sql`delete from plans where name = 'usage'`).rejects.toThrow(/come from/)
+    await sql`delete from account_plans where plan = 'lab'`
+    await sql`alter table account_plans enable trigger user`
+    for (const plan of ['house', 'usage']) {
+      expect(await world.run(`billing remove-plan ${plan}`)).toMatchObject({
+        status: 1,
+        stderr: expect.stringContaining(`plan ${plan} stays: `),
+      })
+    }
   })
 
   it('a plan has room for so much, and says so', async () => {

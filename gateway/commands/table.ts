@@ -7,7 +7,7 @@ import { billingCredits, billingLimit, billingPlan, billingRates } from './billi
 import { billingInvoices } from './billing-invoices.ts'
 import { billingMethod } from './billing-method.ts'
 import { billingNotices } from './billing-notices.ts'
-import { billingPlans, billingSetPlan, billingSetRate } from './billing-operator.ts'
+import { billingPlans, billingRemovePlan, billingSetPlan, billingSetRate } from './billing-operator.ts'
 import { billingDetails, billingSeller } from './billing-parties.ts'
 import { billingPay, billingPayments } from './billing-payments.ts'
 import { billingRecompute } from './billing-recompute.ts'
@@ -149,6 +149,7 @@ export const TABLE: readonly Command[] = [
   billingPlans,
   billingSetPlan,
   billingSetRate,
+  billingRemovePlan,
   billingSeller,
   billingRecompute,
   billingRuns,

@@ -17,6 +17,7 @@ type Plan = {
   plan: string
   charged: boolean
   fee_micros: number
+  fees_to_come: { fee_micros: number; from: string }[]
   rates_of_its_own: string[]
   machines_most: number | null
   cpus_most: number | null
@@ -94,7 +95,7 @@ function Plans({ plans, chosen }: { plans: readonly Plan[]; chosen: string }) {
         {
           title: 'Fee a month',
           right: true,
-          value: ({ fee_micros: fee }) => (fee === 0 ? 'none' : <span class="figure">{sayRate(fee)}</span>),
+          value: (plan) => <Fee plan={plan} />,
         },
         {
           title: 'Rates of its own',
@@ -105,6 +106,22 @@ function Plans({ plans, chosen }: { plans: readonly Plan[]; chosen: string }) {
         { title: 'Up to', value: (plan) => sayCaps(capsOf(plan)) || 'no caps' },
       ]}
     />
+  )
+}
+
+/** What it is now, and what it will be from which day on. */
+function Fee({ plan: { fee_micros: now, fees_to_come: next } }: { plan: Plan }) {
+  if (now === 0 && next.length === 0) return <>none</>
+  return (
+    <>
+      {now > 0 && <span class="figure">{sayRate(now)}</span>}
+      {next.map(({ fee_micros: fee, from }, index) => (
+        <span key={from}>
+          {(now > 0 || index > 0) && ', '}
+          <span class="figure">{sayRate(fee)}</span> <span class="dim">from {from}</span>
+        </span>
+      ))}
+    </>
   )
 }
 
