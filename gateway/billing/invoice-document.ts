@@ -10,7 +10,7 @@ import { plainAmount } from './money.ts'
 import { partyLines } from './parties.ts'
 import { dayShares, machineShares } from './pricing.ts'
 import { isLive } from './stripe/client.ts'
-import { type Payment, readPayments } from './stripe/payments.ts'
+import { type Payment, readPayments, readUnsent, sendCommand } from './stripe/payments.ts'
 import { type Rate, readPriceList } from './terms.ts'
 import { csv, csvText, sayPayment, sayWhat } from './words.ts'
 
@@ -67,12 +67,26 @@ export async function paymentsOfInvoices(db: Db, stripe: Stripe, accountId: numb
   return new Map((await readPayments(db, isLive(stripe), accountId)).map((payment) => [payment.invoice, payment]))
 }
 
-export function invoiceHead({ number, month, closedAt, total }: Invoice, payment: Payment | undefined) {
+/** Those of an account's invoices that the operator has to send to Stripe. */
+export async function unsentInvoices(db: Db, stripe: Stripe, accountId: number): Promise<Set<number>> {
+  if (!stripe) return new Set()
+  return new Set((await readUnsent(db, isLive(stripe), accountId)).flatMap(({ numbers }) => numbers))
+}
+
+/** How it stands, for the operator. */
+export function sayUnsent({ number, month }: Invoice): string {
+  return `not at Stripe, being closed before that was switched on: ${sendCommand({ month, numbers: [number] })}`
+}
+
+/** @param unsent it waits for the operator to send it, who is asking */
+export function invoiceHead(invoice: Invoice, payment: Payment | undefined, unsent = false) {
+  const { number, month, closedAt, total } = invoice
+  const about = payment
+    ? { status: payment.status, refunded_micros: Number(payment.refunded), words: sayPayment(payment) }
+    : { status: 'unsent', refunded_micros: 0, words: sayUnsent(invoice) }
   return {
     ...{ number, month, closed_at: closedAt.toISOString(), total_micros: Number(total) },
-    ...(payment
-      ? { payment: { status: payment.status, refunded_micros: Number(payment.refunded), words: sayPayment(payment) } }
-      : {}),
+    ...(payment || unsent ? { payment: about } : {}),
   }
 }
 
@@ -85,9 +99,10 @@ export function sharesOf({ line, rate, isCorrection }: Row): {
   return { machines: machineShares(line), days: dayShares(line) }
 }
 
-export function invoiceDocument({ invoice, email, payment, rows, names }: InvoiceView) {
+/** @param unsent as for `invoiceHead` */
+export function invoiceDocument({ invoice, email, payment, rows, names }: InvoiceView, unsent = false) {
   return {
-    ...invoiceHead(invoice, payment),
+    ...invoiceHead(invoice, payment, unsent),
     period: {
       from: `${firstDay(invoice.month)}T00:00:00.000Z`,
       to: `${firstDay(addMonths(invoice.month, 1))}T00:00:00.000Z`,

@@ -7,6 +7,8 @@ import {
   invoiceHead,
   paymentsOfInvoices,
   readInvoiceView,
+  sayUnsent,
+  unsentInvoices,
 } from '../billing/invoice-document.ts'
 import { type Invoice, readInvoices } from '../billing/invoices.ts'
 import { inUnits } from '../billing/meters.ts'
@@ -37,23 +39,31 @@ export const billingInvoices = defineCommand({
     if (args.number !== undefined) return await oneInvoice(app, caller, args.number, flags.csv === true)
     const invoices = await readInvoices(app.sql, caller.accountId)
     const payments = await paymentsOfInvoices(app.sql, app.settings.stripe, caller.accountId)
-    const stateOf = ({ number }: Invoice) => {
-      const payment = payments.get(number)
-      return payment ? sayPayment(payment) : ''
+    const unsent = caller.isOwner
+      ? await unsentInvoices(app.sql, app.settings.stripe, caller.accountId)
+      : new Set<number>()
+    const stateOf = (one: Invoice) => {
+      const payment = payments.get(one.number)
+      if (payment) return sayPayment(payment)
+      return unsent.has(one.number) ? sayUnsent(one) : ''
     }
+    const hasStates = payments.size > 0 || unsent.size > 0
     if (flags.csv) {
       const text = csv(
-        ['number', 'month', 'closed_at', 'total_usd', ...(payments.size > 0 ? ['state'] : [])],
+        ['number', 'month', 'closed_at', 'total_usd', ...(hasStates ? ['state'] : [])],
         invoices.map((one) => [
           ...[String(one.number), one.month],
           ...[one.closedAt.toISOString(), plainAmount(one.total)],
-          ...(payments.size > 0 ? [stateOf(one)] : []),
+          ...(hasStates ? [stateOf(one)] : []),
         ]),
       )
       return { json: { csv: text }, text }
     }
     return {
-      json: { currency: 'USD', invoices: invoices.map((one) => invoiceHead(one, payments.get(one.number))) },
+      json: {
+        currency: 'USD',
+        invoices: invoices.map((one) => invoiceHead(one, payments.get(one.number), unsent.has(one.number))),
+      },
       text: (view) =>
         invoices.length === 0
           ? 'no invoice yet; a month is closed on the first of the next\n'
@@ -83,10 +93,20 @@ async function oneInvoice(app: App, caller: Caller, typed: string, asCsv: boolea
     return { json: { csv: text }, text }
   }
   const url = app.settings.https.length > 0 ? `${controlUrl(app.settings)}/invoices/${found.invoice.number}` : null
-  return { json: { ...invoiceDocument(found), url }, text: (view) => invoiceText(found, url, view) }
+  const { accountId, number } = found.invoice
+  const isUnsent = caller.isOwner && (await unsentInvoices(app.sql, app.settings.stripe, accountId)).has(number)
+  return {
+    json: { ...invoiceDocument(found, isUnsent), url },
+    text: (view) => invoiceText(found, isUnsent, url, view),
+  }
 }
 
-function invoiceText({ invoice, email, payment, rows }: InvoiceView, url: string | null, view: View): string {
+function invoiceText(
+  { invoice, email, payment, rows }: InvoiceView,
+  isUnsent: boolean,
+  url: string | null,
+  view: View,
+): string {
   const { style } = view
   const whose = email ?? `account ${invoice.accountId}`
   const cells = rows.map(({ line, rate, what }) => ({
@@ -113,6 +133,7 @@ function invoiceText({ invoice, email, payment, rows }: InvoiceView, url: string
     ...(invoice.seller ? [['from', partyLines(invoice.seller).join(', ')] as const] : []),
     ...(invoice.buyer ? [['for', partyLines(invoice.buyer).join(', ')] as const] : []),
     ...(payment ? [['state', sayPayment(payment)] as const] : []),
+    ...(isUnsent ? [['state', sayUnsent(invoice)] as const] : []),
   ].filter(([, words]) => words !== '')
   const facts = parties.map(([term, words]) => [term, harmless(words)] as const)
   const closed = `closed ${invoice.closedAt.toISOString().slice(0, 16).replace('T', ' ')} UTC`

@@ -2,6 +2,7 @@ import { request } from 'node:https'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import type { Caller } from '../app.ts'
 import { paymentsOf } from '../billing/stripe/client.ts'
+import { sendCommand } from '../billing/stripe/payments.ts'
 import { stripeRound } from '../billing/stripe/service.ts'
 import { FakeStripe } from '../billing/stripe/testing/fake-stripe.ts'
 import { startWorld, type World } from './testing/world.ts'
@@ -157,7 +158,37 @@ describe('payments', () => {
     expect(await document('billing payments --all', world.owner)).toMatchObject({
       payments: [{ invoice: 3, account: bob.accountId }, { invoice: 2 }],
     })
+    // Where the operator looks it is said what was not sent, with the command that does it.
+    expect((await run('billing runs', world.owner)).stdout).toMatch(
+      /\nclosed before Stripe was switched on, and not sent there by themselves\nDecember 2025: one invoice, \$4\.94: billing send 1\n$/,
+    )
+    expect(await document('billing runs', world.owner)).toMatchObject({
+      not_sent: [{ month: '2025-12', invoices: 1, total_micros: 4_940_000, way_on: 'billing send 1' }],
+    })
+    expect((await run('billing stripe', world.owner)).stdout).toMatch(/\nnot sent +one of before; billing runs has/)
+    const unsent = 'not at Stripe, being closed before that was switched on: billing send 1'
+    expect((await run('billing invoices 1', world.owner)).stdout.replaceAll(/\s+/g, ' ')).toContain(`state ${unsent}`)
+    expect(await document('billing invoices 1', world.owner)).toMatchObject({
+      payment: { status: 'unsent', words: unsent },
+    })
+    expect((await run('billing invoices')).stdout).not.toContain('send')
+    expect(await document('billing invoices 1')).not.toHaveProperty('payment')
+    for (const [line, status] of [
+      ['billing send', 2],
+      ['billing send 1 --month 2025-12', 2],
+      ['billing send --month december', 2],
+      ['billing send --month 2025-11', 3],
+      ['billing send 1 77', 3],
+      ['billing send x', 2],
+    ] as const) {
+      expect((await run(line, world.owner)).status, line).toBe(status)
+    }
+    expect(sendCommand({ month: '2025-12', numbers: [1, 2, 3] })).toBe('billing send 1 2 3')
+    expect(sendCommand({ month: '2025-12', numbers: [1, 2, 3, 4, 5, 6, 7, 8, 9] })).toBe('billing send --month 2025-12')
+    expect(await document('billing send --month 2025-12', world.owner)).toEqual({ invoices: [1], sending: [1] })
+    await world.gateway.sql`delete from stripe_invoices where invoice = 1`
     expect((await run('billing send 1', world.owner)).stdout).toBe('invoice 1 goes to Stripe within a minute\n')
+    expect((await run('billing runs', world.owner)).stdout).not.toContain('Stripe')
     expect((await run('billing send 1', world.owner)).stdout).toMatch(/is there already/)
     await round()
     expect(fake.invoiceOf(1)).toMatchObject({ status: 'open', total: 494 })

@@ -4,6 +4,8 @@ import { dayOf, monthOf, sayMonth } from '../billing/calendar.ts'
 import { readWaiting, sayMonths, sayOver, type Waiting } from '../billing/clock.ts'
 import { type Failure, readFailures, retryAll } from '../billing/failures.ts'
 import { sayMoney } from '../billing/money.ts'
+import { isLive } from '../billing/stripe/client.ts'
+import { readUnsent, sendCommand, type Unsent } from '../billing/stripe/payments.ts'
 import { closeMissed, type Unbilled, unbilledMonths } from '../billing/unbilled.ts'
 import { defineCommand } from './command.ts'
 import { usageError } from './error.ts'
@@ -17,7 +19,7 @@ export const billingRuns = defineCommand({
   name: 'billing runs',
   group: 'operator',
   operator: true,
-  summary: 'the months that were closed, and accounts whose invoice or limit failed',
+  summary: 'the months that were closed, and what failed or was not sent of them',
   description:
     'A month is closed in the first hours of the next, in UTC. An account whose invoice cannot be closed holds up nobody else: it is tried again by itself, after 5 minutes at first and every 6 hours at last, and its later months wait for it. Where it is not sure that a month is over (the clock jumped by days, the clocks of gateway and database differ, or more than two months are due at once) nothing is closed before the clock is set right, or --close says that this month and those before it are over. Of a month that was closed, --close has invoices made up for that billing recompute finds to be missing.',
   flags: {
@@ -44,6 +46,8 @@ export const billingRuns = defineCommand({
         (select count(*)::integer from invoices i where i.month = r.month) as invoices,
         (select coalesce(sum(total_micros), 0)::bigint from invoices i where i.month = r.month) as total
       from invoice_runs r order by month desc limit 24`
+    const { stripe } = app.settings
+    const unsent = stripe ? await readUnsent(sql, isLive(stripe)) : []
     const [failures, waiting] = [await readFailures(sql), await readWaiting(sql)]
     return {
       json: {
@@ -52,6 +56,9 @@ export const billingRuns = defineCommand({
           ...{ invoices, total_micros: total, currency: 'USD' },
         })),
         failures: failures.map(failureDocument),
+        not_sent: unsent.map((one) => ({
+          ...{ month: one.month, invoices: one.count, total_micros: Number(one.total), way_on: sendCommand(one) },
+        })),
         waiting: waiting
           ? { since: waiting.since.toISOString(), because: waiting.because, months: waiting.months }
           : null,
@@ -74,7 +81,7 @@ export const billingRuns = defineCommand({
                 view,
               )
         const made = closing > 0 ? `${sayClosing(closing)}\n` : ''
-        const closed = `${listed}${made}${waiting ? `\n${view.style.failure('waiting')}\n${sayWaiting(waiting, flags.close)}` : ''}`
+        const closed = `${listed}${made}${waiting ? `\n${view.style.failure('waiting')}\n${sayWaiting(waiting, flags.close)}` : ''}${sayUnsent(unsent)}`
         if (failures.length === 0) return closed
         const failed = table(
           failures,
@@ -133,6 +140,15 @@ function sayWaiting({ months, because }: Waiting, said: string | undefined): str
       ? `set the clock right, or if it is: billing runs --close ${months.at(-1)}`
       : `what is over by your word (up to ${sayMonth(said)}) is closed at the next look, within a minute`
   return `${sayMonths(months)}: ${because}\n${way}\n`
+}
+
+function sayUnsent(unsent: readonly Unsent[]): string {
+  if (unsent.length === 0) return ''
+  const lines = unsent.map((one) => {
+    const what = one.count === 1 ? 'one invoice' : `${one.count} invoices`
+    return `${sayMonth(one.month)}: ${what}, ${sayMoney(one.total)}: ${sendCommand(one)}\n`
+  })
+  return `\nclosed before Stripe was switched on, and not sent there by themselves\n${lines.join('')}`
 }
 
 function sayNext({ nextAttemptAt }: Failure): string {

@@ -1,14 +1,23 @@
+import type { Sql } from '../../migrations/connect.ts'
+import { sayMonth } from '../billing/calendar.ts'
 import { readInvoice } from '../billing/invoices.ts'
-import { modeOf, paymentsOf } from '../billing/stripe/client.ts'
-import { countPayments, enlistInvoice, readProblems } from '../billing/stripe/payments.ts'
+import { isLive, modeOf, paymentsOf } from '../billing/stripe/client.ts'
+import { countPayments, enlistInvoice, readProblems, readUnsent } from '../billing/stripe/payments.ts'
 import { WEBHOOK_PATH } from '../billing/stripe/webhook.ts'
 import { invoiceNumber } from './billing-words.ts'
+import type { Completer } from './command.ts'
 import { defineCommand } from './command.ts'
-import { CommandError } from './error.ts'
+import { CommandError, usageError } from './error.ts'
 import { recordEvent } from './machine-steps.ts'
 import { definitions, harmless } from './text.ts'
-import { sayWhen } from './values.ts'
+import { sayWhen, shown } from './values.ts'
 import { controlUrl } from './web-links.ts'
+
+const unsentNumbers: Completer = async ({ app, caller }) => {
+  const { stripe } = app.settings
+  if (!stripe || !caller.isOwner) return []
+  return (await readUnsent(app.sql, isLive(stripe))).flatMap(({ numbers }) => numbers.map(String))
+}
 
 /** The rest shows when these are mended. */
 const PROBLEMS_SHOWN = 20
@@ -19,7 +28,7 @@ export const billingStripe = defineCommand({
   operator: true,
   summary: 'how payments stand, and what keeps one from Stripe',
   description:
-    'Invoices closed since Stripe was switched on go there by themselves; billing send takes one of before. Nothing is charged twice, whatever is cut off and repeated.',
+    'Invoices closed since Stripe was switched on go there by themselves; those of before with billing send. Nothing is charged twice, whatever is cut off and repeated.',
   async run({ app }) {
     const { livemode } = await paymentsOf(app.settings)
     const { since } = await modeOf(app.sql, livemode)
@@ -27,13 +36,14 @@ export const billingStripe = defineCommand({
     const hears = (app.settings.stripe?.webhookSecrets.length ?? 0) > 0
     const shown = await readProblems(app.sql, livemode, PROBLEMS_SHOWN)
     const unseen = Math.max(0, counts.problems - shown.length)
+    const unsent = (await readUnsent(app.sql, livemode)).reduce((sum, { count }) => sum + count, 0)
     const webhook = `${controlUrl(app.settings)}${WEBHOOK_PATH}`
     return {
       json: {
         ...{ mode: livemode ? 'live' : 'test', since: since.toISOString(), webhook, signing_secret_set: hears },
         invoices: {
           ...{ waiting: counts.waiting + counts.draft, open: counts.open, paid: counts.paid },
-          ...{ void: counts.void, uncollectible: counts.uncollectible },
+          ...{ void: counts.void, uncollectible: counts.uncollectible, not_sent: unsent },
         },
         ...{ events_waiting: counts.events, last_event_at: counts.lastEventAt?.toISOString() ?? null },
         problem_count: counts.problems,
@@ -48,6 +58,9 @@ export const billingStripe = defineCommand({
               'invoices',
               `${counts.waiting + counts.draft} on the way, ${counts.open} open, ${counts.paid} paid, ${counts.void + counts.uncollectible} taken back or given up`,
             ],
+            ...(unsent > 0
+              ? [['not sent', `${unsent === 1 ? 'one' : unsent} of before; billing runs has the command`] as const]
+              : []),
             [
               'events',
               hears
@@ -80,28 +93,69 @@ export const billingSend = defineCommand({
   name: 'billing send',
   group: 'operator',
   operator: true,
-  summary: 'send an invoice to Stripe that was closed before Stripe was switched on',
-  description: 'It is collected then, from what its account pays with. One that is there already stays the only one.',
-  arguments: { number: { label: 'NUMBER' } },
-  examples: ['billing send 12'],
-  async run({ app, caller }, { args }) {
+  summary: 'send invoices to Stripe that were closed before Stripe was switched on',
+  description:
+    'They are collected then, from what their accounts pay with. One that is there already stays the only one. billing runs says which are not there.',
+  flags: { month: { type: 'string', value: 'MONTH', summary: 'all of that month which are not there' } },
+  arguments: { number: { label: 'NUMBER', optional: true, repeated: true, complete: unsentNumbers } },
+  examples: ['billing send 12', 'billing send --month 2026-10'],
+  async run({ app, caller }, { flags, args }) {
     const { livemode } = await paymentsOf(app.settings)
-    const number = invoiceNumber(args.number)
-    const found = await readInvoice(app.sql, number)
-    if (!found) throw new CommandError('invoice.not_found', 3, `no invoice ${number}`)
-    if (found.invoice.total === 0n)
-      throw new CommandError('payment.nothing', 1, `of invoice ${number} nothing is to be paid`)
+    if ((flags.month === undefined) === (args.number.length === 0)) {
+      throw usageError(
+        'billing send wants NUMBERs of invoices, or --month',
+        'billing runs says which are not at Stripe',
+      )
+    }
     await modeOf(app.sql, livemode)
-    const isNew = await app.sql.begin(async (tx) => {
-      const isEnlisted = await enlistInvoice(tx, livemode, number)
-      if (isEnlisted) await recordEvent(tx, caller, 'invoice.send_asked', null, { invoice: number })
-      return isEnlisted
+    const numbers =
+      flags.month === undefined
+        ? await payable(app.sql, args.number.map(invoiceNumber))
+        : await unsentOf(app.sql, livemode, flags.month)
+    const sending = await app.sql.begin(async (tx) => {
+      const news: number[] = []
+      for (const number of numbers) {
+        if (!(await enlistInvoice(tx, livemode, number))) continue
+        await recordEvent(tx, caller, 'invoice.send_asked', null, { invoice: number })
+        news.push(number)
+      }
+      return news
     })
+    const there = numbers.filter((number) => !sending.includes(number))
     return {
-      json: { invoice: number, sending: isNew },
-      text: isNew
-        ? `invoice ${number} goes to Stripe within a minute\n`
-        : `invoice ${number} is there already; billing payments --all\n`,
+      json: { invoices: numbers, sending },
+      text: `${sending.length > 0 ? `${sayInvoices(sending)} to Stripe within a minute\n` : ''}${there.map((number) => `invoice ${number} is there already; billing payments --all\n`).join('')}`,
     }
   },
 })
+
+/** @throws CommandError of the first of which nothing can be paid */
+async function payable(sql: Sql, numbers: readonly number[]): Promise<number[]> {
+  for (const number of numbers) {
+    const found = await readInvoice(sql, number)
+    if (!found) {
+      throw new CommandError('invoice.not_found', 3, `no invoice ${number}`, {
+        wayOn: 'billing runs says which are not at Stripe',
+      })
+    }
+    if (found.invoice.total === 0n)
+      throw new CommandError('payment.nothing', 1, `of invoice ${number} nothing is to be paid`)
+  }
+  return [...new Set(numbers)]
+}
+
+/** @throws CommandError (usage); 'invoice.not_found' (3) where all of that month are there */
+async function unsentOf(sql: Sql, livemode: boolean, month: string): Promise<number[]> {
+  if (!/^\d{4}-(?:0[1-9]|1[0-2])$/.test(month)) {
+    throw usageError(`--month wants a month such as 2026-10, not ${shown(month)}`)
+  }
+  const unsent = (await readUnsent(sql, livemode)).find((one) => one.month === month)
+  if (unsent) return unsent.numbers
+  throw new CommandError('invoice.not_found', 3, `no invoice of ${sayMonth(month)} is to be sent`, {
+    wayOn: 'billing runs says which are not at Stripe',
+  })
+}
+
+function sayInvoices(numbers: readonly number[]): string {
+  return numbers.length === 1 ? `invoice ${numbers[0]} goes` : `${numbers.length} invoices go`
+}

@@ -85,6 +85,30 @@ export async function countPayments(db: Db, livemode: boolean): Promise<Counts> 
   return { ...counts, events: events?.waiting ?? 0, lastEventAt: events?.last ?? null }
 }
 
+/** Invoices of a month that were closed before Stripe was switched on, with something to pay: Berth does not send them by itself. */
+export type Unsent = { month: Month; count: number; total: bigint; numbers: number[] }
+
+/** Newest month first. */
+export async function readUnsent(db: Db, livemode: boolean, accountId: number | null = null): Promise<Unsent[]> {
+  const rows = await db<(Omit<Unsent, 'total'> & { total: number })[]>`
+    select to_char(month, 'YYYY-MM') as month, count(*)::integer as count, sum(total_micros)::bigint as total,
+      array_agg(number order by number) as numbers
+    from invoices i
+    where total_micros > 0 and (${accountId}::integer is null or account_id = ${accountId})
+      and closed_at < coalesce((select since from stripe_modes where livemode = ${livemode}), now())
+      and not exists (select from stripe_invoices s where s.invoice = i.number and livemode = ${livemode})
+    group by month order by month desc`
+  return rows.map((row) => ({ ...row, total: BigInt(row.total) }))
+}
+
+/** More are sent by their month. */
+const NUMBERS_MOST = 8
+
+/** `billing send 12 13`, `billing send --month 2026-10`: what sends them. */
+export function sendCommand({ month, numbers }: Pick<Unsent, 'month' | 'numbers'>): string {
+  return `billing send ${numbers.length > NUMBERS_MOST ? `--month ${month}` : numbers.join(' ')}`
+}
+
 /** Sends an invoice that was closed before Stripe was switched on. @returns false when it is on its way already */
 export async function enlistInvoice(db: Db, livemode: boolean, number: number): Promise<boolean> {
   const rows = await db`
