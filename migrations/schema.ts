@@ -791,6 +791,17 @@ export const stripeInvoices = pgTable(
   (t) => [primaryKey({ columns: [t.invoice, t.livemode] })],
 )
 
+/** Of whole invoices, otherwise than by Stripe; `undoes` takes another back. Those that stand: the view standing_payments. */
+export const notedPayments = pgTable('noted_payments', {
+  id: identity(),
+  invoice: integer('invoice').notNull(),
+  undoes: integer('undoes'),
+  paidOn: date('paid_on'),
+  note: text('note'),
+  notedBy: integer('noted_by').notNull(),
+  notedAt: time('noted_at').notNull().defaultNow(),
+})
+
 export const stripeLeases = pgTable('stripe_leases', {
   about: text('about').primaryKey(),
   holder: uuid('holder').notNull(),

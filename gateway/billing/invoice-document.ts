@@ -8,9 +8,10 @@ import { type Invoice, type InvoiceLine, readCredits, readInvoice } from './invo
 import { inUnits, unitName } from './meters.ts'
 import { plainAmount } from './money.ts'
 import { partyLines } from './parties.ts'
+import { type Payment, readPayments } from './payments.ts'
 import { dayShares, machineShares } from './pricing.ts'
 import { isLive } from './stripe/client.ts'
-import { type Payment, readPayments, readUnsent, sendCommand } from './stripe/payments.ts'
+import { readUnsent, sendCommand } from './stripe/payments.ts'
 import { type Rate, readPriceList } from './terms.ts'
 import { csv, csvText, sayPayment, sayWhat } from './words.ts'
 
@@ -27,7 +28,7 @@ export type InvoiceView = {
   invoice: Invoice
   /** as it was when the invoice was closed, where that was kept */
   email: string | null
-  /** undefined where it is not collected by this Berth, or nothing is to be paid */
+  /** undefined where it is not collected by this Berth, nor noted as paid, or nothing is to be paid */
   payment: Payment | undefined
   rows: Row[]
   /** of the machines on its lines, as they were called when it was closed */
@@ -61,10 +62,10 @@ function rowOf(line: InvoiceLine, invoice: Invoice, rates: readonly Rate[], reas
   return { line, rate: rates.find(({ id }) => id === line.rateId), isCorrection, what }
 }
 
-/** What became of an account's invoices, by their numbers; of none where no payments are taken. */
+/** What became of an account's invoices, by their numbers; where no payments are taken of those that are noted as paid. */
 export async function paymentsOfInvoices(db: Db, stripe: Stripe, accountId: number): Promise<Map<number, Payment>> {
-  if (!stripe) return new Map()
-  return new Map((await readPayments(db, isLive(stripe), accountId)).map((payment) => [payment.invoice, payment]))
+  const payments = await readPayments(db, stripe ? isLive(stripe) : null, accountId)
+  return new Map(payments.map((payment) => [payment.invoice, payment]))
 }
 
 /** Those of an account's invoices that the operator has to send to Stripe. */

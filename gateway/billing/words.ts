@@ -5,8 +5,8 @@ import { sayBytes } from '../commands/values.ts'
 import type { Month } from './calendar.ts'
 import { inUnits, sayUnits, unitName } from './meters.ts'
 import { sayMoney, sayRate } from './money.ts'
+import type { Noted, Payment } from './payments.ts'
 import type { Caps } from './plans.ts'
-import type { Payment } from './stripe/payments.ts'
 
 const WHAT: Record<string, string> = {
   cpu: 'vCPU',
@@ -60,8 +60,18 @@ export function csvText(text: string): string {
   return /^[=+\-@\t\r\n]/.test(text) ? `'${text}` : text
 }
 
-/** `paid, $4.00 given back`, `not paid: your card was declined` */
-export function sayPayment({ status, failure, paid, carried, refunded, disputed, lost, problem }: Payment): string {
+/** `paid, $4.00 given back`, `not paid: your card was declined`, `paid on 2026-11-20 (transfer 4711)` */
+export function sayPayment({
+  status,
+  failure,
+  paid,
+  carried,
+  refunded,
+  disputed,
+  lost,
+  problem,
+  noted,
+}: Payment): string {
   const words = {
     waiting: problem === null ? 'on its way to Stripe' : 'not at Stripe yet',
     draft: problem === null ? 'on its way to Stripe' : 'not at Stripe yet',
@@ -70,11 +80,16 @@ export function sayPayment({ status, failure, paid, carried, refunded, disputed,
     ...{ void: 'taken back', uncollectible: 'given up' },
   }
   return [
-    words[status],
+    noted ? sayNoted(noted) : words[status],
     ...(status === 'open' && paid > 0n ? [`${sayMoney(paid)} of it paid`] : []),
     ...(carried < 0n ? [`with ${sayMoney(-carried)} of earlier ones`] : []),
     ...(refunded > 0n ? [`${sayMoney(refunded)} given back`] : []),
     ...(disputed ? ['disputed'] : []),
     ...(lost > 0n ? [`${sayMoney(lost)} lost to a dispute`] : []),
   ].join(', ')
+}
+
+/** `paid on 2026-11-20 (transfer 4711)` */
+export function sayNoted({ on, note }: Noted): string {
+  return `paid on ${on}${note === null ? '' : ` (${harmless(note).replaceAll('\n', ' ')})`}`
 }

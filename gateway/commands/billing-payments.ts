@@ -1,9 +1,9 @@
 import { sayMonth } from '../billing/calendar.ts'
 import { readInvoice } from '../billing/invoices.ts'
 import { sayMoney } from '../billing/money.ts'
-import { modeOf, paymentsOf } from '../billing/stripe/client.ts'
+import { type Payment, readPayments } from '../billing/payments.ts'
+import { isLive, modeOf, notConfigured, paymentsOf } from '../billing/stripe/client.ts'
 import { payInvoice } from '../billing/stripe/invoices.ts'
-import { type Payment, readPayments } from '../billing/stripe/payments.ts'
 import { sayPayment } from '../billing/words.ts'
 import { currentCustomer } from './billing-method.ts'
 import { invoiceNumber } from './billing-words.ts'
@@ -94,18 +94,20 @@ export const billingPayments = defineCommand({
   group: 'you',
   summary: 'what was paid, is open, was refused or given back',
   description:
-    'Of invoices on which something was to be paid. The address that --json has leads to the invoice at Stripe.',
+    'Of invoices on which something was to be paid; what was paid otherwise than by Stripe as the operator noted it. The address that --json has leads to the invoice at Stripe.',
   flags: { all: { type: 'boolean', summary: 'of every account; for the operator' } },
   async run({ app, caller }, { flags }) {
-    const { livemode } = await paymentsOf(app.settings)
+    const { stripe } = app.settings
+    const livemode = stripe ? isLive(stripe) : null
     if (flags.all && !caller.isOwner) throw notTheirs()
     const found = await readPayments(app.sql, livemode, flags.all ? null : caller.accountId, PAYMENTS_SHOWN + 1)
+    if (!stripe && found.length === 0) throw notConfigured()
     const payments = found.slice(0, PAYMENTS_SHOWN)
     const isCut = found.length > payments.length
     return {
       json: {
         currency: 'USD',
-        test: !livemode,
+        test: livemode === false,
         payments: payments.map((one) => ({
           ...paymentDocument(one),
           ...(flags.all ? { account: one.accountId, problem: one.problem } : {}),
@@ -140,10 +142,10 @@ function notTheirs(): CommandError {
 }
 
 function paymentDocument(payment: Payment) {
-  const { invoice, month, total, status, paid, carried, refunded, disputed, lost, failure, url } = payment
+  const { invoice, month, total, status, paid, carried, refunded, disputed, lost, failure, url, noted } = payment
   return {
     ...{ invoice, month, total_micros: Number(total), status, paid_micros: Number(paid) },
     ...{ carried_micros: Number(carried), refunded_micros: Number(refunded), disputed, lost_micros: Number(lost) },
-    ...{ failure, url },
+    ...{ failure, url, noted },
   }
 }

@@ -1,9 +1,11 @@
 import type { Sql } from '../../migrations/connect.ts'
 import { sayMonth } from '../billing/calendar.ts'
 import { readInvoice } from '../billing/invoices.ts'
+import { standingPayment } from '../billing/payments.ts'
 import { isLive, modeOf, paymentsOf } from '../billing/stripe/client.ts'
 import { countPayments, enlistInvoice, readProblems, readUnsent } from '../billing/stripe/payments.ts'
 import { WEBHOOK_PATH } from '../billing/stripe/webhook.ts'
+import { sayNoted } from '../billing/words.ts'
 import { invoiceNumber } from './billing-words.ts'
 import type { Completer } from './command.ts'
 import { defineCommand } from './command.ts'
@@ -140,6 +142,12 @@ async function payable(sql: Sql, numbers: readonly number[]): Promise<number[]> 
     }
     if (found.invoice.total === 0n)
       throw new CommandError('payment.nothing', 1, `of invoice ${number} nothing is to be paid`)
+    const noted = await sql.begin((tx) => standingPayment(tx, number))
+    if (noted) {
+      throw new CommandError('payment.noted', 1, `invoice ${number} is noted as ${sayNoted(noted)}`, {
+        wayOn: `if that is a mistake: billing paid ${number} --undo`,
+      })
+    }
   }
   return [...new Set(numbers)]
 }

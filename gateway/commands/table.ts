@@ -8,6 +8,7 @@ import { billingInvoices } from './billing-invoices.ts'
 import { billingMethod } from './billing-method.ts'
 import { billingNotices } from './billing-notices.ts'
 import { billingPlans, billingRemovePlan, billingSetPlan, billingSetRate } from './billing-operator.ts'
+import { billingPaid } from './billing-paid.ts'
 import { billingDetails, billingSeller } from './billing-parties.ts'
 import { billingPay, billingPayments } from './billing-payments.ts'
 import { billingRecompute } from './billing-recompute.ts'
@@ -153,6 +154,7 @@ export const TABLE: readonly Command[] = [
   billingSeller,
   billingRecompute,
   billingRuns,
+  billingPaid,
   billingStripe,
   billingSend,
   help,

@@ -1,6 +1,6 @@
 import { expect, it } from 'vitest'
+import { readPayments } from '../payments.ts'
 import { keepEvent, readEvent } from './events.ts'
-import { readPayments } from './payments.ts'
 import { world } from './testing/stripe-world.ts'
 
 it('events tell what to look at: late, twice or in the wrong order they come to the same', async () => {

@@ -1,58 +1,7 @@
-/** What is kept of payments, as commands and pages show it. */
+/** What is kept of how invoices stand at Stripe, for the operator. */
 import type { Db } from '../../../migrations/connect.ts'
 import type { StripeStatus } from '../../../migrations/schema.ts'
 import type { Month } from '../calendar.ts'
-import { CENT } from '../money.ts'
-
-export type Payment = {
-  invoice: number
-  accountId: number
-  month: Month
-  total: bigint
-  status: StripeStatus
-  paid: bigint
-  /** of the total, put off by Stripe to the next invoice; negative: of earlier ones, charged with this */
-  carried: bigint
-  refunded: bigint
-  /** by who paid it, and not decided yet */
-  disputed: boolean
-  /** given to who disputed it */
-  lost: bigint
-  /** why the last payment was not had */
-  failure: string | null
-  /** Stripe's page of it */
-  url: string | null
-  /** why it is not at Stripe, for the operator */
-  problem: string | null
-  refreshedAt: Date | null
-}
-
-type Amounts = 'total' | 'paid' | 'carried' | 'refunded' | 'lost'
-type Row = Omit<Payment, Amounts> & Record<Amounts, number>
-
-/** Newest first. @param accountId null: of all */
-export async function readPayments(
-  db: Db,
-  livemode: boolean,
-  accountId: number | null,
-  limit = 1000,
-): Promise<Payment[]> {
-  const rows = await db<Row[]>`
-    select s.invoice, i.account_id as "accountId", to_char(month, 'YYYY-MM') as month, total_micros as total, status,
-      paid_cents as paid, carried_cents as carried, refunded_cents as refunded, disputed, lost_cents as lost, failure,
-      url, problem, refreshed_at as "refreshedAt"
-    from stripe_invoices s join invoices i on i.number = s.invoice
-    where livemode = ${livemode} and (${accountId}::integer is null or i.account_id = ${accountId})
-    order by s.invoice desc limit ${limit}`
-  return rows.map((row) => ({
-    ...row,
-    total: BigInt(row.total),
-    paid: BigInt(row.paid) * CENT,
-    carried: BigInt(row.carried) * CENT,
-    refunded: BigInt(row.refunded) * CENT,
-    lost: BigInt(row.lost) * CENT,
-  }))
-}
 
 export type Problem = { invoice: number; accountId: number; problem: string }
 
@@ -97,6 +46,7 @@ export async function readUnsent(db: Db, livemode: boolean, accountId: number | 
     where total_micros > 0 and (${accountId}::integer is null or account_id = ${accountId})
       and closed_at < coalesce((select since from stripe_modes where livemode = ${livemode}), now())
       and not exists (select from stripe_invoices s where s.invoice = i.number and livemode = ${livemode})
+      and not exists (select from standing_payments p where p.invoice = i.number)
     group by month order by month desc`
   return rows.map((row) => ({ ...row, total: BigInt(row.total) }))
 }
@@ -109,7 +59,10 @@ export function sendCommand({ month, numbers }: Pick<Unsent, 'month' | 'numbers'
   return `billing send ${numbers.length > NUMBERS_MOST ? `--month ${month}` : numbers.join(' ')}`
 }
 
-/** Sends an invoice that was closed before Stripe was switched on. @returns false when it is on its way already */
+/**
+ * Sends an invoice that was closed before Stripe was switched on.
+ * @returns false when it is on its way already, or was paid otherwise
+ */
 export async function enlistInvoice(db: Db, livemode: boolean, number: number): Promise<boolean> {
   const rows = await db`
     insert into stripe_invoices (invoice, livemode) values (${number}, ${livemode}) on conflict do nothing returning invoice`

@@ -99,13 +99,14 @@ export async function stripeRound({ payments, sql, log, signal, hearsEvents }: R
   return true
 }
 
-/** Invoices of which something is to be paid, closed since Stripe was switched on. */
+/** Invoices of which something is to be paid, closed since Stripe was switched on, and not paid otherwise. */
 async function enlist(sql: Sql, { livemode, since }: Mode): Promise<void> {
   await sql`
     insert into stripe_invoices (invoice, livemode)
     select number, ${livemode} from invoices
     where closed_at >= ${since} and total_micros > 0
       and not exists (select from stripe_invoices s where s.invoice = number and s.livemode = ${livemode})
+      and not exists (select from standing_payments p where p.invoice = number)
     on conflict do nothing`
 }
 

@@ -34,6 +34,8 @@ type Payment = {
   lost_micros: number
   failure: string | null
   url: string | null
+  /** paid otherwise than by Stripe */
+  noted: { on: string; note: string | null } | null
 }
 
 /** What is paid with, what is open and what was paid. */
@@ -152,6 +154,7 @@ function State({ payment }: { payment: Payment }) {
   return (
     <span>
       <Dot status={isRefused ? 'not paid' : word} mood={isRefused ? 'bad' : mood} />
+      {payment.noted && ` on ${payment.noted.on}${payment.noted.note === null ? '' : ` (${payment.noted.note})`}`}
       {isRefused && <span class="error"> {failure}</span>}
       <Amount micros={status === 'open' ? paid : 0} word="of it paid" />
       <Amount micros={-carried} word="of earlier ones with it" />
