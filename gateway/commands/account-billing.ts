@@ -55,7 +55,8 @@ export const accountCredit = defineCommand({
     const micros = parseMoney(args.amount, 'AMOUNT')
     if (micros === 0n) throw usageError('credit is more than nothing')
     const reason = args.reason.join(' ').trim()
-    if (reason === '' || reason.length > 200) throw usageError('what for is said in at most 200 characters')
+    if (reason === '') throw usageError('say what the credit is for, as whoever gets it will read it')
+    if (reason.length > 200) throw usageError('what it is for is said in at most 200 characters')
     const { account, id } = await app.sql.begin(async (tx) => {
       const found = await guest(tx, args.account)
       const [credit] = await tx<{ id: number }[]>`

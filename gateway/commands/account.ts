@@ -46,7 +46,7 @@ export const accountLs = defineCommand({
               right: true,
             },
             { title: 'plan', value: (one) => one.plan, optional: 2 },
-            { title: '', value: standing },
+            { title: 'standing', value: standing },
             { title: 'since', value: (one) => sayWhen(one.createdAt), optional: 1 },
           ],
           view,
@@ -70,7 +70,7 @@ export const accountLimit = defineCommand({
   async run({ app, caller }, { flags, args }) {
     const most = args.machines === undefined ? undefined : machinesOf(args.machines)
     const hard = flags.hard === true
-    if (hard && flags.spend === undefined) throw usageError('--hard belongs to --spend AMOUNT')
+    if (hard && (flags.spend ?? 'none') === 'none') throw usageError('--hard belongs to --spend AMOUNT')
     if (most === undefined && flags.spend === undefined) {
       throw usageError('nothing is given to limit', 'account limit ACCOUNT MACHINES, or --spend AMOUNT')
     }

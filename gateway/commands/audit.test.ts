@@ -167,6 +167,11 @@ describe('audit', () => {
       (await events(asked.slice('audit '.length).replace('--last 1', '-n 2'), ada)).map(({ id }) => id),
     )
     expect((await world.run('audit --kind nothing', { caller: ada })).stdout).toBe('nothing like that\n')
+    expect((await world.run('audit --kind machine.created', { caller: ada })).stdout).toMatch(
+      /, disk 1 GiB, memory 1 GiB\n/,
+    )
+    await world.run('token new', { caller: ada })
+    expect((await world.run('audit --kind token.created -n 1', { caller: ada })).stdout).toMatch(/ id \d+\n/)
   })
 
   it.each([

@@ -3,10 +3,10 @@ import type { Sql } from '../../migrations/connect.ts'
 import type { App, Caller } from '../app.ts'
 import { defineCommand } from './command.ts'
 import { machineNames } from './complete.ts'
-import { usageError } from './error.ts'
+import { CommandError, usageError } from './error.ts'
 import { noSuchMachine } from './machine-steps.ts'
 import { harmless, table, wrap } from './text.ts'
-import { parseDuration, shown } from './values.ts'
+import { parseInstant, sayBytes, shown } from './values.ts'
 import { quoteWord } from './words.ts'
 
 type Event = {
@@ -77,8 +77,8 @@ export const audit = defineCommand({
             )})`,
           ]),
       ...(flags.actor === undefined ? [] : [actorIs(sql, caller, flags.actor)]),
-      ...(flags.since === undefined ? [] : [sql`at >= ${instant(flags.since, '--since', now)}`]),
-      ...(flags.until === undefined ? [] : [sql`at < ${instant(flags.until, '--until', now)}`]),
+      ...(flags.since === undefined ? [] : [sql`at >= ${parseInstant(flags.since, '--since', now)}`]),
+      ...(flags.until === undefined ? [] : [sql`at < ${parseInstant(flags.until, '--until', now)}`]),
       ...(flags.before === undefined ? [] : [sql`id < ${flags.before}`]),
     ]
     const count = flags.last ?? SHOWN
@@ -155,24 +155,15 @@ function actorIs(sql: Sql, caller: Caller, typed: string): Condition {
   )
 }
 
-/** @throws CommandError (usage) */
-function instant(typed: string, flag: string, now: Date): Date {
-  if (/^(\d+[smhdw])+$/i.test(typed)) return new Date(now.getTime() - parseDuration(typed, flag))
-  const match = /^(\d{4}-\d{2}-\d{2})(?:[T ](\d{2}:\d{2})(:\d{2})?(?:\.\d{1,6})?Z?)?$/.exec(typed)
-  const at = new Date(match ? `${match[1]}T${match[2] ?? '00:00'}${match[3] ?? ':00'}Z` : Number.NaN)
-  if (Number.isNaN(at.getTime()) || at.toISOString().slice(0, 10) !== match?.[1]) {
-    throw usageError(`${flag} wants a time such as 2h, 7d, 2026-11-01 or 2026-11-01T14:30 (UTC), not ${shown(typed)}`)
-  }
-  return at
-}
-
-/** @throws CommandError (usage) for whoever is not the operator and asks for another account */
+/** @throws CommandError 'account.not_found' (3), for whoever is not the operator of another account too */
 async function accountOf({ sql }: App, caller: Caller, typed: string): Promise<number> {
   const [found] = await sql<{ id: number }[]>`
     select id from accounts where (id::text = ${typed} or email = ${typed.toLowerCase()})
       and (${caller.isOwner} or id = ${caller.accountId})`
-  if (!found) throw usageError(`--account: no account ${shown(typed)}`, 'account ls lists them, for the operator')
-  return found.id
+  if (found) return found.id
+  throw new CommandError('account.not_found', 3, `no account ${shown(typed)}`, {
+    wayOn: caller.isOwner ? 'account ls lists them' : 'without --account it is the record of yours',
+  })
 }
 
 /**
@@ -245,7 +236,12 @@ function sayFrom({ address, via }: Event, isHidden: boolean): string {
 function sayDetail(detail: Record<string, unknown>): string {
   return harmless(
     Object.entries(detail)
-      .map(([key, value]) => `${key} ${typeof value === 'string' ? value : JSON.stringify(value)}`)
+      .filter(([, value]) => value !== '')
+      .map(([key, value]) => {
+        if (key.endsWith('Bytes') && typeof value === 'number')
+          return `${key.slice(0, -'Bytes'.length)} ${sayBytes(value)}`
+        return `${key} ${typeof value === 'string' ? value : JSON.stringify(value)}`
+      })
       .join(', '),
   ).replaceAll('\n', ' ')
 }

@@ -33,15 +33,29 @@ describe('bad input', () => {
     ['new demo --env 1A=2', 2, /variable/],
     ['new demo --env A', 2, /=/],
     ['new demo --tag "no blanks"', 2, /tag/],
-    ['new demo --sleep-after soon', 2, /30m/],
+    ['new demo --sleep-after soon', 2, /30m, 1h30m or 7d, or never, not soon/],
+    ['new demo --sleep-after 5200w', 2, /at most 520w, ten years\n.*never/],
+    ['new demo --dry-run --sleep-after 4000w', 2, /at most 520w/],
+    ['new lobby', 2, /lobby is never a machine's name: it leads to the lobby/],
     ['new demo --setup-script -', 2, /empty/],
     ['stop tpyo', 3, /no machine called tpyo/],
     ['lss', 2, /did you mean ls/],
+    ["'*'", 2, /no command called \*\nhelp lists the commands/],
+    ['billing', 2, /billing plan, usage, .* or send\n$/],
     ['ssh-key ad', 2, /ssh-key add/],
     ['doc nothing', 3, /start/],
     ['invite rm 7', 3, /invite ls/],
     ['defaults write colour blue', 2, /image/],
     ['defaults write memory much', 2, /4G/],
+    ['defaults write sleep-after 5200w', 2, /at most 520w/],
+    ['defaults write image ../x', 2, /x is no image\nwhat there is: doc images/],
+    ["ssh-key remove ''", 3, /no key called ''\nssh-key list/],
+    [`ssh-key rename ${'x'.repeat(90)} y`, 3, /no key called x{59}…\nssh-key list/],
+    ['browser --qr --sign-out-everywhere', 2, /exclude each other/],
+    ["billing rates --plan ''", 3, /no plan called ''/],
+    ['audit --account 999', 3, /no account 999\naccount ls/],
+    ['account limit 1 --spend none --hard', 2, /--hard belongs to --spend AMOUNT/],
+    ["account credit 1 5 ''", 2, /say what the credit is for/],
     ['defaults write memory 1K', 2, /memory is at least 128M, not 1K/],
     ['defaults write disk 63.9M', 2, /disk is at least 64M/],
     ['host drain nowhere', 3, /server1/],
@@ -147,6 +161,23 @@ describe('bad input', () => {
       expect(await world.run(line, { caller }), line).toMatchObject({ status: 4, stdout: '' })
     }
     expect((await world.run('help', { caller })).stdout).not.toMatch(/doctor/)
+    for (const line of ['billing --help', 'help billing', 'billing nothing', 'billing nothing --json']) {
+      const { stdout, stderr } = await world.run(line, { caller })
+      expect(stdout + stderr, line).toMatch(/payments/)
+      expect(stdout + stderr, line).not.toMatch(/recompute|set-rate|seller/)
+    }
+    for (const line of ['help doctor', 'help account', 'account --help', 'account nothing', 'help billing recompute']) {
+      const refused = { status: 4, stdout: '', stderr: expect.stringMatching(/is the operator's\nhelp lists what you/) }
+      expect(await world.run(line, { caller }), line).toEqual(refused)
+      expect(await world.run(line), line).toMatchObject({ status: line === 'account nothing' ? 2 : 0 })
+    }
+    expect((await world.run('docto', { caller })).stderr).not.toMatch(/doctor/)
+  })
+
+  it('--help and -h alone are help', async () => {
+    const help = await world.run('help')
+    expect(help.status).toBe(0)
+    for (const line of ['--help', '-h', '?']) expect(await world.run(line)).toEqual(help)
   })
 
   it('whatever is typed gets an answer: an exit status of ours, and never a fault', async () => {

@@ -15,6 +15,7 @@ import { defineCommand } from './command.ts'
 import { CommandError, usageError } from './error.ts'
 import { recordEvent } from './machine-steps.ts'
 import { definitions, harmless, table } from './text.ts'
+import { shown } from './values.ts'
 
 export const billingPlan = defineCommand({
   name: 'billing plan',
@@ -248,7 +249,7 @@ export const billingRates = defineCommand({
 })
 
 export function noSuchPlan(name: string): CommandError {
-  return new CommandError('plan.not_found', 3, `no plan called ${harmless(name).slice(0, 40)}`, {
+  return new CommandError('plan.not_found', 3, `no plan called ${shown(name)}`, {
     wayOn: 'billing plan shows yours; the operator lists them with: billing plans',
   })
 }

@@ -6,7 +6,7 @@ import {
   type SignedIn,
 } from '../accounts/web-sessions.ts'
 import { type Completer, defineCommand } from './command.ts'
-import { CommandError } from './error.ts'
+import { CommandError, usageError } from './error.ts'
 import { recordEvent } from './machine-steps.ts'
 import { qrRows, qrText } from './qr.ts'
 import { table } from './text.ts'
@@ -25,6 +25,7 @@ export const browser = defineCommand({
   },
   examples: ['browser', 'browser --qr'],
   async run({ app, caller }, { flags }) {
+    if (flags.qr && flags['sign-out-everywhere']) throw usageError('--qr and --sign-out-everywhere exclude each other')
     const origin = controlUrl(app.settings)
     if (flags['sign-out-everywhere']) {
       const count = await app.sql.begin(async (tx) => {

@@ -74,6 +74,16 @@ describe('checkpoint', () => {
     })
   })
 
+  it('has a comment of 200 characters at most, and one that is longer is told so', async () => {
+    for (const length of [201, 501]) {
+      expect(await world.run(`checkpoint demo ${'x'.repeat(length)}`)).toMatchObject({
+        status: 2,
+        stderr: `a comment here has at most 200 characters, and this one has ${length}\n`,
+      })
+    }
+    expect(await world.run(`checkpoint demo ${'x'.repeat(200)}`)).toMatchObject({ status: 0 })
+  })
+
   it('rm takes it away, and nothing else', async () => {
     const id = await take()
     expect(await world.run(`checkpoint rm demo ${id}`)).toMatchObject({

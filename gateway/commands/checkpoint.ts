@@ -10,7 +10,6 @@ import {
 } from './checkpoint-steps.ts'
 import { type Completer, type Context, defineCommand } from './command.ts'
 import { machineNames } from './complete.ts'
-import { usageError } from './error.ts'
 import { validComment } from './labels.ts'
 import { reachable, recordEvent, whilePatient } from './machine-steps.ts'
 import { harmless, table } from './text.ts'
@@ -43,8 +42,7 @@ export const checkpoint = defineCommand({
   examples: ['checkpoint demo', "checkpoint demo 'before the upgrade'"],
   async run(context, { flags, args }) {
     const { app, caller, progress } = context
-    const comment = validComment(args.comment ?? '')
-    if (comment.length > COMMENT_MOST) throw usageError(`a checkpoint's comment has at most ${COMMENT_MOST} characters`)
+    const comment = validComment(args.comment ?? '', COMMENT_MOST)
     const machine = await reachable(app, caller, args.name)
     const id = await app.sql.begin(async (tx) => {
       const wanted = await wantCheckpoint(tx, caller, machine, { comment, diskOnly: flags['disk-only'] === true })

@@ -78,6 +78,15 @@ describe('with machines that start', () => {
       /demo {2}running\n {2}ssh -p[\s\S]*tags: ci web\n {2}for Tuesday\n/,
     )
     expect(await world.run('ls tpyo')).toMatchObject({ status: 3, stdout: '' })
+    expect(await world.json('ls tpyo')).toEqual({
+      status: 3,
+      document: {
+        vms: [],
+        error: 'no machine called tpyo',
+        code: 'machine.not_found',
+        way_on: 'ls shows those you have',
+      },
+    })
   })
 
   it('stop, start and restart return when it is so', async () => {
@@ -108,6 +117,7 @@ describe('with machines that start', () => {
     expect((await world.json('ls demo')).document).toMatchObject({
       vms: [{ status: 'failed', reason: 'the kernel panicked' }],
     })
+    expect((await world.run('why demo')).stdout).toBe('demo failed: the kernel panicked\nto try again: restart demo\n')
     world.vmhost.failures.clear()
     expect((await world.run('restart demo')).status).toBe(0)
   })
@@ -191,6 +201,8 @@ describe('with machines that start', () => {
     await world.run('rename api demo')
     expect((await world.json('tag demo a b')).document).toEqual({ vm_name: 'demo', tags: ['a', 'b', 'ci', 'web'] })
     expect((await world.json('tag -d demo a ci')).document).toEqual({ vm_name: 'demo', tags: ['b', 'web'] })
+    expect((await world.run('tag -d demo web')).stdout).toBe('demo has the tag b\n')
+    expect((await world.run('tag demo web')).stdout).toBe('demo has the tags b web\n')
     expect((await world.json('comment demo new words')).document).toEqual({ vm_name: 'demo', comment: 'new words' })
     expect((await world.run("comment demo ''")).stdout).toBe('demo has no comment any more\n')
     expect(await world.run('tag demo Bad')).toMatchObject({ status: 2 })
@@ -235,6 +247,33 @@ describe('with machines that start', () => {
     expect([names.size, ips.size]).toEqual([20, 20])
     expect((await world.run(`rm --now ${[...names].join(' ')}`)).status).toBe(0)
     expect(await addressesInUse(world)).toBe(1)
+  })
+
+  it('several of which none can be had are an error, and what to do is said once', async () => {
+    const wayOn = 'machines you can reach: demo'
+    expect(await world.run('stop tpyo typo')).toEqual({
+      status: 3,
+      stdout: '',
+      stderr: `no machine called tpyo\nno machine called typo\n${wayOn}\n`,
+    })
+    const errors = { tpyo: 'no machine called tpyo', typo: 'no machine called typo' }
+    expect(await world.json('stop tpyo typo')).toEqual({
+      status: 3,
+      document: { vms: [], errors, error: errors.tpyo, code: 'machine.not_found', way_on: wayOn },
+    })
+    expect((await world.json('rm tpyo')).document).toMatchObject({ code: 'machine.not_found', way_on: wayOn })
+    expect(await world.run('sleep-after demo 5200w')).toMatchObject({
+      status: 2,
+      stderr: expect.stringMatching(/^the idle time is at most 520w, ten years\n/),
+    })
+  })
+
+  it('a machine that has said nothing is told from one whose log is lost', async () => {
+    expect(await world.run('logs demo --boot')).toEqual({
+      status: 0,
+      stdout: '',
+      stderr: 'demo has said nothing on its console yet\n',
+    })
   })
 
   it('logs are harmless, whatever the machine printed', async () => {

@@ -1,14 +1,21 @@
 import type { Sql } from '../../migrations/connect.ts'
 import { defineCommand } from './command.ts'
 import { CommandError, usageError } from './error.ts'
-import { imageNames } from './images.ts'
+import { parseIdleTime } from './idle-time.ts'
+import { imageNames, mayBeReference } from './images.ts'
 import { recordEvent } from './machine-steps.ts'
 import { nearest } from './nearest.ts'
 import { definitions } from './text.ts'
-import { MACHINE_SIZES, parseDuration, parseSize, sayList, shown } from './values.ts'
+import { MACHINE_SIZES, parseSize, sayList, shown } from './values.ts'
 
 const KEYS = {
-  image: { summary: 'image of new machines', check: (value: string) => value },
+  image: {
+    summary: 'image of new machines',
+    check: (value: string) => {
+      if (!mayBeReference(value)) throw usageError(`${shown(value)} is no image`, 'what there is: doc images')
+      return value
+    },
+  },
   cpu: {
     summary: 'virtual CPUs of new machines',
     check: (value: string) => {
@@ -21,7 +28,7 @@ const KEYS = {
   'sleep-after': {
     summary: 'idle time before machines sleep that have none of their own, or never',
     check: (value: string) => {
-      if (value !== 'never') parseDuration(value, 'sleep-after')
+      parseIdleTime(value)
       return value
     },
   },

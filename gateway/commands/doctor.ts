@@ -144,7 +144,7 @@ async function gatewayFindings(app: App): Promise<Finding[]> {
         ),
     ...(await httpsFindings(app, finding)),
     await billingFinding(app, finding),
-    finding('uptime', true, `serves since ${sayDuration(Date.now() - app.startedAt.getTime())}`),
+    finding('uptime', true, `has served for ${sayDuration(Date.now() - app.startedAt.getTime())}`),
   ]
 }
 

@@ -17,9 +17,10 @@ export function validTags(tags: readonly string[]): string[] {
 }
 
 /** One line of text. */
-export function validComment(text: string): string {
+export function validComment(text: string, most = MAX_COMMENT): string {
   const line = text.trim()
-  if (line.length > MAX_COMMENT) throw usageError(`a comment has at most ${MAX_COMMENT} characters`)
+  if (line.length > most)
+    throw usageError(`a comment here has at most ${most} characters, and this one has ${line.length}`)
   if (/\p{Cc}/u.test(line)) throw usageError('a comment is one line of text')
   return line
 }

@@ -31,6 +31,7 @@ export const logs = defineCommand({
     const text = new ConsoleText()
     if (!flags.follow) {
       const whole = chunks.map((chunk) => text.add(chunk.bytes)).join('') + text.end()
+      if (whole === '') await context.remark(`${machine.name} has said nothing on its console yet\n`)
       return {
         json: { vm_name: machine.name, log: whole },
         text: whole && !whole.endsWith('\n') ? `${whole}\n` : whole,

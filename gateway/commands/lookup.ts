@@ -7,19 +7,26 @@ export type Found = { command: Command; words: readonly string[] }
 
 /**
  * The command that a line's first word, or its first two, names.
+ * @param offered those that a refusal may name: whoever asks may not run every command there is
  * @throws CommandError when there is none; the nearest name is suggested
  */
-export function findCommand(table: readonly Command[], words: readonly string[]): Found {
+export function findCommand(table: readonly Command[], words: readonly string[], offered = table): Found {
   const [first = '', second = ''] = words
   const both = byName(table, `${first} ${second}`)
   if (both) return { command: both, words: words.slice(2) }
   const one = byName(table, first)
   if (one) return { command: one, words: words.slice(1) }
-  const members = membersOf(table, first)
-  const listing = members.find((member) => ['ls', 'list', 'read'].includes(member))
+  const listing = membersOf(table, first).find((member) => ['ls', 'list', 'read'].includes(member))
   if (listing && (!second || second.startsWith('-'))) return findCommand(table, [first, listing, ...words.slice(1)])
+  const members = membersOf(offered, first)
   if (members.length) throw unknownMember(first, second, members)
-  throw unknownCommand(table, first)
+  if (membersOf(table, first).length) throw operatorOnly(first)
+  throw unknownCommand(offered, first)
+}
+
+/** Of a command that there is, for others. */
+export function operatorOnly(name: string): CommandError {
+  return new CommandError('not_allowed', 4, `${name} is the operator's`, { wayOn: 'help lists what you can do' })
 }
 
 /** `add`, `list`, … of a command that is nothing by itself. */
@@ -53,11 +60,15 @@ function byName(table: readonly Command[], name: string) {
 function unknownMember(first: string, second: string, members: string[]) {
   const near = second && nearest(second, members)
   const message = second && !second.startsWith('-') ? `${first} has no ${shown(second)}` : `${first} wants to know what`
-  return usageError(message, near ? `did you mean ${first} ${near}` : `${first} ${sayList(members, 12, 'or')}`)
+  return usageError(
+    message,
+    near ? `did you mean ${first} ${near}` : `${first} ${sayList(members, members.length, 'or')}`,
+  )
 }
 
 function unknownCommand(table: readonly Command[], first: string) {
-  const near = nearest(first, [...firstWords(table), ...table.flatMap((command) => command.aliases ?? [])])
+  const others = table.flatMap((command) => command.aliases ?? []).filter((alias) => /^[a-z]/.test(alias))
+  const near = nearest(first, [...firstWords(table), ...others])
   return new CommandError('command.unknown', 2, `no command called ${shown(first)}`, {
     wayOn: near ? `did you mean ${near}` : 'help lists the commands',
   })

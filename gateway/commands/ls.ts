@@ -7,11 +7,11 @@ import type { Settings } from '../settings.ts'
 import { defineCommand } from './command.ts'
 import { machineNames as completeNames } from './complete.ts'
 import { readDefaults } from './defaults.ts'
-import { CommandError } from './error.ts'
+import { CommandError, wayOnOf } from './error.ts'
 import { idleTimeOf } from './idle-time.ts'
 import { awakeBecause, hostNames, httpsUrl, listedDocument, sshLine, statusInWords } from './machine-document.ts'
 import { type Column, harmless, table, type View, wrap } from './text.ts'
-import { sayBytes, sayWhen, shown } from './values.ts'
+import { sayAge, sayBytes, sayWhen, shown } from './values.ts'
 
 export const ls = defineCommand({
   name: 'ls',
@@ -34,7 +34,8 @@ export const ls = defineCommand({
     if (pattern !== undefined && machines.length === 0 && !pattern.includes('*')) {
       const wayOn = all.length ? 'ls shows those you have' : 'you have no machine yet; to make one: new'
       const failure = new CommandError('machine.not_found', 3, `no machine called ${shown(pattern)}`, { wayOn })
-      return { json: { vms: [] }, text: '', failures: [failure] }
+      const told = { error: failure.message, code: failure.code, ...wayOnOf(failure) }
+      return { json: { vms: [], ...told }, text: '', failures: [failure] }
     }
     const hosts = await hostNames(app)
     const defaults = await readDefaults(app.sql, caller.accountId)
@@ -100,7 +101,7 @@ function awake({ machine, isSleepless }: Pick<Row, 'machine' | 'isSleepless'>): 
   if (machine.observedState !== 'running') return ''
   if (isSleepless) return 'always'
   const { observedIdleSince } = machine
-  return awakeBecause(machine) ?? (observedIdleSince ? `idle since ${sayWhen(observedIdleSince)}` : '')
+  return awakeBecause(machine) ?? (observedIdleSince ? `idle for ${sayAge(observedIdleSince)}` : '')
 }
 
 /** The longer answer is `why`. */
@@ -111,7 +112,7 @@ function sleepInWords({ machine, isSleepless }: Row): string[] {
     return because === '' ? [] : [`awake: ${because}`]
   }
   if (observedState !== 'asleep' || observedAsleepBecause === null) return []
-  return [`asleep${observedAsleepAt ? ` since ${sayWhen(observedAsleepAt)}` : ''}: ${observedAsleepBecause}`]
+  return [`asleep${observedAsleepAt ? ` for ${sayAge(observedAsleepAt)}` : ''}: ${observedAsleepBecause}`]
 }
 
 /** What to type, and what to open in a browser. */

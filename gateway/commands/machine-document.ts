@@ -116,6 +116,8 @@ function setupDocument(machine: Machine): SetupDocument {
 /** One of the states of `doc states`. A sleeper that nothing wakes is `paused`. */
 export function statusOf(machine: Machine): string {
   if (machine.desiredState === 'paused' && machine.observedState === 'asleep') return 'paused'
+  // It is back from the trash, and off until its server has seen that.
+  if (machine.observedState === 'trashed' && machine.desiredState !== 'trashed') return 'stopped'
   return machine.observedState
 }
 
@@ -128,7 +130,7 @@ export function statusInWords(machine: Machine): string {
   if (desiredState === 'running' && observedState === 'running') {
     return machine.observedReadyAt === null || machine.observedBoot < machine.desiredBoot ? 'starting' : 'running'
   }
-  if (desiredState === 'running' && observedState === 'stopped') return 'starting'
+  if (desiredState === 'running' && status === 'stopped') return 'starting'
   if (desiredState === 'stopped' && observedState === 'running') return 'stopping'
   if (['asleep', 'paused'].includes(desiredState) && observedState === 'running') return 'falling asleep'
   return status

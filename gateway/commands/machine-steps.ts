@@ -3,7 +3,7 @@ import { noteEvent } from '../accounts/events.ts'
 import type { App, Caller } from '../app.ts'
 import { type Machine, stageOf } from '../machines.ts'
 import type { Context, Result } from './command.ts'
-import { CommandError, usageError } from './error.ts'
+import { CommandError, usageError, wayOnOf } from './error.ts'
 import { watchImage } from './image-progress.ts'
 import { sayList, shown } from './values.ts'
 
@@ -242,11 +242,17 @@ export async function eachName<T>(
  * @throws CommandError of the only one
  */
 export function tellEach(vms: readonly unknown[], failed: readonly Failed[]): Pick<Result, 'json' | 'failures'> {
-  const [only] = failed
-  if (only && vms.length === 0 && failed.length === 1) throw only.error
+  const [first] = failed
+  if (first && vms.length === 0 && failed.length === 1) throw first.error
   const errors = Object.fromEntries(failed.map(({ name, error }) => [name, error.message]))
+  const document = { vms, errors }
   return {
-    json: vms.length === 1 && failed.length === 0 ? vms[0] : { vms, errors },
+    // Where nothing was done it is an error document as well.
+    json: vms.length === 1 && failed.length === 0 ? vms[0] : { ...document, ...(vms.length ? {} : errorOf(first)) },
     failures: failed.map(({ error }) => error),
   }
+}
+
+function errorOf(failed: Failed | undefined): Record<string, unknown> {
+  return failed ? { error: failed.error.message, code: failed.error.code, ...wayOnOf(failed.error) } : {}
 }

@@ -85,7 +85,7 @@ function choiceOf(spec: FlagSpec, rawName: string, value: string): string {
 
 function measure(spec: FlagSpec, rawName: string, value: string): number | 'never' {
   if (spec.never && value === 'never') return 'never'
-  if (spec.type === 'duration') return parseDuration(value, rawName)
+  if (spec.type === 'duration') return parseDuration(value, rawName, spec.never && 'never')
   if (spec.type === 'size') return parseSize(value, rawName, spec)
   const number = parseInteger(value, rawName)
   const { min, max } = spec

@@ -108,9 +108,9 @@ describe('resize', () => {
   it.each([
     ['', 2, /nothing is given that could change\n.*--cpu, --memory or --disk/],
     ['--disk 10G', 1, /demo has a disk of 20 GiB, and a disk only grows\n.*make a new machine/],
-    ['--disk 200G', 5, /its server server1 has 100 GiB for disks\n.*--disk 102400M/],
+    ['--disk 200G', 5, /its server server1 has 100 GiB for disks\n.*--disk 100G\n$/],
     ['--cpu 5', 5, /its server server1 has 4 CPUs\n.*--cpu 4/],
-    ['--memory 9G', 5, /its server server1 can give a machine at most 8 GiB of memory\n.*--memory 8192M/],
+    ['--memory 9G', 5, /its server server1 can give a machine at most 8 GiB of memory\n.*--memory 8G\n$/],
     ['--memory 64M', 2, /at least 128M/],
   ])('refuses %j with what could be had instead', async (flags, status, message) => {
     expect(await world.run(`resize demo ${flags}`)).toMatchObject({ status, stderr: expect.stringMatching(message) })

@@ -7,7 +7,7 @@ import { machineNames } from './complete.ts'
 import { CommandError, usageError } from './error.ts'
 import { reachable, recordEvent, untilSettled, whilePatient } from './machine-steps.ts'
 import { overtaken } from './power-steps.ts'
-import { MACHINE_SIZES, sayBytes } from './values.ts'
+import { MACHINE_SIZES, sayBytes, typedSize } from './values.ts'
 
 const MEBIBYTE = 2 ** 20
 /** Longer than an emulated guest takes to use its new processors. */
@@ -118,7 +118,7 @@ function refuseCpus(host: Host, cpus: number): void {
 function refuseMemory(host: Host, memoryBytes: number): void {
   const most = host.memory_bytes - host.machine_overhead_bytes
   if (memoryBytes <= most) return
-  const way = `--memory ${Math.floor(most / MEBIBYTE)}M`
+  const way = `--memory ${typedSize(Math.floor(most / MEBIBYTE) * MEBIBYTE)}`
   throw short('capacity.memory', `its server ${host.name} can give a machine at most ${sayBytes(most)} of memory`, way)
 }
 
@@ -142,7 +142,7 @@ function refuseDisk(name: string, host: Host, hasBytes: number, diskBytes: numbe
     )
   }
   if (diskBytes > host.store_bytes) {
-    const most = `--disk ${Math.floor(host.store_bytes / MEBIBYTE)}M`
+    const most = `--disk ${typedSize(Math.floor(host.store_bytes / MEBIBYTE) * MEBIBYTE)}`
     throw short('capacity.disk', `its server ${host.name} has ${sayBytes(host.store_bytes)} for disks`, most)
   }
 }

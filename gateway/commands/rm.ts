@@ -2,7 +2,7 @@ import type { Machine } from '../machines.ts'
 import type { Context } from './command.ts'
 import { defineCommand } from './command.ts'
 import { machineNames } from './complete.ts'
-import { CommandError, usageError } from './error.ts'
+import { CommandError, usageError, wayOnOf } from './error.ts'
 import { namedOnce, noSuchMachine, recordEvent, untilSettled, whilePatient } from './machine-steps.ts'
 import { tellLost } from './power.ts'
 import { findTrashed, TRASH_DAYS } from './trash.ts'
@@ -39,7 +39,7 @@ export const rm = defineCommand({
         not_found: outcomes.filter((outcome) => outcome.error?.exit === 3).map((outcome) => outcome.name),
         errors: Object.fromEntries(outcomes.flatMap(({ name, error }) => (error ? [[name, error.message]] : []))),
         // Where nothing was done it is an error document as well.
-        ...(first && deleted.length === 0 ? { error: first.message, code: first.code } : {}),
+        ...(first && deleted.length === 0 ? { error: first.message, code: first.code, ...wayOnOf(first) } : {}),
       },
       text: deleted.length ? told(deleted, flags.now === true) : '',
       failures,

@@ -8,12 +8,12 @@ import { MachineUnreachableError } from '../ssh/pool/target.ts'
 import type { Context, Result } from './command.ts'
 import { CommandError, usageError, wayOnOf } from './error.ts'
 import { commandDescription, commandHelp, familyHelp } from './help-text.ts'
-import { asksForFamily, type Found, findCommand } from './lookup.ts'
+import { asksForFamily, type Found, findCommand, operatorOnly } from './lookup.ts'
 import { parseCommand } from './parse.ts'
 import { refuseBeyondScope } from './permission.ts'
 import { createProgress, SILENT, tellingProgress } from './progress.ts'
 import { recordedLine } from './recorded-line.ts'
-import { TABLE } from './table.ts'
+import { commandsFor, TABLE } from './table.ts'
 import { harmless, type View, viewOf, wrap } from './text.ts'
 import { LINE_LIMIT_BYTES, scanWords, splitWords } from './words.ts'
 
@@ -51,12 +51,13 @@ export async function runInSeat(
     words = scanWords(line, true).map((word) => word.text)
     words = splitWords(line)
     if (words.length === 0) return 0
-    const family = asksForFamily(TABLE, words)
+    const offered = commandsFor(caller)
+    const family = asksForFamily(offered, words)
     if (family) {
       context.json ||= asksForJson(words)
-      return await show(context, familyHelp(TABLE, family))
+      return await show(context, familyHelp(offered, family))
     }
-    const found = findCommand(TABLE, words)
+    const found = findCommand(TABLE, words, offered)
     if (found.command.operator && !caller.isOwner) throw operatorOnly(found.command.name)
     refuseBeyondScope(caller.scope, found.command)
     const given = caller.via === 'exec' ? withUnits(found) : found.words
@@ -128,8 +129,12 @@ async function show(context: Context, result: Result): Promise<number> {
   }
   const text = typeof result.text === 'function' ? result.text(view) : fitted(result.text, view).join('\n')
   if (text) await send(io.stdout, text, onTerminal, io.signal)
-  for (const failure of result.failures ?? [])
-    await send(errorStream(io), sentence(failure, context), onTerminal, io.signal)
+  const failures = result.failures ?? []
+  for (const [index, failure] of failures.entries()) {
+    // What several have in common is said once, after the last of them.
+    const isLast = failures[index + 1]?.wayOn !== failure.wayOn
+    await send(errorStream(io), sentence(failure, context, isLast), onTerminal, io.signal)
+  }
   return firstFailure?.exit ?? result.exit ?? 0
 }
 
@@ -163,14 +168,10 @@ function withUnits({ command, words }: Found): readonly string[] {
   })
 }
 
-function operatorOnly(name: string) {
-  return new CommandError('not_allowed', 4, `${name} is the operator's`, { wayOn: 'help lists what you can do' })
-}
-
-function sentence(failure: CommandError, { view }: Context): string {
+function sentence(failure: CommandError, { view }: Context, withWayOn = true): string {
   // A reason may quote what a machine printed.
   const head = fitted(harmless(failure.message), view).map((line) => `${view.style.failure(line)}\n`)
-  const wayOn = failure.wayOn ? fitted(failure.wayOn, view).map((line) => `${line}\n`) : []
+  const wayOn = withWayOn && failure.wayOn ? fitted(failure.wayOn, view).map((line) => `${line}\n`) : []
   return [...head, ...wayOn].join('')
 }
 

@@ -1,9 +1,9 @@
 import { defineCommand } from './command.ts'
 import { machineNames } from './complete.ts'
 import { readDefaults } from './defaults.ts'
-import { idleTimeOf, settingOf } from './idle-time.ts'
+import { idleTimeOf, parseIdleTime, settingOf } from './idle-time.ts'
 import { reachable, recordEvent } from './machine-steps.ts'
-import { parseDuration, sayDuration } from './values.ts'
+import { sayDuration } from './values.ts'
 
 export const sleepAfter = defineCommand({
   name: 'sleep-after',
@@ -22,8 +22,7 @@ export const sleepAfter = defineCommand({
     const typed = args.duration
     let setting: Parameters<typeof idleTimeOf>[0] = machine
     if (typed !== undefined) {
-      const isWord = typed === 'never' || typed === 'default'
-      setting = settingOf(isWord ? (typed === 'never' ? 'never' : undefined) : parseDuration(typed, 'sleep-after'))
+      setting = settingOf(typed === 'default' ? undefined : parseIdleTime(typed))
       const { sleepAfterSeconds, sleepNever } = setting
       await app.sql.begin(async (tx) => {
         await tx`update machines set sleep_after_seconds = ${sleepAfterSeconds}, sleep_never = ${sleepNever}

@@ -214,9 +214,9 @@ describe('what keeps a machine awake', () => {
       select id, now() - interval '22 minutes', 'ssh' from machines where name = 'quiet'
       on conflict (machine_id) do update set at = excluded.at`
     expect((await world.run('why quiet')).stdout).toBe(
-      'quiet is awake, and idle: nothing keeps it awake since 12 min ago\nlast used 22 min ago, over SSH\nit sleeps when it was idle for 30 min: in 18 min\n',
+      'quiet is awake, and idle: nothing has kept it awake for 12 min\nlast used 22 min ago, over SSH\nit sleeps when it was idle for 30 min: in 18 min\n',
     )
-    expect((await world.run('ls')).stdout).toContain('idle since 12 min ago')
+    expect((await world.run('ls')).stdout).toContain('idle for 12 min')
     await sql`update machines set desired_state = 'asleep', observed_asleep_because = 'idle for 30 minutes'
       where name = 'quiet'`
     await expect.poll(async () => (await machineRow(world, 'quiet'))?.observed_state).toBe('asleep')

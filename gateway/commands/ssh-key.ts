@@ -7,7 +7,7 @@ import { CommandError, usageError } from './error.ts'
 import { recordEvent } from './machine-steps.ts'
 import { harmless, table } from './text.ts'
 import { newToken } from './token.ts'
-import { sayWhen } from './values.ts'
+import { sayWhen, shown } from './values.ts'
 
 const INPUT_LIMIT_BYTES = 64 * 1024
 
@@ -50,20 +50,22 @@ export const sshKeyList = defineCommand({
     return {
       json: { ssh_keys: keys.map((key) => ({ ...keyDocument(key), current: key.id === caller.keyId })) },
       text: (view) =>
-        table(
-          keys,
-          [
-            {
-              title: 'name',
-              value: (key) => harmless(key.name) + (key.id === caller.keyId ? ' (this one)' : ''),
-              flexible: true,
-            },
-            { title: 'fingerprint', value: (key) => key.fingerprint, flexible: true },
-            { title: 'used', value: (key) => (key.lastUsedAt ? sayWhen(key.lastUsedAt) : 'never'), optional: 1 },
-            { title: 'type', value: (key) => key.algorithm.replace(/^ssh-|@openssh\.com$/g, ''), optional: 2 },
-          ],
-          view,
-        ),
+        keys.length === 0
+          ? 'no key; to add one: ssh-key add\n'
+          : table(
+              keys,
+              [
+                {
+                  title: 'name',
+                  value: (key) => harmless(key.name) + (key.id === caller.keyId ? ' (this one)' : ''),
+                  flexible: true,
+                },
+                { title: 'fingerprint', value: (key) => key.fingerprint, flexible: true },
+                { title: 'used', value: (key) => (key.lastUsedAt ? sayWhen(key.lastUsedAt) : 'never'), optional: 1 },
+                { title: 'type', value: (key) => key.algorithm.replace(/^ssh-|@openssh\.com$/g, ''), optional: 2 },
+              ],
+              view,
+            ),
     }
   },
 })
@@ -76,10 +78,12 @@ export const sshKeyRemove = defineCommand({
   arguments: { key: { label: 'KEY', complete: keyNames } },
   examples: ['ssh-key remove laptop'],
   async run({ app, caller }, { args }) {
-    const key = await told(() =>
-      removeKey(app.sql, caller.accountId, args.key, (tx, { name, fingerprint }) =>
-        recordEvent(tx, caller, 'key.removed', null, { name, fingerprint }),
-      ),
+    const key = await told(
+      () =>
+        removeKey(app.sql, caller.accountId, args.key, (tx, { name, fingerprint }) =>
+          recordEvent(tx, caller, 'key.removed', null, { name, fingerprint }),
+        ),
+      args.key,
     )
     return { json: { removed: keyDocument(key) }, text: `${harmless(key.name)} is out\n` }
   },
@@ -91,12 +95,14 @@ export const sshKeyRename = defineCommand({
   summary: 'another name for a key',
   arguments: { key: { label: 'KEY', complete: keyNames }, name: { label: 'NAME' } },
   async run({ app, caller }, { args }) {
-    await told(() =>
-      app.sql.begin(async (tx) => {
-        const key = await renameKey(tx, caller.accountId, args.key, args.name)
-        const detail = { name: args.name, was: key.name, fingerprint: key.fingerprint }
-        if (key.name !== args.name) await recordEvent(tx, caller, 'key.renamed', null, detail)
-      }),
+    await told(
+      () =>
+        app.sql.begin(async (tx) => {
+          const key = await renameKey(tx, caller.accountId, args.key, args.name)
+          const detail = { name: args.name, was: key.name, fingerprint: key.fingerprint }
+          if (key.name !== args.name) await recordEvent(tx, caller, 'key.renamed', null, detail)
+        }),
+      args.key,
     )
     return { json: { old_name: args.key, new_name: args.name }, text: `${args.key} is called ${args.name} now\n` }
   },
@@ -142,14 +148,23 @@ function keyLines(text: string): KeyLine[] {
   return lines
 }
 
-/** The accounts' own errors, as commands report them. */
-async function told<T>(step: () => Promise<T>): Promise<T> {
+/**
+ * The accounts' own errors, as commands report them.
+ * @param typed the key, as it was called
+ */
+async function told<T>(step: () => Promise<T>, typed = ''): Promise<T> {
   try {
     return await step()
   } catch (error) {
     if (error instanceof PublicKeyError) throw new CommandError('key.invalid', 2, error.message, { cause: error })
     if (!(error instanceof KeyError)) throw error
-    const exit = error.code === 'key.not_found' ? 3 : error.code === 'key.name' ? 2 : error.code === 'key.taken' ? 4 : 1
+    if (error.code === 'key.not_found') {
+      throw new CommandError('key.not_found', 3, `no key called ${shown(typed)}`, {
+        wayOn: 'ssh-key list shows those there are',
+        cause: error,
+      })
+    }
+    const exit = error.code === 'key.name' ? 2 : error.code === 'key.taken' ? 4 : 1
     throw new CommandError(error.code, exit, error.message, { cause: error })
   }
 }

@@ -66,11 +66,20 @@ describe('stat', () => {
   const document = async (line: string) => (await world.json(line)).document as Record<string, never>
 
   it('says so while there are no figures', async () => {
-    expect((await world.run('stat demo')).stdout).toMatch(/^no figures of demo in the last 24 hours: it did not run/)
+    const none = async (line: string) => (await world.run(line)).stdout
+    expect(await none('stat demo')).toMatch(/^no figures of demo in the last 24 hours: figures come 20 s after/)
+    expect(await none('stat demo --since 2h')).toMatch(/in the last 24 hours since \d{4}-\d\d-\d\d \d\d:\d\d UTC: fig/)
+    await world.run('stop quiet')
+    expect(await none('stat quiet')).toMatch(/in the last 24 hours: it did not run; it is stopped\n$/)
     expect(await document('stat demo')).toMatchObject({ vm_name: 'demo', range: '24h', points: null, starts: [] })
     expect(await world.run('stat tpyo')).toMatchObject({ status: 3 })
     expect(await world.run('stat demo --range 2d')).toMatchObject({ status: 2 })
-    expect(await world.run('stat demo --since whenever')).toMatchObject({ status: 2 })
+    for (const time of ['whenever', '-1', '0', '1', "'Nov 24'", '2026-02-30', "''"]) {
+      expect(await world.run(`stat demo --since=${time}`), time).toMatchObject({
+        status: 2,
+        stderr: expect.stringMatching(/^--since wants a time such as 2h, 7d, /),
+      })
+    }
     expect(await world.run('stat --range 7d')).toMatchObject({ status: 2 })
   })
 

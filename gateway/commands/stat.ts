@@ -11,7 +11,7 @@ import {
   type Series,
   type States,
 } from '../load.ts'
-import type { Machine } from '../machines.ts'
+import { isReady, type Machine } from '../machines.ts'
 import { defineCommand, type Result } from './command.ts'
 import { machineNames } from './complete.ts'
 import { usageError } from './error.ts'
@@ -19,7 +19,7 @@ import { statusInWords, statusOf } from './machine-document.ts'
 import { reachable } from './machine-steps.ts'
 import { niceTop, sparkline } from './sparkline.ts'
 import { type Column, table, type View, wrap } from './text.ts'
-import { shown } from './values.ts'
+import { parseInstant } from './values.ts'
 
 const NAMES = Object.keys(RANGES) as [Range, ...Range[]]
 
@@ -33,7 +33,11 @@ export const stat = defineCommand({
   flags: {
     range: { type: 'string', choices: NAMES, summary: '24h unless given' },
     columns: { type: 'boolean', summary: 'with --json, a list for each measure instead of points, gaps as null' },
-    since: { type: 'string', value: 'TIME', summary: 'only from this time on, within the range: 2026-01-31T12:00Z' },
+    since: {
+      type: 'string',
+      value: '2h',
+      summary: 'how long ago at most, or from a day or instant on, in UTC; within the range',
+    },
   },
   arguments: { name: { label: 'NAME', optional: true, complete: machineNames } },
   examples: ['stat demo', 'stat demo --range 7d', 'stat', 'stat demo --range 1h --columns --json'],
@@ -50,16 +54,14 @@ export const stat = defineCommand({
     const states = await readStates(app.sql, machine.id, series.from, series.to)
     return {
       json: document(machine, range, series, states, flags.columns === true),
-      text: (view) => asText(machine, range, series, states, view),
+      text: (view) => asText(machine, spanOf(range, since), series, states, view),
     }
   },
 })
 
+/** Programs give Unix seconds too. @throws CommandError (usage) */
 function timeOf(text: string): Date {
-  const time = new Date(/^\d{1,12}$/.test(text) ? Number(text) * 1000 : text)
-  if (Number.isNaN(time.getTime()))
-    throw usageError(`--since wants a time such as 2026-01-31T12:00Z, not ${shown(text)}`)
-  return time
+  return /^\d{9,11}$/.test(text) ? new Date(Number(text) * 1000) : parseInstant(text, '--since', new Date())
 }
 
 /** Names are exe.dev's where it has one; its points are of those steps of which something is known. */
@@ -151,13 +153,20 @@ const SPARK_LEAST = 16
 const SPARK_MOST = 60
 const OTHERS_COLUMNS = 54
 
-function asText(machine: Machine, range: Range, series: Series, states: States, view: View): string {
+/** `the last hour`, `the last hour since 2026-01-31 12:00 UTC` */
+function spanOf(range: Range, since: Date | undefined): string {
+  return since ? `${IN_WORDS[range]} since ${since.toISOString().slice(0, 16).replace('T', ' ')} UTC` : IN_WORDS[range]
+}
+
+/** @param span in words */
+function asText(machine: Machine, span: string, series: Series, states: States, view: View): string {
   const { at, columns, stepSeconds } = series
   if (columns.cpus.every((value) => value === null)) {
-    const why = states.states.some(({ state }) => state === 'running')
+    const runs = isReady(machine) || states.states.some(({ state }) => state === 'running')
+    const why = runs
       ? 'figures come 20 s after it was first seen to run'
       : `it did not run; it is ${statusInWords(machine)}`
-    return `no figures of ${machine.name} in ${IN_WORDS[range]}: ${why}\n`
+    return `no figures of ${machine.name} in ${span}: ${why}\n`
   }
   const width = evenWidth(at.length, Math.min(Math.max(view.columns - OTHERS_COLUMNS, SPARK_LEAST), SPARK_MOST))
   const asleep = states.states.filter(({ state }) => state === 'asleep')
@@ -184,7 +193,7 @@ function asText(machine: Machine, range: Range, series: Series, states: States, 
     }
   })
   const each = sayBlock((stepSeconds * at.length) / width)
-  const head = `${machine.name}, ${IN_WORDS[range]} up to ${new Date().toISOString().slice(11, 16)} UTC; a block is ${each}`
+  const head = `${machine.name}, ${span} up to ${new Date().toISOString().slice(11, 16)} UTC; a block is ${each}`
   const legend = lines.some(({ spark }) => spark.includes('z')) ? ['z: asleep'] : []
   const blank = lines.some(({ spark }) => spark.includes(' ')) ? ['blank: off, or nobody looked'] : []
   const foot = [...legend, ...blank].join('; ')

@@ -22,7 +22,7 @@ export const tag = defineCommand({
       await recordEvent(tx, caller, 'machine.tagged', machine, { tags: next })
       return next
     })
-    const text = tags.length ? `${machine.name} has the tags ${tags.join(' ')}\n` : `${machine.name} has no tags\n`
-    return { json: { vm_name: machine.name, tags }, text }
+    const words = tags.length === 0 ? 'no tags' : `the ${tags.length === 1 ? 'tag' : 'tags'} ${tags.join(' ')}`
+    return { json: { vm_name: machine.name, tags }, text: `${machine.name} has ${words}\n` }
   },
 })

@@ -54,6 +54,20 @@ describe('several that are brought back by one line', () => {
   })
 })
 
+it('one that was off is stopped from the moment it is back, before its server has seen that', async () => {
+  await using world = await startWorld()
+  await world.run('new off --memory 512M --no-wait')
+  await expect.poll(() => observed(world, 'off'), PATIENT).toBe('running')
+  await world.run('stop off')
+  await world.run('rm off')
+  await expect.poll(() => observed(world, 'off'), PATIENT).toBe('trashed')
+  world.vmhost.paused = true
+  expect(await world.json('untrash off')).toMatchObject({ status: 0, document: { vm_name: 'off', status: 'stopped' } })
+  expect((await world.run('ls')).stdout).toMatch(/^off +stopped +base/m)
+  await world.run('start off --no-wait')
+  expect((await world.run('ls')).stdout).toMatch(/^off +starting +base/m)
+})
+
 describe('a machine whose time in the trash is up', () => {
   it('is shown as such and comes back, as long as its server has not deleted it', async () => {
     await using world = await startWithTrash()

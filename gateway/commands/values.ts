@@ -32,7 +32,7 @@ export function parseSize(text: string, what: string, { min = 0, max = Number.MA
 }
 
 /** A size as `parseSize` takes it, in the largest unit that says it whole: `128M`, not 134217728. */
-function typedSize(bytes: number): string {
+export function typedSize(bytes: number): string {
   const [letter = '', unit = 1] = Object.entries(SIZE_UNITS).findLast(([, one]) => bytes % one === 0) ?? []
   return `${bytes / unit}${letter.toUpperCase()}`
 }
@@ -41,11 +41,13 @@ const DURATION_MOST_MS = 5200 * 7 * 86_400_000
 
 /**
  * `30s`, `5m`, `1h30m`, `7d`, `2w`.
+ * @param orWord what else may stand there, for the refusal to name
  * @returns milliseconds
  * @throws CommandError (usage)
  */
-export function parseDuration(text: string, what: string): number {
-  const wrong = () => usageError(`${what} wants a duration such as 30m, 1h30m or 7d, not ${shown(text)}`)
+export function parseDuration(text: string, what: string, orWord?: string): number {
+  const also = orWord === undefined ? '' : `, or ${orWord}`
+  const wrong = () => usageError(`${what} wants a duration such as 30m, 1h30m or 7d${also}, not ${shown(text)}`)
   if (!/^(\d{1,9}[smhdw])+$/i.test(text)) throw wrong()
   let total = 0
   for (const [, count, unit] of text.matchAll(/(\d+)([smhdw])/gi)) {
@@ -55,6 +57,20 @@ export function parseDuration(text: string, what: string): number {
   // A date beyond the year 9999 has another form, and no program reads it.
   if (total > DURATION_MOST_MS) throw usageError(`${what} is at most 5200w, a hundred years`)
   return total
+}
+
+/**
+ * A time in the past as one types it: `2h` ago, a day, or an instant, in UTC.
+ * @throws CommandError (usage)
+ */
+export function parseInstant(typed: string, flag: string, now: Date): Date {
+  if (/^(\d+[smhdw])+$/i.test(typed)) return new Date(now.getTime() - parseDuration(typed, flag))
+  const match = /^(\d{4}-\d{2}-\d{2})(?:[T ](\d{2}:\d{2})(:\d{2})?(?:\.\d{1,6})?Z?)?$/.exec(typed)
+  const at = new Date(match ? `${match[1]}T${match[2] ?? '00:00'}${match[3] ?? ':00'}Z` : Number.NaN)
+  if (Number.isNaN(at.getTime()) || at.toISOString().slice(0, 10) !== match?.[1]) {
+    throw usageError(`${flag} wants a time such as 2h, 7d, 2026-11-01 or 2026-11-01T14:30 (UTC), not ${shown(typed)}`)
+  }
+  return at
 }
 
 /** Text from a person or a machine made fit to be shown in a message: short, printable, quoted when it must be. */
@@ -96,6 +112,11 @@ export function sayWhen(at: Date, now = new Date()): string {
   const ms = now.getTime() - at.getTime()
   if (Math.abs(ms) < 10_000) return 'just now'
   return ms > 0 ? `${sayDuration(ms)} ago` : `in ${sayDuration(-ms)}`
+}
+
+/** For how long something has been so: `12 s`, `3 min`. */
+export function sayAge(since: Date, now = new Date()): string {
+  return sayDuration(Math.max(0, now.getTime() - since.getTime()))
 }
 
 /** `demo`, `demo and api`, `demo, api and 3 more`. */

@@ -8,7 +8,7 @@ import { type IdleTime, idleTimeOf } from './idle-time.ts'
 import { awakeBecause, statusInWords, statusOf } from './machine-document.ts'
 import { reachable } from './machine-steps.ts'
 import { harmless, wrap } from './text.ts'
-import { sayBytes, sayDuration, sayWhen } from './values.ts'
+import { sayAge, sayBytes, sayDuration, sayWhen } from './values.ts'
 
 type Activity = { at: Date; what: ActivityKind }
 
@@ -64,11 +64,12 @@ function head(machine: Machine): string {
     const since = observedAsleepAt ? `, fell asleep ${sayWhen(observedAsleepAt)}` : ''
     return `${name} is ${status}${since}${observedAsleepBecause ? `: ${observedAsleepBecause}` : ''}`
   }
+  if (machine.observedState === 'failed') return `${name} failed: ${observedReason ?? 'no reason was reported'}`
   if (!isReady(machine)) return `${name} is ${status}${observedReason ? `: ${observedReason}` : ''}`
   const because = awakeBecause(machine)
   if (because !== null) return `${name} is awake: ${because}`
   return observedIdleSince
-    ? `${name} is awake, and idle: nothing keeps it awake since ${sayWhen(observedIdleSince)}`
+    ? `${name} is awake, and idle: nothing has kept it awake for ${sayAge(observedIdleSince)}`
     : `${name} is awake; its server has not said yet what keeps it so`
 }
 

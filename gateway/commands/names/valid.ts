@@ -1,4 +1,4 @@
-import { RESERVED_NAMES } from '../../accounts/names.ts'
+import { LOBBY_NAMES, RESERVED_NAMES } from '../../accounts/names.ts'
 import { usageError } from '../error.ts'
 import { shown } from '../values.ts'
 
@@ -24,6 +24,7 @@ export function nameProblem(name: string): string | undefined {
   if (!/^[a-z]/.test(name)) return `a machine's name starts with a letter of a-z, and ${shown(name)} does not`
   if (!/^[a-z0-9-]+$/.test(name)) return `a machine's name has only a-z, 0-9 and hyphens, and ${shown(name)} has others`
   if (/--|-$/.test(name)) return `hyphens stand single and inside a machine's name, and in ${name} they do not`
+  if (LOBBY_NAMES.some((lobby) => lobby === name)) return `${name} is never a machine's name: it leads to the lobby`
   if (RESERVED_NAMES.has(name)) return `${name} is never a machine's name: ssh clients send it by themselves`
   return undefined
 }
