@@ -153,6 +153,36 @@ describe('by keyboard', () => {
   })
 })
 
+it('the menu behind the name closes on Esc and a press elsewhere, and the keyboard is at the name again', async () => {
+  const page = await desk.open('/machines/api')
+  const name = page.locator('details.who summary')
+  const keyboard = page.locator('details.who').getByRole('button', { name: 'Keyboard' })
+  const hasFocus = async () => await name.evaluate((element) => element === element.ownerDocument.activeElement)
+  await name.click()
+  await keyboard.focus()
+  await page.keyboard.press('Escape')
+  await keyboard.waitFor({ state: 'hidden' })
+  await expect.poll(hasFocus).toBe(true)
+  await page.keyboard.press('Enter')
+  await keyboard.focus()
+  // Nothing there takes the keyboard.
+  await page.mouse.click(5, 700)
+  await keyboard.waitFor({ state: 'hidden' })
+  await expect.poll(hasFocus).toBe(true)
+  await name.click()
+  const consoleTab = page.getByRole('tab', { name: 'Console' })
+  await consoleTab.click()
+  await keyboard.waitFor({ state: 'hidden' })
+  expect(await consoleTab.evaluate((element) => element === element.ownerDocument.activeElement)).toBe(true)
+  // What a button of it asks is part of it.
+  await name.click()
+  await keyboard.click()
+  await page.getByRole('dialog', { name: 'Keyboard' }).getByText('filter the list').click()
+  await page.keyboard.press('Escape')
+  await keyboard.waitFor()
+  await page.context().close()
+})
+
 it('each action shows its command before and after it runs, and can be taken back', async () => {
   const page = await desk.open('/')
   await row(page, 'web-2').click()

@@ -6,6 +6,7 @@ import { installation } from '../installation.ts'
 import { path } from '../router.ts'
 import { ROUTES } from '../routes.ts'
 import { helpIsOpen } from './Help.tsx'
+import { Menu } from './Menu.tsx'
 import { SignOutEverywhere } from './SignOut.tsx'
 import { Ago } from './time.tsx'
 
@@ -65,20 +66,17 @@ export function Frame({ title, actions, above, wide = false, children }: FramePr
             {unread.value === 1 ? '1 notice' : `${unread.value} notices`}
           </a>
         )}
-        <details class="who">
-          <summary>{installation.who}</summary>
-          <div>
-            <button type="button" class="plain" onClick={() => (helpIsOpen.value = true)}>
-              Keyboard
+        <Menu label={installation.who} class="who">
+          <button type="button" class="plain" onClick={() => (helpIsOpen.value = true)}>
+            Keyboard
+          </button>
+          <form method="post" action="/signout">
+            <button type="submit" class="plain">
+              Sign out
             </button>
-            <form method="post" action="/signout">
-              <button type="submit" class="plain">
-                Sign out
-              </button>
-            </form>
-            <SignOutEverywhere />
-          </div>
-        </details>
+          </form>
+          <SignOutEverywhere />
+        </Menu>
       </header>
       <Stale />
       <main id="main" class={wide ? 'wide' : undefined}>
