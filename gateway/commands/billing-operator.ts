@@ -53,8 +53,7 @@ export const billingPlans = defineCommand({
             isNow ? [] : [{ fee_micros: Number(rate.micros), from }],
           ),
           rates_of_its_own: own.flatMap(({ rate, isNow }) => (isNow && rate.kind !== 'fee' ? [rate.kind] : [])),
-          ...{ machines_most: plan.machinesMost, cpus_most: plan.cpusMost },
-          ...{ memory_bytes_most: plan.memoryBytesMost, disk_bytes_most: plan.diskBytesMost },
+          ...capsDocument(plan),
         })),
       },
       text: (view) =>
@@ -87,6 +86,14 @@ export const billingPlans = defineCommand({
   },
 })
 
+/** Of all machines of an account together; null: as many as there may be. */
+function capsDocument({ machinesMost, cpusMost, memoryBytesMost, diskBytesMost }: Caps) {
+  return {
+    ...{ machines_most: machinesMost, cpus_most: cpusMost },
+    ...{ memory_bytes_most: memoryBytesMost, disk_bytes_most: diskBytesMost },
+  }
+}
+
 /** `$20.00 per month`, `$30.00 per month from 2027-01-01` */
 function sayFee({ rate, from, isNow }: Held): string {
   return `${sayPrice('fee', rate.micros)}${isNow ? '' : ` from ${from}`}`
@@ -113,15 +120,22 @@ export const billingSetPlan = defineCommand({
   arguments: { plan: { label: 'PLAN', complete: planNames } },
   examples: ['billing set-plan team --machines 20 --memory 64G'],
   async run({ app, caller }, { flags, args }) {
-    if (!/^[a-z][a-z0-9-]{0,29}$/.test(args.plan) || ['others', 'default', 'none'].includes(args.plan)) {
-      throw usageError(`a plan's name is up to 30 of a-z, 0-9 and -, not ${shown(args.plan)}`)
+    if (!/^[a-z][a-z0-9-]{0,29}$/.test(args.plan)) {
+      throw usageError(`a plan's name is up to 30 of a-z, 0-9 and - after a letter, not ${shown(args.plan)}`)
+    }
+    if (['others', 'default', 'none'].includes(args.plan)) {
+      throw usageError(`no plan is called ${args.plan}: that is a word of other commands`, 'choose another name')
     }
     const count = (text: string, what: string) => {
       if (text === 'none') return null
       if (!/^\d{1,6}$/.test(text)) throw usageError(`${what} wants a whole number, or none, not ${shown(text)}`)
       return Number(text)
     }
-    const size = (text: string, what: string) => (text === 'none' ? null : parseSize(text, what))
+    const size = (text: string, what: string) => {
+      if (text === 'none') return null
+      if (!/\d *[kmgt]/i.test(text)) throw usageError(`${what} wants a size such as 64G, or none, not ${shown(text)}`)
+      return parseSize(text, what)
+    }
     const caps: Partial<Caps> = {
       ...(flags.machines === undefined ? {} : { machinesMost: count(flags.machines, '--machines') }),
       ...(flags.cpu === undefined ? {} : { cpusMost: count(flags.cpu, '--cpu') }),
@@ -136,7 +150,7 @@ export const billingSetPlan = defineCommand({
     const most = plan ? sayCaps(plan) : ''
     const rest = most ? `up to ${most}` : 'no caps'
     return {
-      json: { plan: args.plan, created: isNew, ...caps, told },
+      json: { plan: args.plan, created: isNew, ...(plan ? capsDocument(plan) : {}), told },
       text: isNew
         ? `plan ${args.plan} is there: ${rest}\nits rates: billing set-rate ${args.plan}; who is on it: account plan ACCOUNT ${args.plan}\n`
         : `plan ${args.plan}: ${rest}\n${sayTold(told)}`,

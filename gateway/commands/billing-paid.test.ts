@@ -177,7 +177,7 @@ describe('payments that the operator notes', () => {
     ['billing paid 2 --on 2026-02-30', 2, /a day such as/],
     ['billing paid 2 --on 2999-01-01', 2, /at the latest/],
     ['billing paid 2 --on 2016-04-01', 2, /2026-03-01 at the soonest/],
-    ["billing paid 2 --note ' '", 2, /characters/],
+    ["billing paid 2 --note ' '", 2, /--note is empty\nleave it out/],
     [`billing paid 2 --note ${'x'.repeat(201)}`, 2, /characters/],
     ['billing paid 2 --undo --on 2026-04-01', 2, /--on belongs/],
     ['billing paid 4 --undo', 1, /never noted/],

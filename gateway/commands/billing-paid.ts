@@ -141,6 +141,7 @@ function dayPaid(typed: string, { number, month }: Invoice): Day {
 /** @throws CommandError (usage) */
 function noteOf(typed: string): string {
   const note = typed.trim()
-  if (note === '' || note.length > NOTE_MOST) throw usageError(`--note wants at most ${NOTE_MOST} characters`)
+  if (note === '') throw usageError('--note is empty', 'leave it out where there is nothing to say')
+  if (note.length > NOTE_MOST) throw usageError(`--note wants at most ${NOTE_MOST} characters`)
   return note
 }

@@ -81,6 +81,11 @@ describe('payments', () => {
       ],
     })
     const { status, stdout, stderr } = await run('billing pay')
+    expect(await document('billing pay')).toMatchObject({
+      payments: [{ invoice: 2, status: 'open' }],
+      ...{ error: expect.stringMatching(/^invoice 2 is not paid: /), code: 'payment.open' },
+      way_on: expect.stringContaining("Stripe's page"),
+    })
     expect([status, stdout]).toEqual([1, 'invoice 2, March 2026: $4.94, open\n'])
     expect(stderr).toMatch(
       /invoice 2 is not paid: nothing was given to pay with\npay on Stripe's page: https:\/\/invoice\.stripe\.example\//,
@@ -150,6 +155,7 @@ describe('payments', () => {
     for (const line of ['billing payments --all', 'billing stripe', 'billing send 1']) {
       expect(await run(line)).toMatchObject({ status: 4, stdout: '' })
     }
+    expect((await run('billing payments --all')).stderr).toMatch(/\nto see yours: billing payments\n$/)
     expect(await run('billing pay 3')).toMatchObject({ status: 3, stderr: expect.stringMatching(/^no invoice 3\n/) })
     expect(await run('billing pay 1')).toMatchObject({
       status: 3,

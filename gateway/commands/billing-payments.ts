@@ -9,7 +9,7 @@ import { currentCustomer } from './billing-method.ts'
 import { invoiceNumber } from './billing-words.ts'
 import type { Completer } from './command.ts'
 import { defineCommand } from './command.ts'
-import { CommandError } from './error.ts'
+import { CommandError, wayOnOf } from './error.ts'
 import { recordEvent } from './machine-steps.ts'
 import { asked } from './stripe-answers.ts'
 import { harmless, table, wrap } from './text.ts'
@@ -62,25 +62,26 @@ export const billingPay = defineCommand({
       numbers.has(invoice),
     )
     const unpaid = after.filter(({ status }) => status === 'open')
+    const failures = unpaid.map((one) => notPaid(one, Boolean(customer?.method)))
+    const [first] = failures
     return {
-      json: { currency: 'USD', payments: after.map(paymentDocument) },
+      json: {
+        ...{ currency: 'USD', payments: after.map(paymentDocument) },
+        ...(first ? { error: first.message, code: first.code, ...wayOnOf(first) } : {}),
+      },
       text: after.length === 0 ? 'nothing is to be paid\n' : after.map((one) => `${sayOutcome(one)}\n`).join(''),
-      failures: unpaid.map(
-        (one) =>
-          new CommandError(
-            'payment.open',
-            1,
-            one.failure === null
-              ? `invoice ${one.invoice} is not paid: ${customer?.method ? 'Stripe has not collected it yet' : 'nothing was given to pay with'}`
-              : `invoice ${one.invoice} is not paid: ${harmless(one.failure)}`,
-            {
-              wayOn: one.url === null ? 'billing method --add' : `pay on Stripe's page: ${one.url}`,
-            },
-          ),
-      ),
+      failures,
     }
   },
 })
+
+function notPaid({ invoice, failure, url }: Payment, hasMethod: boolean): CommandError {
+  const waits = hasMethod ? 'Stripe has not collected it yet' : 'nothing was given to pay with'
+  const why = failure === null ? waits : harmless(failure)
+  return new CommandError('payment.open', 1, `invoice ${invoice} is not paid: ${why}`, {
+    wayOn: url === null ? 'billing method --add' : `pay on Stripe's page: ${url}`,
+  })
+}
 
 function sayOutcome(payment: Payment): string {
   return `invoice ${payment.invoice}, ${sayMonth(payment.month)}: ${sayMoney(payment.total)}, ${sayPayment(payment)}`
@@ -138,7 +139,9 @@ export const billingPayments = defineCommand({
 })
 
 function notTheirs(): CommandError {
-  return new CommandError('not_allowed', 4, 'payments of every account are the operator’s to see')
+  return new CommandError('not_allowed', 4, "payments of every account are the operator's to see", {
+    wayOn: 'to see yours: billing payments',
+  })
 }
 
 function paymentDocument(payment: Payment) {

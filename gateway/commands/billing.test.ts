@@ -142,7 +142,10 @@ describe('billing', () => {
         }),
       ]),
     })
-    await world.run('billing set-plan lab')
+    expect((await world.json('billing set-plan lab --memory none')).document).toEqual({
+      ...{ plan: 'lab', created: true, told: 0 },
+      ...{ machines_most: null, cpus_most: null, memory_bytes_most: null, disk_bytes_most: null },
+    })
     for (const rate of ['transfer 0.05 --included 10', 'memory 0.005 --included 1', 'cpu 0.03 --included 500'])
       await world.run(`billing set-rate lab ${rate}`)
     const rates = (await world.run('billing rates --plan lab')).stdout
@@ -474,9 +477,9 @@ describe('billing', () => {
     ['billing limit none --hard', 2, /AMOUNT/],
     ['billing rates --plan nothing', 3, /no plan called nothing/],
     ['billing set-plan Team', 2, /a-z/],
-    ['billing set-plan others', 2, /a-z/],
+    ['billing set-plan others', 2, /no plan is called others: .*\nchoose another name/],
     ['billing set-plan team --machines many', 2, /whole number/],
-    ['billing set-plan team --memory 4', 2, /4G/],
+    ['billing set-plan team --memory 4', 2, /64G, or none, not 4\n/],
     ['billing set-rate nothing cpu 1', 3, /no plan/],
     ['billing set-rate team cpus 1', 2, /did you mean cpu/],
     ['billing set-rate team cpu -1', 2, /./],
