@@ -67,6 +67,9 @@ it('leads to a page of Stripe’s to give a card, pays what is open with it, and
   await page.getByText('Paid with visa ending in 4242, good until 2030-03.').waitFor()
   await page.getByRole('button', { name: 'Pay 2 open invoices now' }).click()
   await page.getByRole('row', { name: /2 March 2026 \$4\.94 not paid Your card has insufficient funds\./ }).waitFor()
+  const refused = page.locator('.run', { hasText: 'billing pay' }).first()
+  await refused.getByText(/invoice \d is not paid: Your card has insufficient funds/).waitFor()
+  await refused.getByText("pay on Stripe's page: https://").waitFor()
   expect(await desk.faults(page)).toEqual([])
   fake.declines = undefined
   await page.getByRole('button', { name: 'Pay 2 open invoices now' }).click()

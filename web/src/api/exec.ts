@@ -144,7 +144,8 @@ export async function run<T = unknown>(
     const failed = failureIn(document)
     const back = typeof undo === 'function' ? (errors || failed === undefined) && undo(document) : !failed && undo
     if (back && back.length > 0) wayBack = { undo: isOne(back) ? [back] : back, ...(brings ? { brings } : {}) }
-    if (failed !== undefined) throw new ExecError(failed, { code: 'exec.partial', status: 200 })
+    const said = document as Record<string, unknown>
+    if (failed !== undefined) throw new ExecError(failed, { code: 'exec.partial', status: 200, document: said })
     end(wayBack)
     return document
   } catch (error) {
