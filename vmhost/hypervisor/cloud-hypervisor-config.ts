@@ -63,7 +63,7 @@ export function vmConfig(spec: MachineSpec, landlock: boolean): object {
  * is: the processors, the memory and the devices, by whose names its state is found again.
  * @param text config.json as Cloud Hypervisor wrote it. A guest may have taken that over, so nothing of it is passed on
  *   that `vmConfig` would not have said: every path in it is one that Landlock lets the next process reach
- * @throws HypervisorError when it is none, or of another machine's size
+ * @throws HypervisorError `hypervisor.unreadable` when it is none, another when it is of another machine's size
  */
 export function restoredConfig(text: string, spec: MachineSpec, landlock: boolean): object {
   const saved = parseSaved(text)
@@ -165,9 +165,16 @@ const savedShape = z.looseObject({
 })
 
 function parseSaved(text: string): z.infer<typeof savedShape> {
+  const { data: saved, error: cause } = savedShape.safeParse(parseJson(text))
+  if (saved) return saved
+  throw new HypervisorError('hypervisor.unreadable', 'The saved guest cannot be read', { cause })
+}
+
+/** @throws HypervisorError `hypervisor.unreadable`: a part of a saved guest that is no JSON, which all but its memory is */
+export function parseJson(text: string): unknown {
   try {
-    return savedShape.parse(JSON.parse(text))
+    return JSON.parse(text)
   } catch (cause) {
-    throw new HypervisorError('hypervisor.start', 'The saved guest cannot be read', { cause })
+    throw new HypervisorError('hypervisor.unreadable', 'The saved guest cannot be read', { cause })
   }
 }

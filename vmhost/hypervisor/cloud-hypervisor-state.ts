@@ -4,7 +4,7 @@ import { chmod, chown, copyFile, type FileHandle, lstat, mkdir, open, rename, wr
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import type { CloudHypervisorApi } from './cloud-hypervisor-api.ts'
-import { files, releaseFile, restoredConfig, savedFiles } from './cloud-hypervisor-config.ts'
+import { files, parseJson, releaseFile, restoredConfig, savedFiles } from './cloud-hypervisor-config.ts'
 import { abilitiesOf } from './cloud-hypervisor-version.ts'
 import { keepNames, removeTree, runFolder } from './directory.ts'
 import { HypervisorError, hypervisorUid, type MachineSpec } from './driver.ts'
@@ -79,6 +79,7 @@ export async function writeState(writing: StateWriting): Promise<void> {
 /**
  * Lays a saved guest out for the process that is to go on with it.
  * @returns body of `vm.restore`
+ * @throws HypervisorError `hypervisor.unreadable` when what was saved is not all there, or is damaged
  */
 export async function prepareRestore(spec: MachineSpec & { restoreFrom: string }, landlock: boolean): Promise<object> {
   const uid = hypervisorUid(spec.machineId)
@@ -87,11 +88,24 @@ export async function prepareRestore(spec: MachineSpec & { restoreFrom: string }
   const config = await readSaved(spec.restoreFrom, savedFiles.config)
   const path = join(folder, savedFiles.config)
   await writeFile(path, JSON.stringify(restoredConfig(config, spec, landlock)), { flag: 'wx', mode: 0o600 })
+  await refuseDamaged(spec)
   await chown(path, uid, uid)
   for (const name of [savedFiles.state, savedFiles.memory]) {
     await share(join(spec.restoreFrom, name), join(folder, name), uid)
   }
   return { source_url: `file://${files.restore}` }
+}
+
+/**
+ * Cloud Hypervisor says of a damaged state what it says of anything that goes wrong, and takes the end that a memory has
+ * lost for pages of zeroes.
+ * @see fill_saved_regions in its vmm/src/memory_manager.rs; it writes the whole memory or gives the file that size
+ */
+async function refuseDamaged({ restoreFrom, memoryBytes }: MachineSpec & { restoreFrom: string }): Promise<void> {
+  parseJson(await readSaved(restoreFrom, savedFiles.state))
+  await using memory = await openSaved(join(restoreFrom, savedFiles.memory))
+  if ((await memory.stat()).size < memoryBytes)
+    throw new HypervisorError('hypervisor.unreadable', 'The end of the saved memory is missing')
 }
 
 /** Which release saved a guest. */
@@ -100,11 +114,17 @@ export function savedRelease(directory: string): Promise<string> {
 }
 
 async function readSaved(directory: string, name: string): Promise<string> {
+  await using file = await openSaved(join(directory, name))
+  return await file.readFile('utf8')
+}
+
+/** Only one that is not there is proved to be lost: another try may find what there are too many open files for. */
+async function openSaved(path: string): Promise<FileHandle> {
   try {
-    await using file = await open(join(directory, name), constants.O_RDONLY | constants.O_NOFOLLOW)
-    return await file.readFile('utf8')
+    return await open(path, constants.O_RDONLY | constants.O_NOFOLLOW)
   } catch (cause) {
-    throw new HypervisorError('hypervisor.start', 'There is no saved guest to restore', { cause })
+    const code = (cause as NodeJS.ErrnoException).code === 'ENOENT' ? 'hypervisor.unreadable' : 'hypervisor.start'
+    throw new HypervisorError(code, 'There is no saved guest to restore', { cause })
   }
 }
 
@@ -162,7 +182,7 @@ async function openPlain(path: string, uid: number): Promise<FileHandle> {
 
 /** Gives this user a copy that shares its blocks: what was saved may be restored again, and is nobody's to change. */
 async function share(from: string, to: string, uid: number): Promise<void> {
-  await using file = await open(from, constants.O_RDONLY | constants.O_NOFOLLOW)
+  await using file = await openSaved(from)
   if (!(await file.stat()).isFile()) throw new HypervisorError('hypervisor.start', `${from} is no saved guest`)
   const source = `/proc/${process.pid}/fd/${file.fd}`
   await copyFile(source, to, constants.COPYFILE_EXCL | constants.COPYFILE_FICLONE_FORCE).catch(async () => {

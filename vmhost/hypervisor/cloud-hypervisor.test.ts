@@ -320,7 +320,7 @@ describe('the driver of Cloud Hypervisor, as recorded', () => {
     const folder = await saveFolder()
     await one.save(folder)
     expect(readFileSync(join(directory, 'run/refused'), 'utf8')).toMatch(/^E(PERM|ACCES)$/)
-    expect(readFileSync(join(folder, 'memory-ranges'), 'utf8')).toBe('memory')
+    expect(readFileSync(join(folder, 'memory-ranges')).subarray(0, 7).toString()).toBe('memory\0')
     expect((await readdir(elsewhere)).sort()).toEqual(Object.keys(saved).sort())
     expect(statSync(join(directory, 'run'))).toMatchObject({ uid: 0, gid: hypervisorUid(machineId), mode: 0o41770 })
   })
@@ -377,7 +377,7 @@ describe('the driver of Cloud Hypervisor, as recorded', () => {
     expect(await again.state()).toBe('paused')
     expect(asked('vm.restore')[0]?.body).toEqual({ source_url: 'file://run/restore' })
     expect(existsSync(join(directory, 'run/restore'))).toBe(false)
-    expect(readFileSync(join(folder, 'memory-ranges'), 'utf8')).toBe('memory')
+    expect(readFileSync(join(folder, 'memory-ranges')).subarray(0, 7).toString()).toBe('memory\0')
     const { config: told } = (await new CloudHypervisorApi(join(directory, 'run/api.sock')).get('vm.info')) as {
       config: Record<string, unknown>
     }
@@ -414,6 +414,43 @@ describe('the driver of Cloud Hypervisor, as recorded', () => {
     await expect(driver().start({ ...(await layOut()), restoreFrom: folder })).rejects.toThrow(
       'Cloud Hypervisor did not start: The saved guest cannot be read',
     )
+  })
+
+  const cut = (name: string, bytes: number) => async (folder: string) => truncate(join(folder, name), bytes)
+  const lose = (name: string) => async (folder: string) => rm(join(folder, name))
+  test.each<[string, RegExp, (folder: string) => Promise<void>]>([
+    ['the note of its release is missing', /^There is no saved guest to restore$/, lose('release')],
+    ['its configuration is missing', /There is no saved guest to restore$/, lose('config.json')],
+    ['its configuration is cut off', /The saved guest cannot be read$/, cut('config.json', 20)],
+    ['its state is missing', /There is no saved guest to restore$/, lose('state.json')],
+    ['its state is cut off', /The saved guest cannot be read$/, cut('state.json', 5)],
+    ['its memory is missing', /There is no saved guest to restore$/, lose('memory-ranges')],
+    ['its memory is cut off', /The end of the saved memory is missing$/, cut('memory-ranges', 64 * MiB - 4096)],
+  ])('a saved guest is proved to be of no use where %s', async (_, message, damage) => {
+    const one = await boot()
+    await one.pause()
+    const folder = await saveFolder()
+    await one.save(folder)
+    await one.quit()
+    await damage(folder)
+    const starting = driver().start({ ...(await layOut()), restoreFrom: folder })
+    await expect(starting).rejects.toMatchObject({
+      code: 'hypervisor.unreadable',
+      message: expect.stringMatching(message),
+    })
+    expect(await driver().destroy(machineId, directory)).toBe(0)
+  })
+
+  test('nothing is proved by what Cloud Hypervisor itself says, or by a machine of another size', async () => {
+    const one = await boot()
+    await one.pause()
+    const folder = await saveFolder()
+    await one.save(folder)
+    await one.quit()
+    const spec = { ...(await layOut()), restoreFrom: folder }
+    await expect(driver().start({ ...spec, cpus: 1 })).rejects.toMatchObject({ code: 'hypervisor.start' })
+    fake = await makeFake({ FAKE_FAILURE: 'vm.restore Error from API | The VM could not be restored' })
+    await expect(driver().start(spec)).rejects.toMatchObject({ code: 'hypervisor.start' })
   })
 
   test('one that was busy saving its guest when its vmhost was killed is waited for, and keeps it', async () => {

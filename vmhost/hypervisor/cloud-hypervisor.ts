@@ -105,7 +105,8 @@ async function start(spec: MachineSpec, options: CloudHypervisorDriverOptions): 
     }
     const refused = error instanceof HypervisorError && error.code !== 'hypervisor.gone' ? error.message : said
     const words = `Cloud Hypervisor did not start${refused ? `: ${refused}` : ''}`
-    throw new HypervisorError('hypervisor.start', words, { cause: error })
+    const isProved = error instanceof HypervisorError && error.code === 'hypervisor.unreadable'
+    throw new HypervisorError(isProved ? 'hypervisor.unreadable' : 'hypervisor.start', words, { cause: error })
   }
 }
 

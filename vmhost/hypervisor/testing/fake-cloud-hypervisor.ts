@@ -1,4 +1,14 @@
-import { existsSync, linkSync, readFileSync, renameSync, rmSync, symlinkSync, writeFileSync, writeSync } from 'node:fs'
+import {
+  existsSync,
+  linkSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs'
 import { createServer, type ServerResponse } from 'node:http'
 import { join } from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
@@ -119,6 +129,7 @@ function save(folder: string): void {
   // A disk that fills up in the middle of it, which the real one does not notice.
   writeFileSync(join(folder, 'state.json'), process.env.FAKE_SHORT ? text.slice(0, 5) : text, { flag: 'wx' })
   writeFileSync(join(folder, 'memory-ranges'), 'memory', { flag: 'wx' })
+  truncateSync(join(folder, 'memory-ranges'), Number((config.memory as { size: number }).size))
   plant(folder)
   tell('snapshot')
 }
