@@ -174,6 +174,23 @@ describe('bad input', () => {
     expect((await world.run('docto', { caller })).stderr).not.toMatch(/doctor/)
   })
 
+  it('a token that may not is told which one may', async () => {
+    const limits = { tokenId: 1, expiresAtMs: Date.now() + 3_600_000, commands: undefined, tag: undefined }
+    const scope = { ...limits, machineId: 1 }
+    const refused = async (line: string) => await world.run(line, { caller: { ...world.owner, via: 'exec', scope } })
+    expect(await refused('audit')).toEqual({
+      ...{ status: 4, stdout: '' },
+      stderr:
+        "this token is for some machines alone, and audit is about more than those\ntoken new --cmds 'audit', without --machine or --tag\n",
+    })
+    for (const line of ['new demo --dry-run', 'cp demo other']) {
+      expect(await refused(line), line).toMatchObject({
+        status: 4,
+        stderr: expect.stringMatching(/makes no others\ntoken new --tag TAG/),
+      })
+    }
+  })
+
   it('--help and -h alone are help', async () => {
     const help = await world.run('help')
     expect(help.status).toBe(0)

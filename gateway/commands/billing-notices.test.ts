@@ -38,6 +38,10 @@ describe('notices', () => {
     expect((await world.json('billing plan')).document).toMatchObject({ changes: [] })
     // What the plan asks for is seen before it does.
     expect((await run('billing rates --plan usage')).stdout).toMatch(/cpu +\$0\.04 per vCPU-hour/)
+    const rates = (await run('billing rates')).stdout.replaceAll('\n', ' ')
+    expect(rates).toMatch(
+      /^plan house: .* plan usage from \S+ on: what is used is charged; .* billing rates --plan usage $/,
+    )
     await world.run('billing set-plan secret')
     expect(await run('billing rates --plan secret')).toMatchObject({ status: 3 })
     expect((await world.run('billing set-rate usage cpu 0.05')).stdout).toMatch(/\none account is told\n$/)

@@ -4,7 +4,7 @@ import { creditBalance, readCredits } from '../billing/invoices.ts'
 import { checkLimit, type Limit, readLimits, setLimit, spentIn } from '../billing/limits.ts'
 import { RATE_KINDS, sayUnits, unitName } from '../billing/meters.ts'
 import { parseMoney, sayMoney, sayRate } from '../billing/money.ts'
-import { changeDocument, changesOf, outlookOf, sayChange } from '../billing/outlook.ts'
+import { type Change, changeDocument, changesOf, outlookOf, sayChange } from '../billing/outlook.ts'
 import { readPlans } from '../billing/plans.ts'
 import { countedOf, feeAhead, totalOf } from '../billing/pricing.ts'
 import { heldRates, planOn, type Rate, rateOn, readPriceList, readSubscriber } from '../billing/terms.ts'
@@ -14,7 +14,7 @@ import { sayAhead } from './billing-words.ts'
 import { defineCommand } from './command.ts'
 import { CommandError, usageError } from './error.ts'
 import { recordEvent } from './machine-steps.ts'
-import { definitions, harmless, table } from './text.ts'
+import { definitions, harmless, table, wrap } from './text.ts'
 import { shown } from './values.ts'
 
 export const billingPlan = defineCommand({
@@ -216,9 +216,11 @@ export const billingRates = defineCommand({
     const now = new Date()
     const list = await readPriceList(app.sql)
     // Whoever is to be on another sees what it asks for before it does.
-    const [{ plan: own }, ...next] = outlookOf(await readSubscriber(app.sql, caller.accountId), list, dayOf(now))
+    const steps = outlookOf(await readSubscriber(app.sql, caller.accountId), list, dayOf(now))
+    const [{ plan: own }] = steps
     const plan = flags.plan ?? own
-    const isTheirs = plan === own || next.some((step) => step.plan === plan)
+    const isTheirs = steps.some((step) => step.plan === plan)
+    const changes = plan === own ? changesOf(steps).filter(({ isOfPlan }) => isOfPlan) : []
     if (!list.charged.has(plan) || !(isTheirs || caller.isOwner)) throw noSuchPlan(plan)
     const rows = heldRates(list, plan, dayOf(now))
     return {
@@ -228,6 +230,7 @@ export const billingRates = defineCommand({
           ...{ kind: rate.kind, unit: unitName(rate.kind), rate_micros: Number(rate.micros) },
           ...{ included: Number(rate.included), from, to },
         })),
+        changes: changes.map(changeDocument),
       },
       text: (view) =>
         `${list.charged.get(plan) ? '' : `${view.style.dim(`plan ${plan}: nothing is charged, and this is what it would be`)}\n`}${table(
@@ -243,10 +246,14 @@ export const billingRates = defineCommand({
             { title: 'until', value: ({ to }) => to ?? '' },
           ],
           view,
-        )}`,
+        )}${changes.map((one) => `${wrap(toCome(one), view.columns).join('\n')}\n`).join('')}`,
     }
   },
 })
+
+function toCome(change: Change): string {
+  return `${sayChange(change)}; what that asks for: billing rates --plan ${change.plan}`
+}
 
 export function noSuchPlan(name: string): CommandError {
   return new CommandError('plan.not_found', 3, `no plan called ${shown(name)}`, {

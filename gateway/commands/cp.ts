@@ -6,6 +6,7 @@ import { validTags } from './labels.ts'
 import { hostNames, machineDocument, sshLine } from './machine-document.ts'
 import { reachable } from './machine-steps.ts'
 import { validName } from './names/valid.ts'
+import { oneMachineOnly } from './permission.ts'
 import { MACHINE_SIZES, sayDuration } from './values.ts'
 
 export const cp = defineCommand({
@@ -38,7 +39,7 @@ export const cp = defineCommand({
   async run(context, { flags, args }) {
     const { app, caller } = context
     if (caller.scope?.machineId !== undefined) {
-      throw new CommandError('token.not_allowed', 4, 'this token is for one machine and makes no others')
+      throw oneMachineOnly()
     }
     const startedAt = Date.now()
     const source = await reachable(app, caller, args.name)

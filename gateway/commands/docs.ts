@@ -81,7 +81,7 @@ export const DOCS: Record<string, Page> = {
         'The token is from token new, or made with an SSH key of the account as for pages, for the namespace',
         `  v0@${settings.domain}`,
         '',
-        'What goes wrong is {"error","code"}, with "way_on" where there is one: 400 not understood, 401 no good token, 403 not this token, 404 no such command, 409 something else holds it, 413 too long, 422 it failed, 429 too many, 503 busy or no room, 504 not done after 30 s. A command that waits for a machine answers after 20 s with the machine as it is by then.',
+        'What goes wrong is {"error","code"}, with "way_on" where there is one: 400 not understood, 401 no good token, 403 not this token, 404 no such command, 409 something else holds it, 413 too long, 422 it failed, 429 too many, 503 busy or no room, 504 not done after 30 s. A command that waits for a machine answers after 20 s with the machine as it is by then. One on several machines is answered with 200, and with "errors", by name, of those it could not be done to.',
         '',
         'ssh NAME CMD streams: with application/x-ndjson in Accept lines of {"stdout"}, {"stderr"} in base64 and a last {"exit_code"} or {"error"}; otherwise text, with the exit status in the trailer X-Exe-Exit. It may take as long as it likes, and ends when the request is closed. In --setup-script a backslash is written twice.',
         '',
@@ -143,7 +143,7 @@ export const DOCS: Record<string, Page> = {
     title: 'checkpoints and copies',
     text: (settings) =>
       [
-        'A checkpoint is a machine as it was in one moment: its disk, and what it had in memory where it ran or slept. It is taken in seconds, while which a machine that runs stands still, and takes what it does not share with its machine.',
+        'A checkpoint is a machine as it was in one moment: its disk, and what it had in memory where it ran or slept. It is taken in seconds, during which a machine that runs stands still, and takes what it does not share with its machine.',
         `  ${lobbyLine(settings, `"checkpoint demo 'before the upgrade'"`)}`,
         `  ${lobbyLine(settings, 'checkpoints demo')}`,
         '',

@@ -11,6 +11,7 @@ import { validComment, validTags } from './labels.ts'
 import { hostNames, httpsUrl, lobbyLine, machineDocument, sshDest, sshLine } from './machine-document.ts'
 import { recordEvent, untilSshWorks, whilePatient } from './machine-steps.ts'
 import { validName } from './names/valid.ts'
+import { oneMachineOnly } from './permission.ts'
 import { setupLogLine, untilSetupEnded } from './setup/wait.ts'
 import { MACHINE_SIZES, parseSize, sayBytes, sayDuration } from './values.ts'
 
@@ -80,7 +81,7 @@ export const newMachine = defineCommand({
   async run(context, { flags, args }) {
     const { app, caller } = context
     if (caller.scope?.machineId !== undefined) {
-      throw new CommandError('token.not_allowed', 4, 'this token is for one machine and makes no others')
+      throw oneMachineOnly()
     }
     const startedAt = Date.now()
     if (flags.name !== undefined && args.name !== undefined && flags.name !== args.name) {

@@ -14,13 +14,21 @@ export function refuseBeyondScope(scope: TokenScope | undefined, command: Comman
     throw notAllowed(`this token may not run ${command.name}`, `token new --cmds '${command.name}'`)
   }
   if ((machineId !== undefined || tag !== undefined) && !command.onMachines) {
-    throw notAllowed(`this token is for some machines alone, and ${command.name} is about more than those`)
+    throw notAllowed(
+      `this token is for some machines alone, and ${command.name} is about more than those`,
+      `token new --cmds '${command.name}', without --machine or --tag`,
+    )
   }
 }
 
 /** Whether a list has the command by its name, one of its other names, or the first word of it. */
 export function isNamed(commands: readonly string[], { name, aliases = [] }: Pick<Command, 'name' | 'aliases'>) {
   return [name, ...aliases].some((one) => commands.includes(one) || commands.includes(one.split(' ')[0] ?? one))
+}
+
+/** Of a command that makes machines. */
+export function oneMachineOnly(): CommandError {
+  return notAllowed('this token is for one machine and makes no others', 'token new --tag TAG, for one that makes some')
 }
 
 function notAllowed(message: string, wayOn?: string): CommandError {

@@ -10,6 +10,7 @@ import { CommandError, usageError } from './error.ts'
 import { hostNames, machineDocument, sshLine } from './machine-document.ts'
 import { reachable, recordEvent, untilSettled, untilSshWorks, whilePatient } from './machine-steps.ts'
 import { validName } from './names/valid.ts'
+import { oneMachineOnly } from './permission.ts'
 import { refuseSuspended } from './power-steps.ts'
 import { sayDuration } from './values.ts'
 
@@ -142,7 +143,7 @@ async function asAnother(
 ): Promise<Result> {
   const { app, caller } = context
   if (caller.scope?.machineId !== undefined) {
-    throw new CommandError('token.not_allowed', 4, 'this token is for one machine and makes no others')
+    throw oneMachineOnly()
   }
   if (name === source.name) throw usageError(`${name} is the machine itself`, `restore ${name} ${checkpoint.id}`)
   const startedAt = Date.now()
