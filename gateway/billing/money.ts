@@ -37,7 +37,10 @@ function dollars(micros: bigint, digits: number): string {
  * @throws CommandError (usage)
  */
 export function parseMoney(text: string, what: string): bigint {
-  const match = /^\$?(\d{1,9})(?:\.(\d{1,6}))?$/.exec(text.trim())
+  const match = /^\$?(\d+)(?:\.(\d+))?$/.exec(text.trim())
   if (!match) throw usageError(`${what} wants an amount in USD such as 50 or 12.50, not ${shown(text)}`)
-  return BigInt(match[1] ?? '0') * MICROS + BigInt((match[2] ?? '').padEnd(6, '0'))
+  const [, dollars = '0', parts = ''] = match
+  if (dollars.length > 9) throw usageError(`${what} is less than a billion USD, not ${shown(text)}`)
+  if (parts.length > 6) throw usageError(`${what} is in millionths of a USD at most, not ${shown(text)}`)
+  return BigInt(dollars) * MICROS + BigInt(parts.padEnd(6, '0'))
 }

@@ -1,5 +1,6 @@
 import { execFileSync } from 'node:child_process'
 import { describe, expect, it } from 'vitest'
+import { parseMoney } from '../billing/money.ts'
 import { defineCommand } from './command.ts'
 import { CommandError } from './error.ts'
 import { nearest } from './nearest.ts'
@@ -239,6 +240,29 @@ describe('values', () => {
   })
   it.each(['', '5', 'm', '-5m', '0s', '1h 30m', '1y', '5201w'])('no duration: %j', (text) => {
     expect(refused(() => parseDuration(text, 'x')).exit).toBe(2)
+  })
+  it.each([
+    ['12', /^x wants a size/, 'with its unit: 12G or 12M'],
+    ['99999999999999G', /^x is too large: 99999999999999G$/, undefined],
+    ['12 apples', /^x wants a size/, undefined],
+  ])('no size, %j, is told what is wrong with it', (text, message, wayOn) => {
+    const error = refused(() => parseSize(text, 'x'))
+    expect([error.message, error.wayOn]).toEqual([expect.stringMatching(message), wayOn])
+  })
+  it.each([
+    ['30', /^x wants a duration/, 'with its unit: 30m or 30h'],
+    ['9999999999999s', /^x is at most 5200w/, undefined],
+    [`${'9'.repeat(40)}w`, /^x is at most 5200w/, undefined],
+  ])('no duration, %j, is told what is wrong with it', (text, message, wayOn) => {
+    const error = refused(() => parseDuration(text, 'x'))
+    expect([error.message, error.wayOn]).toEqual([expect.stringMatching(message), wayOn])
+  })
+  it.each([
+    ['1000000000', /^x is less than a billion USD, not 1000000000$/],
+    ['0.1234567', /^x is in millionths of a USD at most, not 0\.1234567$/],
+    ['1e3', /^x wants an amount in USD such as 50/],
+  ])('no amount, %j, is told what is wrong with it', (text, message) => {
+    expect(refused(() => parseMoney(text, 'x')).message).toMatch(message)
   })
   it('are said as people say them', () => {
     expect([0, 512, 2 ** 20 * 512, 2 ** 30 * 1.5, 2 ** 40].map(sayBytes)).toEqual([

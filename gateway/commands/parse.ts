@@ -10,6 +10,9 @@ export const COMMON_FLAGS = {
   help: { type: 'boolean', short: 'h', summary: 'what the command does and takes' },
 } as const satisfies FlagSpecs
 
+/** What JSON, and a bigint of Postgres, have room for with some to spare. */
+const INTEGER_MOST = 999_999_999_999
+
 /** Each letter of such a word is a flag to parseArgs, which ends with an error of its own at some hundred thousand. */
 const SHORT_FLAGS_MOST = 4096
 
@@ -88,19 +91,15 @@ function measure(spec: FlagSpec, rawName: string, value: string): number | 'neve
   if (spec.type === 'duration') return parseDuration(value, rawName, spec.never && 'never')
   if (spec.type === 'size') return parseSize(value, rawName, spec)
   const number = parseInteger(value, rawName)
-  const { min, max } = spec
-  const outside = (min !== undefined && number < min) || (max !== undefined && number > max)
-  if (outside) throw usageError(`${rawName} is ${rangeOf(min, max)}, not ${shown(value)}`)
-  return number
-}
-
-function rangeOf(min: number | undefined, max: number | undefined): string {
-  if (min !== undefined && max !== undefined) return `between ${min} and ${max}`
-  return min === undefined ? `at most ${max}` : `at least ${min}`
+  const { min = 0, max } = spec
+  if (number >= min && number <= (max ?? INTEGER_MOST)) return number
+  const range =
+    max !== undefined ? `between ${min} and ${max}` : number < min ? `at least ${min}` : `at most ${INTEGER_MOST}`
+  throw usageError(`${rawName} is ${range}, not ${shown(value)}`)
 }
 
 function parseInteger(text: string, what: string): number {
-  if (!/^\d{1,12}$/.test(text)) throw usageError(`${what} wants a whole number, not ${shown(text)}`)
+  if (!/^\d+$/.test(text)) throw usageError(`${what} wants a whole number, not ${shown(text)}`)
   return Number(text)
 }
 

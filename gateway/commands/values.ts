@@ -22,13 +22,21 @@ export const MACHINE_SIZES = {
  * @throws CommandError (usage)
  */
 export function parseSize(text: string, what: string, { min = 0, max = Number.MAX_SAFE_INTEGER } = {}): number {
-  const match = /^(\d{1,12}(?:\.\d{1,3})?) ?([kmgt])(?:i?b)?$/i.exec(text.trim())
+  const match = /^(\d+(?:\.\d{1,3})?) ?([kmgt])(?:i?b)?$/i.exec(text.trim())
   const unit = SIZE_UNITS[match?.[2]?.toLowerCase() ?? '']
-  const bytes = match && unit ? Math.round(Number(match[1]) * unit) : Number.NaN
-  if (!Number.isSafeInteger(bytes)) throw usageError(`${what} wants a size such as 4G or 512M, not ${shown(text)}`)
+  if (!match || !unit) {
+    throw usageError(`${what} wants a size such as 4G or 512M, not ${shown(text)}`, withUnit(text, ['G', 'M']))
+  }
+  const bytes = Math.round(Number(match[1]) * unit)
+  if (!Number.isSafeInteger(bytes)) throw usageError(`${what} is too large: ${shown(text)}`)
   if (bytes < min) throw usageError(`${what} is at least ${typedSize(min)}, not ${shown(text)}`)
   if (bytes > max) throw usageError(`${what} is at most ${typedSize(max)}, not ${shown(text)}`)
   return bytes
+}
+
+/** Of a number alone, which is what everybody types once. */
+function withUnit(text: string, units: readonly [string, string]): string | undefined {
+  return /^[1-9]\d{0,8}$/.test(text) ? `with its unit: ${text}${units[0]} or ${text}${units[1]}` : undefined
 }
 
 /** A size as `parseSize` takes it, in the largest unit that says it whole: `128M`, not 134217728. */
@@ -47,13 +55,17 @@ const DURATION_MOST_MS = 5200 * 7 * 86_400_000
  */
 export function parseDuration(text: string, what: string, orWord?: string): number {
   const also = orWord === undefined ? '' : `, or ${orWord}`
-  const wrong = () => usageError(`${what} wants a duration such as 30m, 1h30m or 7d${also}, not ${shown(text)}`)
-  if (!/^(\d{1,9}[smhdw])+$/i.test(text)) throw wrong()
+  const wrong = () =>
+    usageError(
+      `${what} wants a duration such as 30m, 1h30m or 7d${also}, not ${shown(text)}`,
+      withUnit(text, ['m', 'h']),
+    )
+  if (!/^(\d+[smhdw])+$/i.test(text)) throw wrong()
   let total = 0
   for (const [, count, unit] of text.matchAll(/(\d+)([smhdw])/gi)) {
     total += Number(count) * (DURATION_UNITS[unit?.toLowerCase() ?? ''] ?? 0)
   }
-  if (!Number.isSafeInteger(total) || total <= 0) throw wrong()
+  if (total <= 0) throw wrong()
   // A date beyond the year 9999 has another form, and no program reads it.
   if (total > DURATION_MOST_MS) throw usageError(`${what} is at most 5200w, a hundred years`)
   return total
