@@ -225,9 +225,11 @@ async function accountOf(tx: Tx, caller: Caller): Promise<Account> {
   return account
 }
 
+export const TO_RAISE_A_LIMIT = 'billing plan shows it; to raise your own: billing limit AMOUNT'
+
 export function overLimit(): CommandError {
   return new CommandError('account.over_limit', 4, 'this account has reached its limit for the month', {
-    wayOn: 'billing plan shows it; to raise your own: billing limit AMOUNT',
+    wayOn: TO_RAISE_A_LIMIT,
   })
 }
 
@@ -256,7 +258,8 @@ async function liveHosts(tx: Tx): Promise<Host[]> {
 function chooseHost(live: Host[], wish: MachineWish): Host {
   if (live.length === 0) throw short('capacity.server', 'no server is up to make machines on', 'try again in a minute')
   const open = live.filter((host) => !host.draining)
-  if (open.length === 0) throw short('capacity.draining', 'every server is being emptied and takes no new machines')
+  if (open.length === 0)
+    throw short('capacity.draining', 'every server is being emptied and takes no new machines', UNDRAIN)
   const images = [...new Set(open.flatMap((host) => host.images.map((image) => image.name)))].sort()
   const having = open.filter((host) => host.images.some((image) => image.name === wish.image))
   // What no server has by name is fetched from a registry, by whichever server.
@@ -322,6 +325,9 @@ function diskLeft(host: Host): number {
   const soonWritten = (host.being_made + 1) * DISK_PER_NEW_MACHINE_BYTES
   return host.store_free_bytes - soonWritten < DISK_RESERVE_BYTES ? 0 : host.store_bytes
 }
+
+/** Who can end it. */
+export const UNDRAIN = 'try again later; the operator ends that with: host undrain HOST'
 
 export function short(code: string, message: string, wayOn?: string): CommandError {
   return new CommandError(code, 5, message, wayOn === undefined ? {} : { wayOn })

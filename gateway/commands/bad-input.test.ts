@@ -42,6 +42,7 @@ describe('bad input', () => {
     ['new demo --setup-script -', 2, /empty/],
     ['stop tpyo', 3, /no machine called tpyo/],
     ['lss', 2, /did you mean ls/],
+    ['doc st\u200bates', 3, /no page on st\?ates\n/],
     ["'*'", 2, /no command called \*\nhelp lists the commands/],
     ['billing', 2, /billing plan, usage, .* or send\n$/],
     ['ssh-key ad', 2, /ssh-key add/],

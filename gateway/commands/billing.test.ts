@@ -455,6 +455,14 @@ describe('billing', () => {
         stderr: expect.stringMatching(/has reached its limit for the month\nbilling plan/),
       })
     }
+    const barred =
+      /its account has reached its limit for the month: nothing wakes (or starts )?it\nbilling plan shows it; to raise/
+    expect((await run('why demo')).stdout).toMatch(barred)
+    expect((await run('why demo')).stdout).not.toMatch(/resume/)
+    expect(await document('why demo')).toMatchObject({ barred_because: expect.stringMatching(/limit for the month/) })
+    await world.gateway.sql`update machines set desired_state = 'asleep' where id = ${machineId}`
+    expect(await run('ssh demo true')).toMatchObject({ status: 4, stderr: expect.stringMatching(barred) })
+    await world.gateway.sql`update machines set desired_state = 'paused' where id = ${machineId}`
     expect((await world.run('account ls')).stdout).toMatch(/over its limit/)
     expect((await world.run('mail')).stdout).toMatch(/your machines have reached your limit of \$15\.00/)
     expect((await run('billing limit none')).stdout).toBe(

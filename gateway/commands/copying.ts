@@ -10,6 +10,7 @@ import {
   claimName,
   DISK_RESERVE_BYTES,
   short,
+  UNDRAIN,
 } from './admission.ts'
 import { type Checkpoint, untilTaken, wantCheckpoint } from './checkpoint-steps.ts'
 import type { Context } from './command.ts'
@@ -46,7 +47,11 @@ export async function admitCopy(app: App, caller: Caller, source: Machine, wish:
       select name, draining, lease_expires_at > now() as live, store_free_bytes from hosts where id = ${source.hostId}`
     if (!host?.live) throw short('capacity.server', `the server of ${source.name} is not up`, 'try again in a minute')
     if (host.draining)
-      throw short('capacity.draining', `the server of ${source.name} is being emptied and takes no new machines`)
+      throw short(
+        'capacity.draining',
+        `the server of ${source.name} is being emptied and takes no new machines`,
+        UNDRAIN,
+      )
     if (host.store_free_bytes < DISK_RESERVE_BYTES) {
       throw short(
         'capacity.disk',

@@ -7,7 +7,7 @@ import { readFailures } from '../billing/failures.ts'
 import { defineCommand } from './command.ts'
 import { httpsFindings } from './doctor-https.ts'
 import { harmless, wrap } from './text.ts'
-import { sayDuration, sayWhen } from './values.ts'
+import { sayAge, sayDuration } from './values.ts'
 
 /** Mail that waits longer than this does not get through. */
 const MAIL_LATE = '15 minutes'
@@ -77,7 +77,7 @@ async function hostFindings(app: App): Promise<Finding[]> {
           host: host.name,
           check: 'lease',
           ok: false,
-          message: `has not reported since ${sayWhen(host.lease_expires_at)}`,
+          message: `has not reported for ${sayAge(host.lease_expires_at)}`,
           remedy: 'its machines go on, but nothing can be changed; start vmhost there',
         },
     ...(host.hypervisor

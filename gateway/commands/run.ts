@@ -5,6 +5,7 @@ import { faultOf } from '../fault.ts'
 import { openSeat, type Seat } from '../lobby/seat.ts'
 import { MachineNotReadyError } from '../machines.ts'
 import { MachineUnreachableError } from '../ssh/pool/target.ts'
+import { TO_RAISE_A_LIMIT } from './admission.ts'
 import type { Context, Result } from './command.ts'
 import { CommandError, usageError, wayOnOf } from './error.ts'
 import { commandDescription, commandHelp, familyHelp } from './help-text.ts'
@@ -184,7 +185,8 @@ function asCommandError(error: unknown, context: Context): CommandError {
       'account.over_limit': 4,
       'machine.no_room': 5,
     }
-    return new CommandError(error.code, exits[error.code] ?? EXIT.failed, error.message, { cause: error })
+    const wayOn = error.code === 'account.over_limit' ? { wayOn: TO_RAISE_A_LIMIT } : {}
+    return new CommandError(error.code, exits[error.code] ?? EXIT.failed, error.message, { ...wayOn, cause: error })
   }
   if (error instanceof MachineUnreachableError) return new CommandError(error.code, 1, error.message, { cause: error })
   const { app, caller } = context

@@ -87,7 +87,7 @@ export function parseInstant(typed: string, flag: string, now: Date): Date {
 
 /** Text from a person or a machine made fit to be shown in a message: short, printable, quoted when it must be. */
 export function shown(text: string, limit = 60): string {
-  const clean = text.replaceAll(/[\u0000-\u001f\u007f-\u009f\u2028\u2029\u202a-\u202e\u2066-\u2069]/g, '?')
+  const clean = text.replaceAll(/[\u0000-\u001f\u007f-\u009f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/g, '?')
   const cut = clean.length > limit ? `${clean.slice(0, limit - 1)}…` : clean
   return /^[^\s'"]+$/.test(cut) ? cut : `'${cut}'`
 }

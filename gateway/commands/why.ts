@@ -1,6 +1,7 @@
 import type { ActivityKind } from '../../migrations/schema.ts'
 import type { App } from '../app.ts'
 import { isLeftAsleep, isReady, type Machine } from '../machines.ts'
+import { TO_RAISE_A_LIMIT } from './admission.ts'
 import { defineCommand } from './command.ts'
 import { machineNames } from './complete.ts'
 import { readDefaults } from './defaults.ts'
@@ -25,6 +26,7 @@ export const why = defineCommand({
     const machine = await reachable(app, caller, args.name)
     const idle = idleTimeOf(machine, await readDefaults(app.sql, machine.accountId))
     const activity = await lastActivity(app, machine.id)
+    const barred = await barredBecause(app, machine.accountId)
     const { observedIdleSince, observedAsleepAt, observedAsleepBecause, observedSavedBytes, holdUntil } = machine
     const hold = holdUntil !== null && holdUntil > new Date() ? holdUntil : null
     return {
@@ -39,11 +41,12 @@ export const why = defineCommand({
         sleep_after_seconds: idle.seconds,
         sleep_after_is_default: idle.isDefault,
         hold_until: hold?.toISOString() ?? null,
+        barred_because: barred?.because ?? null,
         last_activity: activity ? { at: activity.at.toISOString(), what: activity.what } : null,
         ...(machine.observedReason === null ? {} : { reason: machine.observedReason }),
       },
       text: (view) =>
-        [head(machine), ...rest(machine, idle, activity)]
+        [head(machine), ...rest(machine, { idle, activity, barred })]
           .flatMap((line) => wrap(harmless(line), view.columns))
           .map((line) => `${line}\n`)
           .join(''),
@@ -55,6 +58,16 @@ export const why = defineCommand({
 async function lastActivity({ sql }: App, machineId: number): Promise<Activity | undefined> {
   const [row] = await sql<Activity[]>`select at, what from machine_activity where machine_id = ${machineId}`
   return row
+}
+
+type Barred = { because: string; wayOn: string }
+
+/** Why nothing wakes or starts what the account has. */
+async function barredBecause({ sql }: App, accountId: number): Promise<Barred | undefined> {
+  const [row] = await sql<{ suspended: boolean; over: boolean }[]>`
+    select suspended_at is not null as suspended, over_limit_at is not null as over from accounts where id = ${accountId}`
+  if (row?.suspended) return { because: 'its account is suspended', wayOn: 'the operator can lift that' }
+  return row?.over ? { because: 'its account has reached its limit for the month', wayOn: TO_RAISE_A_LIMIT } : undefined
 }
 
 function head(machine: Machine): string {
@@ -73,17 +86,20 @@ function head(machine: Machine): string {
     : `${name} is awake; its server has not said yet what keeps it so`
 }
 
-function rest(machine: Machine, idle: IdleTime, activity: Activity | undefined): string[] {
+type About = { idle: IdleTime; activity: Activity | undefined; barred: Barred | undefined }
+
+function rest(machine: Machine, { idle, activity, barred }: About): string[] {
   const { name, desiredState, observedState, observedSavedBytes, observedReason } = machine
+  const instead = barred && [`${barred.because}: nothing wakes or starts it`, barred.wayOn]
   const used = activity ? [`last used ${sayWhen(activity.at)}, ${OVER[activity.what]}`] : []
   if (observedState === 'asleep') {
     const bytes = observedSavedBytes === null ? [] : [`its memory takes ${sayBytes(observedSavedBytes)} on the disk`]
     const way = desiredState === 'paused' ? `nothing but this wakes it: resume ${name}` : wakers(name)
     const ways = isLeftAsleep(machine) ? leftAsleep(name) : desiredState === 'running' ? [] : [way]
-    return [...(observedReason ? [observedReason] : []), ...bytes, ...used, ...ways]
+    return [...(observedReason ? [observedReason] : []), ...bytes, ...used, ...(instead ?? ways)]
   }
-  if (desiredState === 'stopped') return [`to start it: start ${name}`]
-  if (observedState === 'failed') return [`to try again: restart ${name}`]
+  if (desiredState === 'stopped') return instead ?? [`to start it: start ${name}`]
+  if (observedState === 'failed') return instead ?? [`to try again: restart ${name}`]
   if (!isReady(machine)) return []
   return [...(observedReason ? [observedReason] : []), ...holding(machine), ...used, idleLine(machine, idle)]
 }
