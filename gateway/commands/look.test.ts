@@ -67,6 +67,11 @@ describe('how the lobby looks', () => {
       'ssh-key',
       'restart demo',
       'stop tpyo demo',
+      `stat ${long}`,
+      'stat demo --since 2h',
+      'logs demo',
+      `cp ${long} other --cpu 1 --no-wait`,
+      'share add demo somebody.with.a.long.name@example.com',
     ],
     ...[
       'billing plan',

@@ -15,7 +15,7 @@ import { refuseBeyondScope } from './permission.ts'
 import { createProgress, SILENT, tellingProgress } from './progress.ts'
 import { recordedLine } from './recorded-line.ts'
 import { commandsFor, TABLE } from './table.ts'
-import { harmless, type View, viewOf, wrap } from './text.ts'
+import { fitted, harmless, viewOf } from './text.ts'
 import { LINE_LIMIT_BYTES, scanWords, splitWords } from './words.ts'
 
 /** 128 + SIGINT, as a shell reports it. */
@@ -103,7 +103,7 @@ function contextOf(app: App, caller: Caller, io: CommandIo, signal: AbortSignal,
     remark: async (text) => {
       if (context.json) return await io.tell?.({ remark: text.trim() })
       context.progress.clear()
-      await send(errorStream(io), text, onTerminal, signal)
+      await send(errorStream(io), fitted(text, view).join('\n'), onTerminal, signal)
     },
     ask: async (question) => {
       if (!seat || context.json) return undefined
@@ -201,11 +201,6 @@ function asksForJson(words: readonly string[]): boolean {
   const end = words.indexOf('--')
   const own = words[0] === 'ssh' ? words.slice(0, 2) : words.slice(0, end < 0 ? words.length : end)
   return own.some((word) => word === '--json' || word === '--json=true')
-}
-
-/** Lines for a terminal's width; elsewhere a sentence stays one line. */
-function fitted(text: string, view: View): string[] {
-  return view.terminal ? wrap(text, view.columns) : text.split('\n')
 }
 
 /** On a terminal both are one stream, as they are behind any sshd: two would reach the screen in either order. */

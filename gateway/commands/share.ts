@@ -19,7 +19,7 @@ import { CommandError, usageError } from './error.ts'
 import { httpsUrl } from './machine-document.ts'
 import { reachable, recordEvent } from './machine-steps.ts'
 import { qrRows, qrText } from './qr.ts'
-import { harmless, table, type View } from './text.ts'
+import { fitted, harmless, table, type View } from './text.ts'
 import { sayWhen, shown } from './values.ts'
 import { controlUrl, visibility } from './web-links.ts'
 
@@ -142,7 +142,7 @@ export const shareAdd = defineCommand({
         message: isMailed ? 'Invitation sent' : 'Share created',
         ...(flags.qr ? { qr: qrRows(url) } : {}),
       },
-      text: (view) => state + picture(url, flags.qr, view),
+      text: (view) => fitted(state, view).join('\n') + picture(url, flags.qr, view),
     }
   },
 })

@@ -18,7 +18,7 @@ import { usageError } from './error.ts'
 import { statusInWords, statusOf } from './machine-document.ts'
 import { reachable } from './machine-steps.ts'
 import { niceTop, sparkline } from './sparkline.ts'
-import { type Column, table, type View, wrap } from './text.ts'
+import { type Column, fitted, table, type View, wrap } from './text.ts'
 import { parseInstant } from './values.ts'
 
 const NAMES = Object.keys(RANGES) as [Range, ...Range[]]
@@ -166,7 +166,7 @@ function asText(machine: Machine, span: string, series: Series, states: States, 
     const why = runs
       ? 'figures come 20 s after it was first seen to run'
       : `it did not run; it is ${statusInWords(machine)}`
-    return `no figures of ${machine.name} in ${span}: ${why}\n`
+    return `${fitted(`no figures of ${machine.name} in ${span}: ${why}`, view).join('\n')}\n`
   }
   const width = evenWidth(at.length, Math.min(Math.max(view.columns - OTHERS_COLUMNS, SPARK_LEAST), SPARK_MOST))
   const asleep = states.states.filter(({ state }) => state === 'asleep')

@@ -138,6 +138,11 @@ export function definitions(
     .concat('\n')
 }
 
+/** Lines for a terminal's width; elsewhere a sentence stays one line. */
+export function fitted(text: string, view: View): string[] {
+  return view.terminal ? wrap(text, view.columns) : text.split('\n')
+}
+
 /** Breaks a paragraph at spaces; a word longer than the width stays whole, so that it can be copied. */
 export function wrap(text: string, columns: number): string[] {
   const lines: string[] = []
