@@ -6,7 +6,7 @@ import { CommandError, usageError } from './error.ts'
 import { mayBeReference } from './images.ts'
 import { recordEvent } from './machine-steps.ts'
 import { chooseName } from './names/choose.ts'
-import { sayBytes, sayList, shown } from './values.ts'
+import { sayBytes, sayList, shown, typedSize } from './values.ts'
 
 /**
  * Who may have what, decided under one lock for the whole installation: twenty `new` at once are admitted one after
@@ -324,6 +324,39 @@ const memoryLeft = (host: Host) => host.capacity_bytes - host.promised_bytes - h
 function diskLeft(host: Host): number {
   const soonWritten = (host.being_made + 1) * DISK_PER_NEW_MACHINE_BYTES
   return host.store_free_bytes - soonWritten < DISK_RESERVE_BYTES ? 0 : host.store_bytes
+}
+
+/** What a server has in all, whatever runs there. */
+export type ServerSize = {
+  name: string
+  cpus: number
+  memory_bytes: number
+  machine_overhead_bytes: number
+  store_bytes: number
+}
+
+/**
+ * Of what no machine of a server can have, however much its operator promises and however little runs there.
+ * @param wish what is more than it was; undefined: not that
+ * @throws CommandError 'capacity.*' (5) with the most that it can have
+ */
+export function refuseBeyondServer(
+  host: ServerSize,
+  { cpus = 0, memoryBytes = 0, diskBytes = 0 }: { cpus?: number; memoryBytes?: number; diskBytes?: number },
+): void {
+  const server = `its server ${host.name}`
+  const whole = (bytes: number) => typedSize(Math.floor(bytes / 2 ** 20) * 2 ** 20)
+  const cpusMost = Math.max(2, host.cpus)
+  if (cpus > cpusMost) throw short('capacity.cpu', `${server} has ${host.cpus} CPUs`, `--cpu ${cpusMost}`)
+  const memoryMost = host.memory_bytes - host.machine_overhead_bytes
+  if (memoryBytes > memoryMost) {
+    const message = `${server} can give a machine at most ${sayBytes(memoryMost)} of memory`
+    throw short('capacity.memory', message, `--memory ${whole(memoryMost)}`)
+  }
+  if (diskBytes > host.store_bytes) {
+    const message = `${server} has ${sayBytes(host.store_bytes)} for disks`
+    throw short('capacity.disk', message, `--disk ${whole(host.store_bytes)}`)
+  }
 }
 
 /** Who can end it. */

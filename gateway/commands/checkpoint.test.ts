@@ -277,14 +277,20 @@ describe('cp', () => {
   })
 
   it.each([
-    ['cp nothing', 3],
-    ['cp demo demo', 1],
-    ['cp demo Twin', 2],
-    ['cp demo twin --memory 1T', 5],
-  ])('%s is refused, and nothing is left of it', async (line, status) => {
+    ['cp nothing', 3, /no machine/],
+    ['cp demo demo', 1, /taken/],
+    ['cp demo Twin', 2, /a-z/],
+    ['cp demo twin --memory 1T', 5, /at most 64 GiB of memory\n--memory 64G\n$/],
+    ['cp demo twin --memory 100G --disk-only --no-wait', 5, /at most 64 GiB of memory\n--memory 64G\n$/],
+    ['cp demo twin --cpu 9', 5, /has 8 CPUs\n--cpu 8\n$/],
+    ['cp demo twin --disk 501G', 5, /has 500 GiB for disks\n--disk 500G\n$/],
+  ])('%s is refused, and nothing is left of it', async (line, status, sentence) => {
     const before = await world.gateway.sql`select from addresses`
+    await world.run('host overcommit 20')
     const ran = await world.run(line)
-    expect(ran, ran.stderr).toMatchObject({ status, stdout: '' })
+    await world.run('host overcommit 1')
+    expect(ran, ran.stderr).toMatchObject({ status, stdout: '', stderr: expect.stringMatching(sentence) })
+    expect(ran.stderr).not.toMatch(/boots from its disk/)
     expect(await world.gateway.sql`select from addresses`).toHaveLength(before.length)
     expect(await world.gateway.sql`select from checkpoints where for_copy and desired_state = 'kept'`).toHaveLength(0)
   })

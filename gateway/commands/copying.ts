@@ -9,6 +9,8 @@ import {
   claimAddress,
   claimName,
   DISK_RESERVE_BYTES,
+  refuseBeyondServer,
+  type ServerSize,
   short,
   UNDRAIN,
 } from './admission.ts'
@@ -43,8 +45,9 @@ export async function admitCopy(app: App, caller: Caller, source: Machine, wish:
   return await app.sql.begin(async (tx) => {
     await tx`select pg_advisory_xact_lock(hashtextextended(${ADMISSION_LOCK}, 0))`
     await assertAccount(tx, caller)
-    const [host] = await tx<{ name: string; draining: boolean; live: boolean; store_free_bytes: number }[]>`
-      select name, draining, lease_expires_at > now() as live, store_free_bytes from hosts where id = ${source.hostId}`
+    const [host] = await tx<(ServerSize & { draining: boolean; live: boolean; store_free_bytes: number })[]>`
+      select name, draining, lease_expires_at > now() as live, cpus, memory_bytes, machine_overhead_bytes, store_bytes,
+        store_free_bytes from hosts where id = ${source.hostId}`
     if (!host?.live) throw short('capacity.server', `the server of ${source.name} is not up`, 'try again in a minute')
     if (host.draining)
       throw short(
@@ -59,6 +62,12 @@ export async function admitCopy(app: App, caller: Caller, source: Machine, wish:
         'rm a machine --now, or make space on the server',
       )
     }
+    // What the machine has its server gave it, be it more than it would today.
+    refuseBeyondServer(host, {
+      ...(wish.cpus > source.cpus ? { cpus: wish.cpus } : {}),
+      ...(wish.memoryBytes > source.memoryBytes ? { memoryBytes: wish.memoryBytes } : {}),
+      ...(wish.diskBytes > source.diskBytes ? { diskBytes: wish.diskBytes } : {}),
+    })
     const checkpointId =
       wish.checkpoint?.id ??
       (await wantCheckpoint(tx, caller, source, {

@@ -47,9 +47,6 @@ export const cp = defineCommand({
     const memoryBytes = flags.memory === undefined ? source.memoryBytes : Math.ceil(flags.memory / 2 ** 20) * 2 ** 20
     const isOther = cpus !== source.cpus || memoryBytes !== source.memoryBytes
     const isOn = source.observedState === 'running' || source.observedState === 'asleep'
-    if (isOther && isOn && !flags['disk-only']) {
-      await context.remark(`with other memory or CPUs nothing that runs goes on in the copy: it boots from its disk\n`)
-    }
     const tags = flags['copy-tags'] === false ? [] : source.tags
     const copy = await admitCopy(app, caller, source, {
       name: args.new === undefined ? undefined : validName(args.new),
@@ -60,6 +57,9 @@ export const cp = defineCommand({
       checkpoint: undefined,
       diskOnly: isOther || flags['disk-only'] === true,
     })
+    if (isOther && isOn && !flags['disk-only']) {
+      await context.remark('with other memory or CPUs nothing that runs goes on in the copy: it boots from its disk\n')
+    }
     const ready = flags['no-wait'] ? undefined : await untilCopied(context, source, copy)
     const machine = ready ?? (await app.machines.byId(copy.id, caller))
     if (!machine) throw new CommandError('machine.not_found', 3, `${copy.name} was deleted meanwhile`)

@@ -1,13 +1,13 @@
 import { refuseBeyondCaps } from '../billing/caps.ts'
 import { isReady, type Machine } from '../machines.ts'
-import { admitStart, DISK_RESERVE_BYTES, short } from './admission.ts'
+import { admitStart, DISK_RESERVE_BYTES, refuseBeyondServer, type ServerSize, short } from './admission.ts'
 import type { Context } from './command.ts'
 import { defineCommand } from './command.ts'
 import { machineNames } from './complete.ts'
 import { CommandError, usageError } from './error.ts'
 import { reachable, recordEvent, untilSettled, whilePatient } from './machine-steps.ts'
 import { overtaken } from './power-steps.ts'
-import { MACHINE_SIZES, sayBytes, typedSize } from './values.ts'
+import { MACHINE_SIZES, sayBytes } from './values.ts'
 
 const MEBIBYTE = 2 ** 20
 /** Longer than an emulated guest takes to use its new processors. */
@@ -16,14 +16,7 @@ const GIVE_TIMEOUT_MS = 90_000
 /** Undefined: as it is. */
 type Wanted = { cpus: number | undefined; memoryBytes: number | undefined; diskBytes: number | undefined }
 
-type Host = {
-  name: string
-  cpus: number
-  memory_bytes: number
-  machine_overhead_bytes: number
-  store_bytes: number
-  store_free_bytes: number
-}
+type Host = ServerSize & { store_free_bytes: number }
 
 type DiskOutcome = 'grown' | 'growing' | 'when it is awake' | 'at its next start'
 
@@ -88,9 +81,9 @@ async function change({ app, caller }: Context, machine: Machine, wanted: Wanted
       where id = ${machine.hostId}`
     if (!host) throw new Error(`machine ${machine.id} has no server`)
     const { cpus = row.cpus, memoryBytes = row.memory_bytes, diskBytes = row.disk_bytes } = wanted
-    if (cpus > row.cpus) refuseCpus(host, cpus)
+    if (cpus > row.cpus) refuseBeyondServer(host, { cpus })
     if (memoryBytes > row.memory_bytes) {
-      refuseMemory(host, memoryBytes)
+      refuseBeyondServer(host, { memoryBytes })
       // What sleeps or is off is admitted when it comes.
       if (row.promised) await admitStart(tx, { id: machine.id, name: machine.name, memoryBytes })
     }
@@ -108,18 +101,6 @@ async function change({ app, caller }: Context, machine: Machine, wanted: Wanted
     await recordEvent(tx, caller, 'machine.resized', machine, { cpus, memoryBytes, diskBytes })
     return row
   })
-}
-
-function refuseCpus(host: Host, cpus: number): void {
-  const most = Math.max(2, host.cpus)
-  if (cpus > most) throw short('capacity.cpu', `its server ${host.name} has ${host.cpus} CPUs`, `--cpu ${most}`)
-}
-
-function refuseMemory(host: Host, memoryBytes: number): void {
-  const most = host.memory_bytes - host.machine_overhead_bytes
-  if (memoryBytes <= most) return
-  const way = `--memory ${typedSize(Math.floor(most / MEBIBYTE) * MEBIBYTE)}`
-  throw short('capacity.memory', `its server ${host.name} can give a machine at most ${sayBytes(most)} of memory`, way)
 }
 
 function refuseDisk(name: string, host: Host, hasBytes: number, diskBytes: number): void {
@@ -141,10 +122,7 @@ function refuseDisk(name: string, host: Host, hasBytes: number, diskBytes: numbe
       'rm a machine --now, or make space on the server',
     )
   }
-  if (diskBytes > host.store_bytes) {
-    const most = `--disk ${typedSize(Math.floor(host.store_bytes / MEBIBYTE) * MEBIBYTE)}`
-    throw short('capacity.disk', `its server ${host.name} has ${sayBytes(host.store_bytes)} for disks`, most)
-  }
+  refuseBeyondServer(host, { diskBytes })
 }
 
 async function untilGrown(
