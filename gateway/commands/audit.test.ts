@@ -36,7 +36,8 @@ describe('audit', () => {
   const last = async (caller: Caller, line = '') => (await events(`${line} -n 1`, caller))[0]
 
   it('has of each change who made it, from where and by which command, and no secret', async () => {
-    const line = "new demo --no-wait --memory 1G --disk 1G --env KEY=hunter2 --setup-script 'echo hunter3' --tag 'a b'"
+    const line =
+      "new demo --no-wait --memory 1G --disk 1G --env KEY=hunter2 --setup-script 'echo hunter3' --command 'serve --key hunter4' --tag 'a b'"
     const refused = await world.run(line, { caller: ada })
     expect(refused.status, refused.stdout).not.toBe(0)
     const made = await world.run(line.replace("'a b'", 'web'), { caller: ada })
@@ -44,7 +45,7 @@ describe('audit', () => {
     expect(await last(ada, '--kind machine.created')).toMatchObject({
       ...{ kind: 'machine.created', machine_name: 'demo', actor: `account:${ada.accountId}`, who: 'you' },
       ...{ address: '192.0.2.7', via: 'ssh' },
-      command: 'new demo --no-wait --memory=1G --disk=1G --env=KEY=… --setup-script=… --tag=web',
+      command: 'new demo --no-wait --memory=1G --disk=1G --env=KEY=… --setup-script=… --command=… --tag=web',
     })
     await world.run('comment demo it is --json', { caller: { ...ada, via: 'web' } })
     expect(await last(ada)).toMatchObject({ kind: 'machine.commented', via: 'web' })

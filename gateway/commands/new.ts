@@ -45,6 +45,7 @@ const FLAGS = {
   command: {
     type: 'string',
     value: 'CMD',
+    secret: true,
     summary: "where the image has no init: auto runs the image's own program, none nothing; or a line for its shell",
     complete: () => ['auto', 'none'],
   },

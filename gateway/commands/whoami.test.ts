@@ -41,5 +41,8 @@ it('where mail works an address is proved by the code that was mailed there', as
   })
   const [account] = await world.gateway.sql`select email_proved_at from accounts where is_owner`
   expect(account?.email_proved_at).toBeInstanceOf(Date)
+  const record = (await world.run('audit')).stdout
+  expect(record).toContain('whoami --email=me@example.com --code=…')
+  expect(record).not.toContain(code)
   expect(await world.run(`whoami --email me@example.com --code ${code}`)).toMatchObject({ status: 4 })
 })

@@ -18,7 +18,7 @@ export const whoami = defineCommand({
   summary: 'your account: address, keys, names that lead here',
   flags: {
     email: { type: 'string', value: 'ADDRESS', summary: 'set your e-mail address' },
-    code: { type: 'string', value: 'CODE', summary: 'the code that was mailed there' },
+    code: { type: 'string', value: 'CODE', secret: true, summary: 'the code that was mailed there' },
   },
   examples: ['whoami', 'whoami --email you@example.com'],
   async run(context, { flags }) {
