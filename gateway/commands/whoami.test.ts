@@ -46,3 +46,26 @@ it('where mail works an address is proved by the code that was mailed there', as
   expect(record).not.toContain(code)
   expect(await world.run(`whoami --email me@example.com --code ${code}`)).toMatchObject({ status: 4 })
 })
+
+it('where mail works only who reads an address is told that another account has it', async () => {
+  await using world = await startWorld({ env: { BERTH_SMTP: 'smtp://127.0.0.1:9' } })
+  const { sql } = world.gateway
+  const other = await world.account()
+  await sql`update accounts set email = 'theirs@example.com' where id = ${other.accountId}`
+  const asked = async (address: string) => {
+    const { status, stdout, stderr } = await world.run(`whoami --email ${address}`)
+    const wrong = await world.run(`whoami --email ${address} --code 0000000`)
+    return JSON.stringify([status, stdout, stderr, wrong]).replaceAll(address, 'ADDRESS')
+  }
+  expect(await asked('theirs@example.com')).toBe(await asked('nobodys@example.com'))
+  const scope = { tokenId: 1, expiresAtMs: Infinity, commands: undefined, machineId: undefined, tag: undefined }
+  const byToken = { caller: { ...world.owner, via: 'exec', scope } as const }
+  expect((await world.run('whoami --email theirs@example.com', byToken)).stderr).toMatch(/^a token may not set/)
+  const [mail] = await sql<{ body: string }[]>`select body from mails where recipient = 'theirs@example.com'`
+  const code = /\d{6}/.exec(mail?.body ?? '')?.[0] ?? ''
+  expect(await world.run(`whoami --email theirs@example.com --code ${code}`)).toMatchObject({
+    status: 4,
+    stderr: expect.stringMatching(/^that address belongs to another account\n/),
+  })
+  expect((await world.json('whoami')).document.email).toBeNull()
+})

@@ -66,11 +66,12 @@ async function setEmail(context: Context, typed: string, code: string | undefine
   const { app, caller } = context
   const email = typed.trim().toLowerCase()
   if (!isEmail(email)) throw usageError(`${shown(typed)} is no e-mail address`, 'whoami --email you@example.com')
-  const [other] = await app.sql`select from accounts where email = ${email} and id <> ${caller.accountId}`
-  if (other) throw emailTaken()
   // Whoever reads that mailbox can sign in, also when the token is gone.
   if (caller.scope) throw new CommandError('token.not_allowed', 4, 'a token may not set the address of its account')
+  // First of all, or everybody could find out who has an account here.
   if (app.settings.smtp !== undefined) await prove(context, email, code)
+  const [other] = await app.sql`select from accounts where email = ${email} and id <> ${caller.accountId}`
+  if (other) throw emailTaken()
   try {
     // Another address that nobody proved must not inherit the proof of the one before.
     await app.sql.begin(async (tx) => {
