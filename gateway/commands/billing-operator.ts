@@ -104,6 +104,8 @@ function sayOwn({ rate, from, isNow }: Held): string {
   return `${rate.kind}${isNow ? '' : ` from ${from}`}`
 }
 
+const COUNT_MOST = 999_999
+
 export const billingSetPlan = defineCommand({
   name: 'billing set-plan',
   group: 'operator',
@@ -128,7 +130,8 @@ export const billingSetPlan = defineCommand({
     }
     const count = (text: string, what: string) => {
       if (text === 'none') return null
-      if (!/^\d{1,6}$/.test(text)) throw usageError(`${what} wants a whole number, or none, not ${shown(text)}`)
+      if (!/^\d+$/.test(text)) throw usageError(`${what} wants a whole number, or none, not ${shown(text)}`)
+      if (Number(text) > COUNT_MOST) throw usageError(`${what} is at most ${COUNT_MOST}, or none, not ${shown(text)}`)
       return Number(text)
     }
     const size = (text: string, what: string) => {

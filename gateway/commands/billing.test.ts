@@ -487,6 +487,7 @@ describe('billing', () => {
     ['billing set-plan Team', 2, /a-z/],
     ['billing set-plan others', 2, /no plan is called others: .*\nchoose another name/],
     ['billing set-plan team --machines many', 2, /whole number/],
+    ['billing set-plan team --machines 1000000', 2, /--machines is at most 999999, or none, not 1000000/],
     ['billing set-plan team --memory 4', 2, /64G, or none, not 4\n/],
     ['billing set-rate nothing cpu 1', 3, /no plan/],
     ['billing set-rate team cpus 1', 2, /did you mean cpu/],
