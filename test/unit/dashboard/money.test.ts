@@ -352,7 +352,7 @@ describe('audit', () => {
     await expect.poll(() => page.locator('tbody tr').count(), PATIENT).toBe(50)
     expect(await page.locator('tbody').textContent()).not.toContain('api')
     await page.goto(`${desk.origin}/audit?since=1h&account=1`)
-    await page.getByText(/no account 1/).waitFor()
+    await page.getByText(/No account 1\. Without --account it is the record of yours\./).waitFor()
     const operator = await desk.open('/audit?account=ada@example.com&kind=machine.created')
     await expect.poll(() => operator.locator('tbody tr').count(), PATIENT).toBe(3)
     expect(await desk.faults(operator)).toEqual([])
