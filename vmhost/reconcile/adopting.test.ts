@@ -88,3 +88,13 @@ test('a vmhost that ends does not wait for it, and leaves it as it is', async ()
   await lab.vmhosts.at(-1)?.machine.release()
   expect(await lab.pids()).toEqual([pid])
 })
+
+test('that its files cannot be looked at for want of descriptors does not end it', async () => {
+  lab.killVmhost()
+  const short = () => Object.assign(new Error('too many open files'), { code: 'EMFILE' })
+  lab.lookFailures.push(short(), short())
+  await lab.vmhost()
+  expect(lab.lookFailures).toEqual([])
+  await expect.poll(() => lab.vmhosts.at(-1)?.machine.pid, { timeout: 60_000 }).toBe(pid)
+  expect(await lab.pids()).toEqual([pid])
+})

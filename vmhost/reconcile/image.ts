@@ -1,4 +1,5 @@
 import type { Images } from '../images/images.ts'
+import { unlessShort } from '../storage/errors.ts'
 import type { DiskImage, Store } from '../storage/store.ts'
 import type { MachineRow, Observation, Rows } from './rows.ts'
 import { isOwnImage, MachineError } from './specification.ts'
@@ -9,7 +10,7 @@ const tellEveryMs = 500
 /** Hashes of the images that a machine here was made of. */
 export async function imagesInUse(store: Pick<Store, 'listMachines' | 'findMachine'>): Promise<Set<string>> {
   const machines = await Promise.all(
-    (await store.listMachines()).map((id) => store.findMachine(id).catch(() => undefined)),
+    (await store.listMachines()).map((id) => store.findMachine(id).catch(unlessShort(() => undefined))),
   )
   return new Set(machines.flatMap((files) => (files ? [files.record.imageHash] : [])))
 }

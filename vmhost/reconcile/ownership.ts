@@ -1,3 +1,4 @@
+import { unlessShort } from '../storage/errors.ts'
 import type { MachineFiles, Store } from '../storage/store.ts'
 import { publicPart } from './identity.ts'
 import type { MachineRow } from './rows.ts'
@@ -26,7 +27,7 @@ export function isOwn(files: Pick<MachineFiles, 'record' | 'hostKey'>, row: Omit
 
 /** Whether another machine's files lie in this one's place. Damaged ones are nobody else's: only its owner misses them. */
 export async function isTaken(store: Pick<Store, 'findMachine'>, row: Owner): Promise<boolean> {
-  const files = await store.findMachine(row.id).catch(() => undefined)
+  const files = await store.findMachine(row.id).catch(unlessShort(() => undefined))
   return files !== undefined && !isOwn(files, row)
 }
 

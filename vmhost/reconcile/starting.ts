@@ -5,6 +5,7 @@ import { z } from 'zod'
 import { type Hypervisor, hypervisorUid, type MachineSize, type MachineSpec } from '../hypervisor/driver.ts'
 import { macFor } from '../network/address.ts'
 import type { MachineNetwork } from '../network/types.ts'
+import { unlessShort } from '../storage/errors.ts'
 import { grownShape, memoryFolder, type SavedMemory } from '../storage/memory.ts'
 import type { BootSet, DiskImage, MachineFiles } from '../storage/store.ts'
 import { type Template, templateMemory } from '../storage/templates.ts'
@@ -52,8 +53,9 @@ export type RunsWith = z.infer<typeof runsWithSchema>
 
 /** @returns undefined for one that was started before there was such a note */
 export async function readRunsWith(directory: string): Promise<RunsWith | undefined> {
+  const text = await readFile(join(directory, runsWithName), 'utf8').catch(unlessShort(() => ''))
   try {
-    return runsWithSchema.parse(JSON.parse(await readFile(join(directory, runsWithName), 'utf8')))
+    return runsWithSchema.parse(JSON.parse(text))
   } catch {
     return undefined
   }

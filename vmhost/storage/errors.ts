@@ -10,3 +10,18 @@ export class StorageError extends Error {
     this.code = code
   }
 }
+
+/** @see errno(3) */
+const shortages = ['EMFILE', 'ENFILE', 'ENOMEM', 'EAGAIN']
+
+/**
+ * What to go on with where a file cannot be read. That this process has no descriptor or memory left to look says
+ * nothing of the file: whoever took it for missing would remove or end what it belongs to.
+ * @returns for `catch` @throws the error, where it is of such a shortage
+ */
+export function unlessShort<T>(instead: (error: NodeJS.ErrnoException) => T): (error: NodeJS.ErrnoException) => T {
+  return (error) => {
+    if (shortages.includes(error.code ?? '')) throw error
+    return instead(error)
+  }
+}

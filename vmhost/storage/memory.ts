@@ -2,6 +2,7 @@ import { mkdir, readdir, readFile, rm, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { renameForGood, replaceFile, sync } from './durable.ts'
+import { unlessShort } from './errors.ts'
 
 /**
  * The memory of a machine that sleeps, beside its disk.
@@ -125,7 +126,7 @@ export async function noteLoss(directory: string, why: string): Promise<void> {
 
 /** @returns undefined when there is none that was not told yet */
 export async function readLoss(directory: string): Promise<string | undefined> {
-  return (await readFile(join(directory, lossName), 'utf8').catch(() => '')) || undefined
+  return (await readFile(join(directory, lossName), 'utf8').catch(unlessShort(() => ''))) || undefined
 }
 
 export async function forgetLoss(directory: string): Promise<void> {
@@ -146,15 +147,5 @@ async function readRecord(path: string): Promise<SavedMemory | undefined> {
     return savedSchema.parse(JSON.parse(text))
   } catch {
     return undefined
-  }
-}
-
-/** @see errno(3) */
-const shortages = ['EMFILE', 'ENFILE', 'ENOMEM', 'EAGAIN']
-
-function unlessShort<T>(instead: () => T): (error: NodeJS.ErrnoException) => T {
-  return (error) => {
-    if (shortages.includes(error.code ?? '')) throw error
-    return instead()
   }
 }

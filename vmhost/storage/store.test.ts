@@ -144,6 +144,22 @@ describe('the store', () => {
     expect(await store.findMachine(4)).toBeUndefined()
   })
 
+  test('who has not what it takes to look does not say that there is none, nor that it is damaged', async () => {
+    await store.createMachine(7, wanted(7))
+    const script = `import { closeSync, openSync } from 'node:fs'
+      const { openStore } = await import('${new URL('./store.ts', import.meta.url).href}')
+      const store = await openStore(${JSON.stringify(volume)}, '${join(home, 'artifacts')}')
+      const words = () => store.findMachine(7).then((files) => String(files?.diskBytes), (error) => error.code)
+      const opened = []
+      try { for (;;) opened.push(openSync('/dev/null', 'r')) } catch {}
+      const all = await words()
+      closeSync(opened.pop())
+      process.stdout.write(all + ' ' + (await words()))`
+    const command = 'ulimit -n 40; exec "$0" --input-type=module -e "$1"'
+    const said = execFileSync('sh', ['-c', command, process.execPath, script], { encoding: 'utf8' })
+    expect(said).toMatch(/^EMFILE \d+$/)
+  })
+
   test('a disk smaller than its image is refused in words', async () => {
     await expect(store.createMachine(5, wanted(5, MiB))).rejects.toThrow(
       'The image tiny needs a disk of at least 8 MiB',

@@ -16,7 +16,7 @@ import { basename, join } from 'node:path'
 import { z } from 'zod'
 import { run } from './command.ts'
 import { renameForGood, replaceFile, sync } from './durable.ts'
-import { StorageError } from './errors.ts'
+import { StorageError, unlessShort } from './errors.ts'
 import { type ImageSettings, imageSettingsSchema } from './image-settings.ts'
 import { measureSpace, type Space, spaceProblem } from './space.ts'
 import type { Volume } from './volume.ts'
@@ -253,15 +253,18 @@ class FileStore implements Store {
   async findMachine(machineId: number): Promise<MachineFiles | undefined> {
     const directory = this.directoryOf(machineId)
     const disk = join(directory, 'root.raw')
-    const found = await stat(disk).catch(() => undefined)
+    const found = await stat(disk).catch(unlessShort(() => undefined))
     if (!found) return undefined
-    try {
+    const read = async () => {
       const record = machineSchema.parse(JSON.parse(await readFile(join(directory, 'machine.json'), 'utf8')))
       const hostKey = await readFile(join(directory, 'host_key'), 'utf8')
       return { directory, disk, diskBytes: found.size, record, hostKey }
-    } catch (error) {
-      throw new StorageError('storage.failed', `The files of the machine in ${directory} are damaged`, { cause: error })
     }
+    return read().catch(
+      unlessShort((cause) => {
+        throw new StorageError('storage.failed', `The files of the machine in ${directory} are damaged`, { cause })
+      }),
+    )
   }
 
   async claimMachine(machineId: number, token: string): Promise<void> {

@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 import type { Hypervisor } from '../../hypervisor/driver.ts'
+import { unlessShort } from '../../storage/errors.ts'
 import { type FoundMemory, findMemory, readLoss } from '../../storage/memory.ts'
 import type { MachineFiles } from '../../storage/store.ts'
 import { isOwn } from '../ownership.ts'
@@ -46,7 +47,9 @@ export class Adoption {
   async begin(): Promise<void> {
     const state = this.#state
     const { world, log } = state
-    const runsWith = await readRunsWith(world.store.directoryOf(state.id))
+    const seen = await this.#look()
+    if (!seen) return
+    const { runsWith, isOurs, memory } = seen
     this.#isPending = true
     // Its row may have become less, which is for its next start.
     this.#attempts = this.#untilFound(Math.max(state.row.memoryBytes, runsWith?.memoryBytes ?? 0))
@@ -59,7 +62,6 @@ export class Adoption {
       await this.#takeOver(this.#found.hypervisor)
       return
     }
-    const { isOurs, memory } = await this.#look()
     const { address } = state.row
     if (isWorthless(isOurs, memory) || address === null) {
       // It would be ended as soon as it answers.
@@ -120,7 +122,7 @@ export class Adoption {
     if (!this.#hasFailed) return false
     if (!row || row.desiredState === 'stopped' || row.desiredState === 'trashed') return true
     if (row.desiredState === 'running' && row.desiredBoot > row.observedBoot) return true
-    return !(await this.#look()).isOurs
+    return (await this.#look())?.isOurs === false
   }
 
   async #end(): Promise<void> {
@@ -135,25 +137,44 @@ export class Adoption {
     await this.#takeOver(this.#found?.hypervisor)
   }
 
-  async #look(): Promise<{ files: MachineFiles | undefined; isOurs: boolean; memory: FoundMemory }> {
+  /**
+   * Looks until it is known: a guest whose files cannot be looked at would be taken for one that has none, and ended.
+   * @returns undefined when this vmhost ends
+   */
+  async #look(): Promise<Left | undefined> {
+    const { world, log } = this.#state
+    for (let waitMs = againFirstMs; !world.signal.aborted; waitMs = Math.min(2 * waitMs, againMostMs)) {
+      try {
+        return await this.#read()
+      } catch (error) {
+        log.warn({ err: error }, 'its files cannot be looked at, which is tried again')
+        await sleep(waitMs, undefined, { signal: world.signal, ref: false }).catch(() => {})
+      }
+    }
+    return undefined
+  }
+
+  async #read(): Promise<Left> {
     const { store } = this.#state.world
     const { id, row } = this.#state
-    const files = await store.findMachine(id).catch(() => undefined)
-    const isOurs = files !== undefined && isOwn(files, row)
-    return { files, isOurs, memory: isOurs ? await findMemory(store.directoryOf(id)) : noMemory }
+    const directory = store.directoryOf(id)
+    const runsWith = await readRunsWith(directory)
+    const files = await store.findMachine(id).catch(unlessShort(() => undefined))
+    if (!files || !isOwn(files, row)) return { runsWith, files, isOurs: false, memory: noMemory, lost: undefined }
+    return { runsWith, files, isOurs: true, memory: await findMemory(directory), lost: await readLoss(directory) }
   }
 
   async #takeOver(hypervisor: Hypervisor | undefined): Promise<void> {
     const state = this.#state
-    const { world, log } = state
-    const directory = world.store.directoryOf(state.id)
+    const { log } = state
+    const seen = await this.#look()
+    if (!seen) return
+    const { runsWith, files, isOurs, memory, lost } = seen
     this.#isPending = false
     state.isUnanswered = false
-    const runsWith: RunsWith | undefined = await readRunsWith(directory)
     state.runsWith = undefined
-    const { files, isOurs, memory } = await this.#look()
     // Of a vmhost that was killed before it was told.
-    if (isOurs) state.lost = await readLoss(directory)
+    if (isOurs) state.lost = lost
     // This one's, or that of a vmhost before.
     if (state.row.observedReason === unanswered) state.observe({ observedReason: null })
     const { address, observedBoot, observedState, isReady } = state.row
@@ -203,6 +224,16 @@ export class Adoption {
 /** Whether a hypervisor has nothing that anybody could want: what it has, its machine goes on from without it. */
 function isWorthless(isOurs: boolean, { saved, damaged }: FoundMemory): boolean {
   return !isOurs || saved !== undefined || damaged
+}
+
+/** What is there of a machine, beside its hypervisor. */
+type Left = {
+  readonly runsWith: RunsWith | undefined
+  readonly files: MachineFiles | undefined
+  readonly isOurs: boolean
+  readonly memory: FoundMemory
+  /** why it has lost what it was doing, if nobody was told yet */
+  readonly lost: string | undefined
 }
 
 const noMemory: FoundMemory = { damaged: false, used: false, unfinished: false }

@@ -2,6 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Logger } from 'pino'
 import { type AgentChannel, ChannelError } from '../../guest/channel.ts'
 import { type Hypervisor, HypervisorError, type MachineSize } from '../../hypervisor/driver.ts'
+import { unlessShort } from '../../storage/errors.ts'
 import type { DiskImage, MachineFiles } from '../../storage/store.ts'
 import { type Ending, Guest, type GuestOwner, saidLast } from '../guest.ts'
 import { obtainImage } from '../image.ts'
@@ -120,7 +121,7 @@ export class Life {
     isWanted: (row: MachineRow) => boolean,
   ): Promise<{ image: DiskImage | undefined } | undefined> {
     const world = this.#world
-    if (row.hostKey !== null || (await world.store.findMachine(this.#state.id).catch(() => 'damaged')))
+    if (row.hostKey !== null || (await world.store.findMachine(this.#state.id).catch(unlessShort(() => 'damaged'))))
       return { image: undefined }
     const observe = (seen: Observation) => this.#state.observe({ observedState, ...seen })
     try {

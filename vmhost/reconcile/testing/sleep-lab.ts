@@ -81,6 +81,8 @@ export class SleepLab implements AsyncDisposable {
   places = new Slots(1)
   /** how often whoever keeps the memory heard that its sleep failed */
   failedSleeps = 0
+  /** what the next looks at the machine's files fail with, one each */
+  readonly lookFailures: Error[] = []
   /** why the next vmhost cannot restore what was saved */
   obstacle: string | undefined
   /** what comes of starting a hypervisor instead, as often as it is called */
@@ -176,7 +178,11 @@ export class SleepLab implements AsyncDisposable {
       driver,
       store: {
         directoryOf: () => this.directory,
-        findMachine: async () => files,
+        findMachine: async () => {
+          const failure = this.lookFailures.shift()
+          if (failure) throw failure
+          return files
+        },
         claimMachine: async () => {},
         growDisk: async (_: number, diskBytes: number) => {
           truncateSync(files.disk, diskBytes)
