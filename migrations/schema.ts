@@ -211,6 +211,7 @@ export const machines = pgTable('machines', {
   observedRestoreProblem: text('observed_restore_problem'),
   restoreCpusBefore: integer('restore_cpus_before'),
   restoreMemoryBytesBefore: int8('restore_memory_bytes_before'),
+  restoreStateBefore: text('restore_state_before'),
 })
 
 export type CheckpointState = 'waiting' | 'kept' | 'failed' | 'gone'

@@ -186,6 +186,34 @@ describe('restore', () => {
     expect(await row()).toMatchObject({ memory_bytes: 768 * 2 ** 20, cpus: 3 })
   })
 
+  it.each([
+    ['stopped', 'stop demo'],
+    ['asleep', 'sleep demo'],
+  ])('that fails leaves a machine %s as it was', async (state, line) => {
+    const id = await take()
+    expect((await world.run(line)).status).toBe(0)
+    world.vmhost.checkpointFailures.set('demo', 'There is no room for 300 MiB of memory')
+    expect(await world.run(`restore demo ${id}`)).toMatchObject({ status: 1 })
+    expect(await row()).toMatchObject({ desired_state: state, observed_state: state, restore_state_before: null })
+  })
+
+  it('that fails does not take back what was asked for meanwhile', async () => {
+    const id = await take()
+    await world.run('stop demo')
+    world.vmhost.checkpointFailures.set('demo', 'There is no room for 300 MiB of memory')
+    world.vmhost.paused = true
+    expect((await world.run(`restore demo ${id} --no-wait`)).status).toBe(0)
+    await world.gateway.sql`update machines set desired_state = 'running' where name = 'demo'`
+    world.vmhost.paused = false
+    world.vmhost.look()
+    const problem = async () => {
+      const [seen] = await world.gateway.sql`select observed_restore_problem from machines where name = 'demo'`
+      return seen?.observed_restore_problem
+    }
+    await expect.poll(problem, { timeout: 50_000 }).toBe('There is no room for 300 MiB of memory')
+    expect(await row()).toMatchObject({ desired_state: 'running' })
+  })
+
   it('--as makes another machine of it, which stays when the checkpoint goes', async () => {
     const id = await take()
     await world.gateway.sql`update machines set memory_bytes = ${2 ** 30} where name = 'demo'`

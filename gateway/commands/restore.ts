@@ -108,7 +108,7 @@ async function wantRestore({ app, caller }: Context, machine: Machine, checkpoin
       ? await tx<{ restore: number }[]>`
           update machines set desired_state = 'running', restore_from = ${checkpoint.id}, restore_keeps = ${keeps},
             desired_restore = desired_restore + 1, memory_bytes = ${memoryBytes}, cpus = ${cpus},
-            restore_cpus_before = cpus, restore_memory_bytes_before = memory_bytes
+            restore_cpus_before = cpus, restore_memory_bytes_before = memory_bytes, restore_state_before = desired_state
           where id = ${machine.id} and desired_state not in ('trashed', 'gone') and observed_restore = desired_restore
           returning desired_restore as restore`
       : []
