@@ -311,7 +311,7 @@ it('on a phone and in the dark they fit and nothing is wrong', async () => {
   }
 })
 
-it('on a tablet every page is in sight, and so is what machines cost', async () => {
+it('on a phone and a tablet every page is in sight, and so is what machines cost', async () => {
   await desk.world.run('new tablet --memory 1G --no-wait')
   const page = await desk.open('/')
   await page.getByRole('row', { name: /tablet/ }).waitFor()
@@ -322,7 +322,7 @@ it('on a tablet every page is in sight, and so is what machines cost', async () 
       const within = (one.closest('nav') ?? one.closest('main')).getBoundingClientRect()
       return left < within.left || right > within.right
     }).map((one) => one.textContent)`
-  for (const width of [641, 700, 768, 834, 960, 961, 1024]) {
+  for (const width of [360, 390, 641, 700, 768, 834, 960, 961, 1024]) {
     await page.setViewportSize({ width, height: 1024 })
     expect([width, await page.evaluate<string[]>(beyond)]).toEqual([width, []])
     expect(await page.getByRole('columnheader', { name: 'This month' }).isVisible()).toBe(true)

@@ -28,7 +28,6 @@ let hasMoved = false
 /** What every page stands in: the way to the others, the heading, and since when what is shown is stale. */
 export function Frame({ title, actions, above, wide = false, children }: FrameProps) {
   const heading = useRef<HTMLHeadingElement>(null)
-  const nav = useRef<HTMLElement>(null)
   useEffect(() => {
     document.title = `${title} · ${installation.domain}`
   }, [title])
@@ -37,9 +36,6 @@ export function Frame({ title, actions, above, wide = false, children }: FramePr
     hasMoved ||= path.peek() !== shownPath
     shownPath = path.peek()
     if (hasMoved) heading.current?.focus({ preventScroll: true })
-    // Where the pages are more than fit, the one that is shown is among those in sight.
-    const here = nav.current?.querySelector<HTMLElement>('[aria-current]')
-    if (nav.current && here) nav.current.scrollLeft = here.offsetLeft - nav.current.clientWidth / 2
   }, [])
   return (
     <>
@@ -50,7 +46,7 @@ export function Frame({ title, actions, above, wide = false, children }: FramePr
         <a class="home" href="/">
           Berth <span class="mono">{installation.domain}</span>
         </a>
-        <nav aria-label="Pages" ref={nav}>
+        <nav aria-label="Pages">
           <ul>
             {ROUTES.filter(({ menu, operator }) => menu && (!operator || installation.isOperator)).map((route) => (
               <li key={route.path}>
