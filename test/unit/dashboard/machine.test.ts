@@ -50,6 +50,42 @@ it('says what a machine does and why as it changes, and how it is reached', asyn
   await page.context().close()
 })
 
+/** Parts of addresses that have room on a line and are on two, and tabs that are out of sight. */
+const BROKEN = `(() => {
+  const broken = []
+  for (const code of document.querySelectorAll('main .copy code')) {
+    const texts = document.createTreeWalker(code, NodeFilter.SHOW_TEXT)
+    while (texts.nextNode()) {
+      for (const { 0: part, index } of texts.currentNode.data.matchAll(/[\\w-]+/g)) {
+        const range = document.createRange()
+        range.setStart(texts.currentNode, index)
+        range.setEnd(texts.currentNode, index + part.length)
+        const boxes = [...range.getClientRects()]
+        const { left, right, top, bottom } = code.getBoundingClientRect()
+        if (new Set(boxes.map((box) => Math.round(box.top))).size > 1) broken.push(part)
+        if (boxes.some((box) => box.left < left || box.right > right || box.top < top || box.bottom > bottom)) broken.push(part)
+      }
+    }
+  }
+  for (const tab of document.querySelectorAll('[role=tab]')) {
+    if (tab.getBoundingClientRect().right > document.documentElement.clientWidth) broken.push(tab.textContent)
+  }
+  return broken
+})()`
+
+it('on a narrow phone an address is broken between its parts, and every tab is in sight', async () => {
+  await desk.world.run('new builder-of-it --memory 1G --disk 10G --no-wait')
+  const page = await desk.open('/machines/builder-of-it', { phone: true })
+  await page.getByText(/^https:\/\/builder-of-it--3000\.localhost:\d+$/).waitFor()
+  for (const width of [320, 360, 390]) {
+    await page.setViewportSize({ width, height: 740 })
+    expect([width, await page.evaluate<string[]>(BROKEN)]).toEqual([width, []])
+    expect(await desk.faults(page)).toEqual([])
+  }
+  await desk.world.run('rm builder-of-it')
+  await page.context().close()
+})
+
 it('shows each answer that it had, however much happens meanwhile, and then asks once more', async () => {
   const page = await desk.open('/machines/demo')
   await page.getByText(/^It never sleeps for being idle/).waitFor()
