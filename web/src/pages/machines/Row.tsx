@@ -164,6 +164,10 @@ function Opened({
     <div role="row" class="opened" ref={element} aria-level={2}>
       <div role="gridcell">
         <dl class="facts">
+          <dt>State</dt>
+          <dd>
+            <Dot status={machine.status_text} /> <Why machine={machine} />
+          </dd>
           <dt>SSH</dt>
           <dd>
             <Copy text={`ssh ${ssh_port === 22 ? '' : `-p ${ssh_port} `}${ssh_dest}`} />
