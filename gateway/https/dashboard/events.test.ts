@@ -19,8 +19,9 @@ beforeAll(async () => {
   world = await startWorld({ https: true })
   eve = await world.account()
   url = `https://localhost:${world.gateway.https?.server.addresses[0]?.port}/events`
-  await world.run('new demo --memory 256M --no-wait')
-  await world.run('new spare --memory 256M --no-wait')
+  // Waited for, so that nothing happens to either by itself while a test listens.
+  await world.run('new demo --memory 256M')
+  await world.run('new spare --memory 256M')
 })
 afterEach(() => {
   for (const one of listeners.splice(0)) one.leave()
